@@ -1,0 +1,1 @@
+"""Benchmarks: interleaved ratios, run by hand, never a timed test."""

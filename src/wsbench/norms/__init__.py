@@ -1,0 +1,63 @@
+"""The normalization factory: activation times weight normalizations, named by one :class:`NormSpec`.
+
+>>> from wsbench.norms import NormSpec, normalize, fold
+>>> report = normalize(model, "gn+ws", example=images)   # in place; print(report) says what became of each layer
+>>> plain = fold(model)                                  # plain layers with the effective weights, for inference
+"""
+
+from wsbench.norms.activation import BatchNorm, GroupNorm, GroupsError, InstanceNorm, LayerNorm, NoNorm
+from wsbench.norms.convert import LayerChange, NormReport, PatternError, normalize
+from wsbench.norms.fold import fold
+from wsbench.norms.guard import NormMismatchError, require, stamp
+from wsbench.norms.layers import (
+    FanInError,
+    NormalizedConv1d,
+    NormalizedConv2d,
+    NormalizedConv3d,
+    NormalizedConvTranspose1d,
+    NormalizedConvTranspose2d,
+    NormalizedConvTranspose3d,
+    NormalizedLayer,
+    NormalizedLinear,
+    normalized,
+)
+from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, register_weight
+from wsbench.norms.spec import NormSpec, SpecError
+from wsbench.norms.switch import SwitchNorm
+from wsbench.norms.weight import WeightNorm, standardize
+
+__all__ = [
+    "ACTIVATIONS",
+    "WEIGHTS",
+    "BatchNorm",
+    "FanInError",
+    "GroupNorm",
+    "GroupsError",
+    "InstanceNorm",
+    "LayerChange",
+    "LayerNorm",
+    "NoNorm",
+    "NormMismatchError",
+    "NormReport",
+    "NormSpec",
+    "NormalizedConv1d",
+    "NormalizedConv2d",
+    "NormalizedConv3d",
+    "NormalizedConvTranspose1d",
+    "NormalizedConvTranspose2d",
+    "NormalizedConvTranspose3d",
+    "NormalizedLayer",
+    "NormalizedLinear",
+    "PatternError",
+    "SpecError",
+    "SwitchNorm",
+    "WeightNorm",
+    "fold",
+    "normalize",
+    "normalized",
+    "register_activation",
+    "register_weight",
+    "require",
+    "stamp",
+    "standardize",
+]

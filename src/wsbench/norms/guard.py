@@ -1,0 +1,43 @@
+"""The checkpoint guard: ``gn`` and ``gn+ws`` have the same keys and shapes, only the stored spec tells them apart."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from wsbench.norms.spec import NormSpec
+
+KEY = "norm_spec"
+
+
+class NormMismatchError(RuntimeError):
+    """Weights trained under one normalization, about to be used under another."""
+
+
+def stamp(checkpoint: MutableMapping[str, Any], spec: str | NormSpec) -> None:
+    """Store ``spec`` in a checkpoint, beside (never inside) its state dict."""
+    checkpoint[KEY] = str(NormSpec.parse(spec))
+
+
+def require(checkpoint: Mapping[str, Any], spec: str | NormSpec, source: str = "the checkpoint") -> None:
+    """Refuse a checkpoint of another normalization, or of an unknown one.
+
+    Args:
+        checkpoint: as loaded; :func:`stamp` wrote its spec.
+        spec: what the model was turned over to.
+        source: where the checkpoint came from, for the message.
+
+    Raises:
+        NormMismatchError: naming both specs, or saying that the checkpoint names none.
+    """
+    wanted = str(NormSpec.parse(spec))
+    found = checkpoint.get(KEY)
+    if found is None:
+        raise NormMismatchError(
+            f"{source} does not say which normalization it was trained with (no {KEY!r} in it), and the model is "
+            f"'{wanted}'; weights cannot tell 'gn' from 'gn+ws'. If you know that it is '{wanted}', add "
+            f"checkpoint[{KEY!r}] = '{wanted}' to the file"
+        )
+    if str(NormSpec.parse(found)) != wanted:
+        raise NormMismatchError(
+            f"{source} was trained with '{found}', the model is '{wanted}'; the weights would load and the numbers "
+            f"would be wrong. Use --norm {found}, or a checkpoint of '{wanted}'"
+        )

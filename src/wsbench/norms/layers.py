@@ -1,0 +1,223 @@
+"""Convolutions and linear layers that compute with an effective weight, and their conversion from and to plain ones.
+
+They are subclasses, not parametrizations: the key of the weight stays ``*.weight``, modules pickle, ``nn.init`` works
+on ``.weight``, and checkpoints of plain networks load.
+"""
+
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsbench.norms.registry import WEIGHTS
+from wsbench.norms.spec import NormSpec
+
+
+def to_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    """View a weight as (O, I): one row of fan-in values for each output channel.
+
+    The order within a row is that of memory where it can be, so contiguous and channels_last weights are not copied.
+    A transposed weight is (C_in, C_out / groups, *): its rows run over dimension 0 within a group.
+    """
+    if transposed:
+        split = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return split.transpose(1, 2).reshape(groups * weight.shape[1], -1)
+    if weight.dim() > 2 and not weight.is_contiguous():
+        return weight.movedim(1, -1).flatten(1)
+    return weight.flatten(1)
+
+
+def from_rows(rows: Tensor, like: Tensor, transposed: bool, groups: int) -> Tensor:
+    """Undo :func:`to_rows`, with the shape and memory format of ``like``."""
+    if transposed:
+        split = rows.view(groups, like.shape[1], like.shape[0] // groups, -1)
+        return split.transpose(1, 2).reshape(like.shape)
+    if like.dim() > 2 and not like.is_contiguous():
+        return rows.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
+    return rows.view(like.shape)
+
+
+class FanInError(ValueError):
+    """A layer whose filters have too few values to normalize."""
+
+
+class NormalizedLayer(nn.Module):
+    """What all layers with a weight normalization share; mixed in before a plain torch layer.
+
+    Build one from a plain layer with :func:`normalized`, or like the plain layer with the spec as a keyword:
+    ``NormalizedConv2d(3, 64, 7, spec="gn+ws")``.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    transposed_weight: ClassVar[bool] = False
+    weight: Tensor
+    bias: Tensor | None
+    spec: NormSpec
+
+    def __init__(self, *args: Any, spec: str | NormSpec, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._adopt(NormSpec.parse(spec))
+
+    def _adopt(self, spec: NormSpec) -> None:
+        if spec.weight is None:
+            raise ValueError(f"{type(self).__name__} needs a spec with a weight normalization, got '{spec}'")
+        method = WEIGHTS[spec.weight].factory(spec)
+        rows = self._rows().detach()
+        if rows.shape[1] < method.min_fan_in:
+            raise FanInError(
+                f"'{spec}' is undefined on filters of {rows.shape[1]} value (weight {tuple(self.weight.shape)}); "
+                "exclude this layer"
+            )
+        self.spec, self.method = spec, method
+        self._extra: tuple[str, ...] = ()
+        for name, value in method.extra_parameters(rows).items():
+            shape = (-1, *(1 for _ in range(self.weight.dim() - 1)))
+            self.register_parameter(name, nn.Parameter(value.to(self.weight.dtype).reshape(shape)))
+            self._extra += (name,)
+
+    def _rows(self) -> Tensor:
+        rows = to_rows(self.weight, self.transposed_weight, getattr(self, "groups", 1))
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            rows = self._rows()
+            extra = {name: getattr(self, name).to(rows.dtype).flatten() for name in self._extra}
+            out = self.method.effective(rows, **extra).to(self.weight.dtype)
+            return from_rows(out, self.weight, self.transposed_weight, getattr(self, "groups", 1))
+
+    def extra_repr(self) -> str:
+        """Arguments, for print."""
+        return f"{super().extra_repr()}, spec={self.spec}"
+
+    @classmethod
+    def from_plain(cls, layer: nn.Module, spec: NormSpec) -> Self:
+        """Take over a plain layer's parameters (the same objects), hooks and mode."""
+        new = cast(Self, _reclass(layer, cls))
+        new._adopt(spec)
+        return new
+
+    def to_plain(self, weight: Tensor | None = None) -> nn.Module:
+        """Become the plain layer again, with the raw weight, or with ``weight`` baked in."""
+        new = _reclass(self, self.plain)
+        for name in ("spec", "method", "_extra"):
+            del new.__dict__[name]
+        for name in self._extra:
+            del new._parameters[name]
+        if weight is not None:
+            new.register_parameter("weight", nn.Parameter(weight.detach().clone(), self.weight.requires_grad))
+        return new
+
+
+def _reclass(layer: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """A module of class ``cls`` with the attributes of ``layer``; tables such as ``_parameters`` are copied."""
+    new = cls.__new__(cls)
+    new.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in layer.__dict__.items()}
+    return new
+
+
+class _NormalizedConv(NormalizedLayer):
+    _conv_forward: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain convolution."""
+        return cast(Tensor, self._conv_forward(input, self.effective_weight(), self.bias))
+
+
+class NormalizedConv1d(_NormalizedConv, nn.Conv1d):
+    """nn.Conv1d with a weight normalization."""
+
+    plain = nn.Conv1d
+
+
+class NormalizedConv2d(_NormalizedConv, nn.Conv2d):
+    """nn.Conv2d with a weight normalization."""
+
+    plain = nn.Conv2d
+
+
+class NormalizedConv3d(_NormalizedConv, nn.Conv3d):
+    """nn.Conv3d with a weight normalization."""
+
+    plain = nn.Conv3d
+
+
+class _NormalizedConvTranspose(NormalizedLayer):
+    transposed_weight = True
+    _output_padding: Any
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the plain transposed convolution."""
+        layer: Any = self
+        spatial = len(layer.kernel_size)
+        output_padding = self._output_padding(
+            input, output_size, layer.stride, layer.padding, layer.kernel_size, spatial, layer.dilation
+        )
+        function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
+        return cast(
+            Tensor,
+            function(
+                input, self.effective_weight(), self.bias, layer.stride, layer.padding, output_padding, layer.groups,
+                layer.dilation,
+            ),
+        )  # fmt: skip
+
+
+class NormalizedConvTranspose1d(_NormalizedConvTranspose, nn.ConvTranspose1d):
+    """nn.ConvTranspose1d with a weight normalization."""
+
+    plain = nn.ConvTranspose1d
+
+
+class NormalizedConvTranspose2d(_NormalizedConvTranspose, nn.ConvTranspose2d):
+    """nn.ConvTranspose2d with a weight normalization."""
+
+    plain = nn.ConvTranspose2d
+
+
+class NormalizedConvTranspose3d(_NormalizedConvTranspose, nn.ConvTranspose3d):
+    """nn.ConvTranspose3d with a weight normalization."""
+
+    plain = nn.ConvTranspose3d
+
+
+class NormalizedLinear(NormalizedLayer, nn.Linear):  # type: ignore[misc]  # bias is Tensor there, None or not
+    """nn.Linear with a weight normalization."""
+
+    plain = nn.Linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain linear layer."""
+        return F.linear(input, self.effective_weight(), self.bias)
+
+
+#: Plain layer to its normalized subclass; only these exact classes are turned over.
+NORMALIZED: dict[type[nn.Module], type[NormalizedLayer]] = {
+    cls.plain: cls
+    for cls in (
+        NormalizedConv1d, NormalizedConv2d, NormalizedConv3d, NormalizedConvTranspose1d, NormalizedConvTranspose2d,
+        NormalizedConvTranspose3d, NormalizedLinear,
+    )
+}  # fmt: skip
+
+
+def normalized(layer: nn.Module, spec: str | NormSpec) -> nn.Module:
+    """The layer turned over to the weight normalization of ``spec``, sharing its parameters; plain if it has none.
+
+    Args:
+        layer: exactly nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear, or a layer made by this function.
+        spec: the specification.
+
+    Raises:
+        TypeError: for any other layer.
+        FanInError: for filters of a single value under ``ws``.
+    """
+    spec = NormSpec.parse(spec)
+    if isinstance(layer, NormalizedLayer):
+        layer = layer.to_plain()
+    if type(layer) not in NORMALIZED:
+        names = ", ".join(cls.__name__ for cls in NORMALIZED)
+        raise TypeError(f"cannot normalize the weight of {type(layer).__name__}; expected exactly one of {names}")
+    return layer if spec.weight is None else NORMALIZED[type(layer)].from_plain(layer, spec)

@@ -1,0 +1,102 @@
+"""The two registries behind :class:`~wsbench.norms.NormSpec`: activation and weight normalizations.
+
+A new method is one class with one decorator; everything else (parsing, conversion, reports, the command line) follows.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from wsbench.norms.weight import WeightNorm
+
+T = TypeVar("T")
+_NAME = re.compile(r"[a-z]+\Z")
+
+
+class ActivationFactory(Protocol):
+    """What a registered activation normalization offers."""
+
+    def from_channels(self, channels: int, groups: int | None) -> nn.Module:
+        """Build the layer for ``channels`` channels; ``groups`` is the number written in the spec, if any."""
+        ...
+
+
+@dataclass(frozen=True)
+class ActivationMethod:
+    """An activation normalization the grammar knows."""
+
+    factory: ActivationFactory
+    summary: str
+    takes_groups: bool = False
+
+
+@dataclass(frozen=True)
+class WeightMethod:
+    """A weight normalization the grammar knows, with the variants and semantics it accepts."""
+
+    factory: "type[WeightNorm]"
+    summary: str
+    variants: Mapping[str, str]
+    semantics: Mapping[str, str]
+
+
+class Registry(Mapping[str, T]):
+    """Names to methods; a name is lower-case letters only, so that the grammar stays unambiguous."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._methods: dict[str, T] = {}
+
+    def add(self, name: str, method: T) -> None:
+        """Register ``method``; raises ValueError for a name that is taken or that the grammar could not parse."""
+        if not _NAME.match(name):
+            raise ValueError(f"{self.kind} name {name!r} must be lower-case letters only, so that specs stay parseable")
+        if name in self._methods:
+            raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
+        self._methods[name] = method
+
+    def __getitem__(self, name: str) -> T:
+        return self._methods[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+
+ACTIVATIONS: Registry[ActivationMethod] = Registry("activation normalization")
+WEIGHTS: Registry[WeightMethod] = Registry("weight normalization")
+
+A = TypeVar("A", bound=ActivationFactory)
+W = TypeVar("W", bound="type[WeightNorm]")
+
+
+def _summary(method: object) -> str:
+    return (method.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def register_activation(name: str, *, takes_groups: bool = False) -> Callable[[A], A]:
+    """Class decorator: make ``name`` the ACT of a spec."""
+
+    def add(factory: A) -> A:
+        ACTIVATIONS.add(name, ActivationMethod(factory, _summary(factory), takes_groups))
+        return factory
+
+    return add
+
+
+def register_weight(
+    name: str, *, variants: Mapping[str, str] | None = None, semantics: Mapping[str, str] | None = None
+) -> Callable[[W], W]:
+    """Class decorator: make ``name`` the WEIGHT of a spec, with ``{name: meaning}`` of its variants and semantics."""
+
+    def add(factory: W) -> W:
+        WEIGHTS.add(name, WeightMethod(factory, _summary(factory), variants or {}, semantics or {}))
+        return factory
+
+    return add

@@ -1,0 +1,174 @@
+"""Activation normalizations against torch's layers and plain formulas, and every degenerate cell."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wsbench.norms import ACTIVATIONS, GroupsError, NormSpec, SwitchNorm
+from wsbench.norms.activation import largest_divisor
+
+SHAPES = [(3, 8, 5), (3, 8, 5, 4), (3, 8, 3, 4, 2)]
+torch.manual_seed(0)
+
+
+def build(spec: str, channels: int = 8) -> nn.Module:
+    parsed = NormSpec.parse(spec)
+    layer = ACTIVATIONS[parsed.act].factory.from_channels(channels, parsed.groups).double()
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    return layer
+
+
+def by_formula(x: Tensor, dims: tuple[int, ...], layer: nn.Module) -> Tensor:
+    mean = x.mean(dims, keepdim=True)
+    var = (x - mean).square().mean(dims, keepdim=True)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return (x - mean) / (var + 1e-5).sqrt() * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_formulas(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.double)
+    spatial = tuple(range(2, x.dim()))
+    for spec, dims in [("bn", (0, *spatial)), ("ln", (1, *spatial)), ("in", spatial)]:
+        layer = build(spec)
+        torch.testing.assert_close(layer(x), by_formula(x, dims, layer))
+    layer = build("gn4")
+    grouped = x.view(3, 4, 2, *shape[2:])
+    mean = grouped.mean(tuple(range(2, grouped.dim())), keepdim=True)
+    var = grouped.var(tuple(range(2, grouped.dim())), correction=0, keepdim=True)
+    out = ((grouped - mean) / (var + 1e-5).sqrt()).view(shape)
+    cols = (1, -1) + (1,) * len(spatial)
+    torch.testing.assert_close(layer(x), out * layer.weight.view(cols) + layer.bias.view(cols))
+
+
+@pytest.mark.parametrize(
+    ("shape", "cls"), list(zip(SHAPES, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), strict=True))
+)
+def test_bn_is_torchs_in_training_and_evaluation(shape: tuple[int, ...], cls: type[nn.Module]) -> None:
+    ours = build("bn")
+    theirs = cls(8).double()
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(3):
+        x = torch.randn(shape, dtype=torch.double)
+        assert torch.equal(ours(x), theirs(x))
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_in_is_torchs() -> None:
+    x = torch.randn(3, 8, 5, 4, dtype=torch.double)
+    ours, theirs = build("in"), nn.InstanceNorm2d(8, affine=True).double()
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("spec", ["gn4", "ln"])
+def test_n_c_features(spec: str) -> None:
+    x = torch.randn(3, 8, dtype=torch.double)
+    layer = build(spec)
+    torch.testing.assert_close(layer(x), layer(x[:, :, None])[:, :, 0])
+    assert layer(x).var() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 8), (1, 8, 1, 1), (2, 8, 1, 1), (2, 8, 1)])
+@pytest.mark.parametrize("spec", ["in", "gn8"])
+def test_one_value_a_group_is_affine_only(spec: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.double)
+    layer = build(spec)
+    cols = (1, -1) + (1,) * (len(shape) - 2)
+    for mode in (True, False):
+        torch.testing.assert_close(layer.train(mode)(x), x * layer.weight.view(cols) + layer.bias.view(cols))
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (1, 8, 1, 1)])
+def test_bn_of_one_value_uses_running_statistics_and_leaves_them(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="more than 1 value"):
+        nn.BatchNorm2d(8)(torch.randn(1, 8, 1, 1))
+    layer = build("bn")
+    layer(torch.randn(4, 8, 3, 3, dtype=torch.double))
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    x = torch.randn(shape, dtype=torch.double)
+    torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+
+
+def test_empty_batch() -> None:
+    for spec in ("gn4", "ln", "in", "bn"):
+        assert build(spec).eval()(torch.zeros(0, 8, 7, 7, dtype=torch.double)).shape == (0, 8, 7, 7)
+
+
+def test_groups() -> None:
+    assert [largest_divisor(c, 32) for c in (64, 48, 16, 40, 7, 37)] == [32, 24, 16, 20, 7, 1]
+    assert build("gn", 48).num_groups == 24
+    with pytest.raises(GroupsError, match=r"16 groups do not divide 24 channels.*\(24\)"):
+        build("gn16", 24)
+
+
+def reference_switch_norm(x: Tensor, layer: SwitchNorm, use: list[bool]) -> Tensor:
+    """Eq. 3-5 of the paper with the statistics each computed on its own, from the definition."""
+    flat = x.flatten(2) if x.dim() > 2 else x[:, :, None]
+    dims = [(2,), (1, 2), (0, 2)]
+    means = [flat.mean(d, keepdim=True) for d in dims]
+    variances = [flat.var(d, correction=0, keepdim=True) for d in dims]
+    used = [i for i in range(3) if use[i]]
+    m = layer.mean_weight[used].softmax(0)
+    v = layer.var_weight[used].softmax(0)
+    mean = sum(w * means[i] for w, i in zip(m, used, strict=True))
+    var = sum(w * variances[i] for w, i in zip(v, used, strict=True))
+    out = (flat - mean) / (var + 1e-5).sqrt() * layer.weight[None, :, None] + layer.bias[None, :, None]
+    return out.view(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "use"),
+    [
+        ((3, 8, 5, 4), [True, True, True]),
+        ((3, 8, 5), [True, True, True]),
+        ((3, 8, 2, 3, 2), [True, True, True]),
+        ((1, 8, 5, 4), [True, True, False]),
+        ((3, 8, 1, 1), [False, True, True]),
+        ((3, 8), [False, True, True]),
+        ((1, 8, 1, 1), [False, True, False]),
+    ],
+)
+def test_switch_norm_by_definition(shape: tuple[int, ...], use: list[bool]) -> None:
+    layer = build("sn")
+    assert isinstance(layer, SwitchNorm)
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    torch.testing.assert_close(layer(x), reference_switch_norm(x, layer, use))
+    torch.autograd.gradcheck(layer, (x,))
+
+
+def test_switch_norm_evaluation_before_training_is_sound() -> None:
+    layer = build("sn").eval()
+    x = torch.randn(2, 8, 5, 4, dtype=torch.double) * 50 + 20
+    torch.testing.assert_close(layer(x), reference_switch_norm(x, layer, [True, True, False]))
+
+
+def test_switch_norm_trained_at_one_image_evaluates_without_bn() -> None:
+    layer = build("sn")
+    x = torch.randn(1, 8, 5, 4, dtype=torch.double)
+    trained = layer(x)
+    assert layer.num_batches_tracked == 0
+    torch.testing.assert_close(layer.eval()(x), trained)
+
+
+def test_switch_norm_running_statistics() -> None:
+    layer = build("sn")
+    x = torch.randn(4, 8, 5, 4, dtype=torch.double)
+    for _ in range(300):
+        layer(x)
+    torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(layer.running_var, x.var((0, 2, 3), correction=0))
+    torch.testing.assert_close(layer.eval()(x), layer.train()(x))
+
+
+def test_switch_norm_in_half_precision_has_no_negative_variance() -> None:
+    layer = SwitchNorm(8)
+    x = (torch.randn(2, 8, 16, 16) * 0.01 + 100).to(torch.bfloat16)
+    out = layer(x)
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer(x.float()), layer(x.float()).float())
