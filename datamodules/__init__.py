@@ -1,1 +1,5 @@
-"""Datasets."""
+"""One LightningDataModule a dataset, reading the official on-disk layout."""
+
+from wsbench.datamodules.voc import VOC
+
+__all__ = ["VOC"]

@@ -1,0 +1,1 @@
+"""Recipes and sweeps: data. This file only makes the folder a package, so that an editable install finds it."""

@@ -1,0 +1,23 @@
+"""PASCAL VOC's colours."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def voc_palette() -> list[int]:
+    """256 x RGB: bit i of the channels, from the top, is bit 3 i (red), 3 i + 1 (green), 3 i + 2 (blue) of the class."""
+    labels = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    flat: list[int] = colours.flatten().tolist()
+    return flat
+
+
+def palette_image(mask: NDArray[np.uint8]) -> Image.Image:
+    """A mask (H, W) of class numbers as a palette image, which opens in VOC's colours and reads back as numbers."""
+    image = Image.fromarray(mask)
+    image.putpalette(voc_palette())
+    return image

@@ -1,0 +1,103 @@
+"""Samplers whose output is a pure function of seed and position, so that a resumed run sees what it would have seen."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """One training sample: which item, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class StreamSampler(Sampler[Draw]):
+    """An endless stream of shuffled passes over a dataset, cut into optimizer steps and dealt out to devices.
+
+    Position p of the stream is item ``permutation(seed, p // n)[p % n]``; step s takes positions s E to (s + 1) E - 1
+    for an effective batch of E. So every step is full, no sample is passed over, and what a step consists of does not
+    depend on micro-batch, accumulation, devices, workers or restarts.
+
+    Args:
+        length: items n in the dataset.
+        steps: optimizer steps in an epoch.
+        effective_batch: samples in a step, over all devices and micro-steps.
+        micro_batch: samples of one device in one micro-step.
+        seed: of the permutations and, with the position, of the augmentation.
+        rank: this device.
+        world_size: number of devices.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        steps: int,
+        effective_batch: int,
+        micro_batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if length < 1:
+            raise ValueError("cannot sample from an empty dataset")
+        self.length, self.steps, self.effective_batch, self.micro_batch = length, steps, effective_batch, micro_batch
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.accumulate = accumulation(effective_batch, micro_batch, world_size)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the part of the stream that the next iteration yields; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate * self.micro_batch
+
+    def _permutation(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + number)
+        permutation: list[int] = torch.randperm(self.length, generator=generator).tolist()
+        return permutation
+
+    def __iter__(self) -> Iterator[Draw]:
+        number, order = -1, list[int]()
+        first = self.epoch * self.steps * self.effective_batch
+        for micro_step in range(self.steps * self.accumulate):
+            start = first + (micro_step * self.world_size + self.rank) * self.micro_batch
+            for position in range(start, start + self.micro_batch):
+                if position // self.length != number:
+                    number = position // self.length
+                    order = self._permutation(number)
+                yield Draw(order[position % self.length], (self.seed << 40) + position)
+
+
+class UnpaddedSampler(Sampler[int]):
+    """Every item exactly once over all devices: evaluation that counts no sample twice.
+
+    torch's DistributedSampler repeats items until the devices have equally many; these ranks may differ by one.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+def accumulation(effective_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro-steps in an optimizer step.
+
+    Raises:
+        ValueError: if the devices' micro-batches do not divide the effective batch.
+    """
+    at_once = micro_batch * world_size
+    if effective_batch % at_once:
+        raise ValueError(
+            f"effective_batch {effective_batch} is no multiple of micro_batch {micro_batch} x {world_size} device(s) = "
+            f"{at_once}; change --data.micro_batch, --data.effective_batch or --trainer.devices"
+        )
+    return effective_batch // at_once

@@ -1,0 +1,80 @@
+"""The door: chooses a subcommand before anything heavy is imported."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+TRAINER = ("fit", "validate", "test", "predict")
+HELP = """\
+usage: python -m wsbench COMMAND [options]
+
+Which normalization should I train with when only one or two images fit on a GPU?
+
+commands
+  fit          train, evaluate, write a result record      fit --task voc --norm gn+ws
+  validate     evaluate a checkpoint                       validate --ckpt_path runs/voc/ID/last.ckpt
+  test         the same on the test split
+  predict      apply a checkpoint to a folder of pictures  predict --ckpt_path X --data.pictures FOLDER
+  data         verify, fetch and prepare a dataset         data voc --root FOLDER
+  leaderboard  result records to CSV                       leaderboard
+
+options of fit, validate, test and predict (COMMAND --task voc --help shows every field)
+  --task NAME         voc
+  --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
+  --recipe NAME       paper or mini; default: paper where the dataset is found under --data.root or $WSBENCH_DATA
+  --seed_everything N initialization, shuffling and augmentation (default: 0)
+  --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration
+  --config FILE       settings, for instance a run's config.yaml; options behind it overrule it
+  --print_config      print the resolved configuration and stop
+"""
+
+
+def _trainer(argv: Sequence[str]) -> int:
+    from wsbench.cli import main
+
+    return main(argv)
+
+
+def _data(argv: Sequence[str]) -> int:
+    from wsbench.prepare import main
+
+    return main(argv)
+
+
+def _leaderboard(argv: Sequence[str]) -> int:
+    from wsbench.leaderboard.command import main
+
+    return main(argv[1:])
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    **dict.fromkeys(TRAINER, _trainer),
+    "data": _data,
+    "leaderboard": _leaderboard,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return the exit status.
+
+    An ``argv`` given here also becomes ``sys.argv``: Lightning starts the other processes of DDP from that.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+    else:
+        sys.argv[1:] = argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from wsbench import __version__
+
+        print(f"wsbench {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"wsbench: error: unknown command '{argv[0]}'; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return COMMANDS[argv[0]](argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

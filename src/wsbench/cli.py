@@ -1,0 +1,330 @@
+"""LightningCLI: --task, --recipe and --norm expand into conf/; fit, validate, test, predict."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
+from wsbench.datamodules import VOC
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.sampling import accumulation
+from wsbench.datamodules.voc import is_present as voc_is_present
+from wsbench.leaderboard import tables
+from wsbench.leaderboard.paper import paper_rows
+from wsbench.models.mmseg import MissingPartError
+from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError
+from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record, write_record, write_text_atomically
+from wsbench.run import folder as run_folder
+from wsbench.run import report
+from wsbench.run.logger import JSONLLogger
+from wsbench.run.progress import progress_callback
+from wsbench.run.provenance import provenance
+from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
+from wsbench.tasks import BenchmarkTask, VOCSegmentation
+
+#: Errors whose message is for the user; anything else is a defect and keeps its traceback.
+USER_ERRORS = (
+    ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError, MissingPartError,
+    NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """The classes behind a task's name."""
+
+    model: type[BenchmarkTask]
+    data: type[LightningDataModule]
+
+
+ENTRIES = {"voc": TaskEntry(VOCSegmentation, VOC)}
+_PRESENT = {"voc": voc_is_present}
+
+
+class FinishedError(Exception):
+    """The run of this configuration is there already; carries its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+class UsageError(ChoiceError):
+    """Options that contradict each other or are missing."""
+
+
+def canonical_norm(text: str) -> str:
+    """A normalization spec such as gn+ws."""
+    return str(NormSpec.parse(text))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder: it runs the run again."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, without what belongs to this start only."""
+        config = self.config.clone()
+        config.ckpt_path, config.overwrite = None, False
+        text = self.parser.dump(config)
+        write_text_atomically(Path(trainer.default_root_dir) / run_folder.CONFIG, text)
+
+
+class BenchmarkCLI(LightningCLI):
+    """LightningCLI for one task, with the recipe as the default configuration and a run folder per configuration.
+
+    Args:
+        choice: task and recipe.
+        argv: the command line, subcommand first.
+    """
+
+    def __init__(self, choice: Choice, argv: Sequence[str]) -> None:
+        self.choice, self.argv = choice, list(argv)
+        self.recorder = Recorder()
+        self.folder: Path | None = None
+        entry = ENTRIES[choice.task]
+        super().__init__(
+            model_class=entry.model,
+            datamodule_class=entry.data,
+            args=self.argv,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,  # else --optimizer and --lr_scheduler silently overrule the recipe
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={
+                "use_distributed_sampler": False,  # its evaluation sampler counts some samples twice
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "logger": False,
+            },
+            parser_kwargs={name: {"default_config_files": list(choice.configs)} for name in self.subcommands()},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options beside trainer, model and data."""
+        parser.add_argument("--task", type=str, default=self.choice.task, help=f"one of {', '.join(TASKS)}")
+        parser.add_argument("--recipe", type=str, default=self.choice.recipe, help=f"one of {', '.join(RECIPES)}")
+        parser.add_argument("--norm", type=canonical_norm, default="gn+ws", help="normalization spec")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of run folders")
+        parser.add_argument("--overwrite", type=bool, default=False, help="start an unfinished or finished run over")
+        parser.add_argument("--output", type=str, default="predictions", help="folder that predict writes to")
+        parser.link_arguments("norm", "model.norm")
+        parser.link_arguments("data.num_classes", "model.num_classes")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the command line and the configuration decide, never hyper-parameters inside a checkpoint."""
+
+    # -- before ---------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration of the subcommand."""
+        return cast(Namespace, self.config[self.subcommand])
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run's folder, claim it, and add what every run has."""
+        settings = self.settings
+        settings.task, settings.recipe = self.choice.task, self.choice.recipe
+        if self.subcommand != "fit":
+            if settings.ckpt_path is None:
+                raise UsageError(f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt")
+            if not Path(settings.ckpt_path).expanduser().is_file():
+                raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
+            if self.subcommand == "predict":
+                self.prediction_files = PredictionFiles(Path(settings.output).expanduser())
+                self.trainer_defaults["callbacks"] = [progress_callback(), self.prediction_files]
+                settings.return_predictions = False
+            return
+        self.folder = self._find_folder(settings)
+        settings.trainer.default_root_dir = str(self.folder)
+        self._find_checkpoint(settings)
+        monitor = f"val/{ENTRIES[self.choice.task].model.monitor}"
+        always: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False, "save_top_k": 1}
+        self.trainer_defaults["callbacks"] = [
+            progress_callback(),
+            self.recorder,
+            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **always),
+            ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always),
+        ]
+
+    def _find_folder(self, settings: Namespace) -> Path:
+        data = ENTRIES[self.choice.task].data(**settings.data.as_dict())
+        data.prepare_data()
+        data.setup("fit")
+        self.data_identity = data.identity()  # type: ignore[operator]
+        identity = run_folder.run_id(_plain(settings), self.data_identity)
+        return Path(settings.runs) / self.choice.task / identity
+
+    def _find_checkpoint(self, settings: Namespace) -> None:
+        assert self.folder is not None
+        resume = settings.ckpt_path is not None
+        if settings.ckpt_path == "last":
+            settings.ckpt_path = str(self.folder / run_folder.LAST)
+        if resume and not Path(settings.ckpt_path).is_file():
+            raise FileNotFoundError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
+        if settings.trainer.fast_dev_run or rank_zero_only.rank:
+            return
+        if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
+            raise FinishedError(self.folder)
+        run_folder.claim(self.folder, resume, settings.overwrite)
+
+    def after_instantiate_classes(self) -> None:
+        """Derive the accumulation from the recipe's effective batch and the devices that there are."""
+        if self.subcommand != "fit":
+            return
+        data: Any = self.datamodule
+        derived = accumulation(data.effective_batch, data.micro_batch, self.trainer.world_size)
+        if self.trainer.accumulate_grad_batches not in (1, derived):
+            raise UsageError(
+                f"--trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} contradicts "
+                f"--data.effective_batch {data.effective_batch} = {data.micro_batch} a device x {derived} x "
+                f"{self.trainer.world_size} device(s); leave it out, it is derived"
+            )
+        self.trainer.accumulate_grad_batches = derived
+        assert self.folder is not None
+        if not self.trainer.fast_dev_run:
+            self.trainer.loggers = [JSONLLogger(self.folder), *self.trainer.loggers]
+
+    # -- fit ------------------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> BenchmarkTask:
+        """The model."""
+        return cast(BenchmarkTask, self.model)
+
+    @rank_zero_only
+    def before_fit(self) -> None:
+        """Say what the run is."""
+        settings, task = self.settings, self.task
+        task._trainer = self.trainer  # Lightning attaches it in fit
+        cast(Any, self.trainer).datamodule = self.datamodule
+        parameters = sum(p.numel() for p in task.network.parameters())
+        precision = self.trainer.precision_plugin.precision
+        report.banner(
+            {
+                "task": f"{self.choice.task}, {task.network_name}, {parameters / 1e6:.2f} M parameters",
+                "recipe": f"{self.choice.recipe} ({self.choice.reason})",
+                "data": report.data_line(self.data_identity),
+                "norm": task.norm_report.summary(),
+                "batch": report.batch_line(task.batch_numbers()),
+                "steps": f"{self.trainer.max_steps}, seed {settings.seed_everything}, precision {precision}",
+                "run": str(self.folder),
+            },
+            _few(task.norm_report.notes),
+        )
+
+    def after_fit(self) -> None:
+        """Evaluate the final weights, write the record and the leaderboards, say what came out."""
+        trainer, task = self.trainer, self.task
+        if trainer.fast_dev_run or trainer.interrupted:
+            return
+        if task.evaluation is None or task.evaluation.step != trainer.global_step:
+            trainer.validate(task, datamodule=self.datamodule, verbose=False)
+        if trainer.is_global_zero:
+            self._write_record()
+
+    def _write_record(self) -> None:
+        assert self.folder is not None
+        settings, task, trainer = self.settings, self.task, self.trainer
+        batch = task.batch_numbers()
+        counts = task.norm_report
+        record = RunRecord(
+            id=self.folder.name,
+            task=self.choice.task,
+            recipe=self.choice.recipe,
+            overrides=self._overrides(),
+            norm=str(task.spec),
+            network=task.network_name,
+            seed=settings.seed_everything,
+            batch=batch,
+            data=self.data_identity,
+            steps=trainer.global_step,
+            metrics=evaluation_metrics(task),
+            best=self.recorder.best,
+            converted={
+                "activation": len(counts.activations), "weight": len(counts.weight_normalized),
+                "kept": len(counts.kept), "plain": len(counts.plain),
+            },
+            definitions=task.definitions(),
+            cost=self.recorder.cost(task, trainer.global_step * batch.effective_batch),
+            provenance=provenance(self.argv, task.device, str(trainer.precision_plugin.precision)),
+        )  # fmt: skip
+        write_record(record, self.folder / RECORD_NAME)
+        runs = Path(settings.runs)
+        name = f"{tables.table_name(record)}.csv"
+        written = [p for p in tables.update([runs], runs / "leaderboards") if p.name == name]
+        show(self.folder, written)
+
+    def _overrides(self) -> dict[str, Any]:
+        defaults = self._parser(self.subcommand).get_defaults()
+        return run_folder.overrides(_plain(self.settings), _plain(defaults))
+
+    # -- the others -----------------------------------------------------------------------------------------------
+
+    def after_validate(self) -> None:
+        """Say over how many samples."""
+        evaluation = self.task.evaluation
+        if evaluation is not None and self.trainer.is_global_zero:
+            values = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.values.items())
+            report.console().print(f"{self.task.spec}: {values} over {evaluation.n_eval} samples")
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Say where the files are."""
+        files = self.prediction_files
+        report.console().print(f"wrote {len(files.written)} files into {files.folder}", soft_wrap=True)
+
+
+def _seed(value: bool | int) -> int:
+    if isinstance(value, bool):
+        raise ValueError("--seed_everything must be a number: it is part of the run's identity")
+    return value
+
+
+def _plain(settings: Namespace) -> dict[str, Any]:
+    return {k: v for k, v in settings.as_dict().items() if k != "config" and not k.startswith("__")}
+
+
+def _few(notes: Sequence[str], most: int = 3) -> list[str]:
+    short = [note.replace("note: ", "") for note in notes[:most]]
+    return short + ([f"and {len(notes) - most} more"] if len(notes) > most else [])
+
+
+def show(folder: Path, also: Sequence[Path] = ()) -> None:
+    """Print a finished run's results beside the paper's row, and the paths of its files."""
+    record = read_record(folder / RECORD_NAME)
+    entry = ENTRIES[record.task].model
+    model = record.network.rpartition("_")[2]
+    rows = [r for r in paper_rows(entry.paper_table) if r.norm == record.norm]
+    rows = [r for r in rows if r.model == model] or rows
+    paper = {ours: r.value for ours, theirs in entry.paper_metrics.items() for r in rows if r.metric == theirs}
+    names = (RECORD_NAME, run_folder.CONFIG, run_folder.METRICS, run_folder.LAST, run_folder.BEST)
+    paths = [folder / name for name in names if (folder / name).exists()]
+    title = f"paper Table {entry.paper_table}" + (f" ({rows[0].dataset}, {rows[0].model})" if rows else "")
+    report.results(record, paper, title, [*paths, *also])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run fit, validate, test or predict; returns the exit status."""
+    try:
+        choice = choose(argv[1:], lambda task, root: _PRESENT[task](root))
+        BenchmarkCLI(choice, argv)
+    except FinishedError as finished:
+        report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
+        show(finished.folder)
+    except USER_ERRORS as error:
+        if os.environ.get("WSBENCH_DEBUG"):
+            raise
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,47 @@
+"""``python -m wsbench leaderboard``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from wsbench.leaderboard.tables import find_records, summary, update
+
+HEADLINE = {"voc": "miou"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Derive the CSV files and print mean and standard deviation over seeds."""
+    parser = argparse.ArgumentParser(
+        prog="wsbench leaderboard",
+        description="Derive leaderboards from result records: one CSV for each task, recipe and dataset, and the "
+        "paper's own rows beside those of its recipe.",
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        nargs="+",
+        default=[Path("leaderboards/records"), Path("runs")],
+        help="folders to look for records in (default: leaderboards/records runs)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the CSV files go")
+    args = parser.parse_args(argv)
+    folders = [folder for folder in args.records if folder.is_dir()]
+    records = find_records(folders)
+    table = Table(title="mean and standard deviation over seeds, final weights")
+    for column in ("table", "norm", "metric", "seeds", "mean", "sd"):
+        table.add_column(column, justify="left" if column in ("table", "norm", "metric") else "right")
+    for task in sorted({record.task for record in records}):
+        metric = HEADLINE[task]
+        for name, norm, seeds, mean, sd in summary([r for r in records if r.task == task], metric):
+            table.add_row(name, norm, metric, str(seeds), f"{mean:.2f}", "-" if sd is None else f"{sd:.2f}")
+    console = Console()
+    if records:
+        console.print(table)
+    else:
+        console.print(f"no records below {', '.join(map(str, args.records))}; only the paper's rows are written")
+    for path in update(folders, args.out):
+        console.print(f"wrote {path}", soft_wrap=True)
+    return 0

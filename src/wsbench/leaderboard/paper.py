@@ -1,0 +1,50 @@
+"""The paper's own numbers, tables 1 to 8."""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+#: the grammar's variants to the words of the CSV files
+_VARIANTS = {"mo": "mean_only", "do": "div_only", "af": "affine"}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One number of the paper."""
+
+    table: int
+    task: str
+    dataset: str
+    model: str
+    norm: str
+    metric: str
+    value: float
+    batch_per_gpu: str
+    source: str
+
+
+def _spec(norm: str, weight_norm: str, variant: str) -> str:
+    short = {long: short for short, long in _VARIANTS.items()}
+    spec = norm if weight_norm == "none" else f"{norm}+{weight_norm}"
+    return f"{spec}-{short[variant]}" if variant else spec
+
+
+@cache
+def paper_rows(table: int) -> tuple[PaperRow, ...]:
+    """All numbers of one table, with the normalization as a spec."""
+    text = (files("wsbench.paper") / f"table{table}.csv").read_text(encoding="utf-8")
+    return tuple(
+        PaperRow(
+            table=int(row["table"]),
+            task=row["task"],
+            dataset=row["dataset"],
+            model=row["model"],
+            norm=_spec(row["norm"], row["weight_norm"], row["variant"]),
+            metric=row["metric"],
+            value=float(row["value"]),
+            batch_per_gpu=row["batch_per_gpu"],
+            source=row["source"],
+        )
+        for row in csv.DictReader(text.splitlines())
+    )

@@ -1,0 +1,142 @@
+"""The result record of a run: schema, reading and writing. Torch-free; docs/records.md explains every field."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "result.json"
+
+
+class RecordError(ValueError):
+    """A file that is not a valid record; the message names the file and the fields."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BatchNumbers(_Strict):
+    """The five numbers that "batch size" may mean."""
+
+    micro_batch: int = Field(ge=1, description="samples on one device in one micro-step")
+    accumulate: int = Field(ge=1, description="micro-steps in an optimizer step")
+    devices: int = Field(ge=1, description="devices that train together")
+    effective_batch: int = Field(ge=1, description="samples in an optimizer step: the product of the three")
+    norm_batch: int = Field(
+        ge=1, description="samples that BN's statistics see: micro_batch, times devices under SyncBN"
+    )
+
+
+class MetricValue(_Strict):
+    """A metric and over how many samples it was measured."""
+
+    value: float = Field(description="as measured, in the metric's unit", allow_inf_nan=False)
+    n_eval: int = Field(ge=1, description="evaluated samples, each counted once")
+    step: int = Field(ge=0, description="optimizer steps taken when it was measured")
+
+
+class SplitIdentity(_Strict):
+    """One split of a dataset."""
+
+    list: str = Field(description="name of the split's list, for instance trainaug")
+    count: int = Field(description="samples in it", ge=0)
+    checksum: str = Field(description="SHA-256 of the sample names in order, one a line")
+
+
+class DataIdentity(_Strict):
+    """A dataset and its splits."""
+
+    name: str = Field(description="voc2012, voc-mini-v1 (the miniature), custom")
+    splits: dict[str, SplitIdentity] = Field(description="train and val")
+
+
+class Cost(_Strict):
+    """What the run cost; over all its sessions if it was resumed."""
+
+    train_seconds: float = Field(ge=0, description="wall time inside training steps and the loading between them")
+    total_seconds: float = Field(ge=0, description="wall time from start to the end of the last evaluation")
+    samples_per_second: float = Field(ge=0, description="training samples over train_seconds, all devices")
+    peak_memory_mib: float = Field(ge=0, description="peak of allocated device memory; on a CPU, of the process")
+    parameters: int = Field(ge=0, description="parameters of the network")
+
+
+class Provenance(_Strict):
+    """Where a number comes from."""
+
+    wsbench: str = Field(description="version of wsbench")
+    python: str = Field(description="version of Python")
+    torch: str = Field(description="version of torch")
+    torchvision: str = Field(description="version of torchvision")
+    lightning: str = Field(description="version of lightning")
+    commit: str | None = Field(description="git commit of the working tree, null outside one")
+    dirty: bool | None = Field(description="whether the tree had uncommitted changes")
+    command: str = Field(description="the command line")
+    hardware: str = Field(description="device and its number of threads or memory")
+    precision: str = Field(description="the Trainer's precision, for instance 32-true, bf16-mixed")
+    finished: str = Field(description="UTC time, ISO 8601")
+
+
+class RunRecord(_Strict):
+    """One finished run."""
+
+    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
+    id: str = Field(description="content hash of the resolved configuration, seed and data included")
+    task: str = Field(description="voc, ...")
+    recipe: str = Field(description="paper or mini")
+    overrides: dict[str, Any] = Field(description="fields that differ from the recipe, norm, seed and folders aside")
+    norm: str = Field(description="canonical NormSpec")
+    network: str = Field(description="the network")
+    seed: int = Field(description="seed of initialization, shuffling and augmentation")
+    batch: BatchNumbers
+    data: DataIdentity
+    steps: int = Field(ge=0, description="optimizer steps taken")
+    metrics: dict[str, MetricValue] = Field(description="of the final weights")
+    best: dict[str, MetricValue] = Field(description="the best evaluation of each metric during training")
+    converted: dict[str, int] = Field(description="layers turned over: activation, weight, kept, plain")
+    definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")
+    cost: Cost
+    provenance: Provenance
+
+
+def checksum(names: Iterable[str]) -> str:
+    """SHA-256 of names, one a line."""
+    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write by a temporary file in the same folder and a rename: readers see the old text or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(record: RunRecord, path: Path) -> None:
+    """Write a record as JSON, keys in the schema's order."""
+    write_text_atomically(path, record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and validate a record; RecordError names the file and what is wrong in it."""
+    try:
+        return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise RecordError(f"'{path}' is not a record of schema version {SCHEMA_VERSION}: {problems}") from error
+    except ValueError as error:
+        raise RecordError(f"'{path}' is not JSON: {error}") from error

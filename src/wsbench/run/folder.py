@@ -1,0 +1,74 @@
+"""The folder of a run, named by the content hash of its configuration."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wsbench.records import RECORD_NAME, DataIdentity
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+
+#: Fields that say where and how to run, and change no number.
+NOT_IDENTITY = (
+    "config", "ckpt_path", "runs", "overwrite", "weights_only", "verbose", "return_predictions", "print_config",
+    "data.root", "data.num_workers", "data.pictures", "data.eval_batch",
+    "trainer.accelerator", "trainer.barebones", "trainer.default_root_dir", "trainer.enable_checkpointing",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",
+    "trainer.num_sanity_val_steps", "trainer.profiler",
+)  # fmt: skip
+
+
+class RunExistsError(RuntimeError):
+    """A run of exactly this configuration that is unfinished."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to ``{"a.b": value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
+    return flat
+
+
+def identity_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flattened fields that a run's identity consists of."""
+    return {k: v for k, v in flatten(config).items() if k not in NOT_IDENTITY and not k.startswith("trainer.logger.")}
+
+
+def run_id(config: Mapping[str, Any], data: DataIdentity) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the resolved configuration and the data's identity."""
+    content = {"config": identity_fields(config), "data": data.model_dump()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def overrides(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``config`` that differ from the recipe's, norm and seed aside: what makes two runs incomparable."""
+    ours, theirs = identity_fields(config), identity_fields(recipe)
+    aside = ("norm", "model.norm", "seed_everything", "data.seed", "task", "recipe")
+    changed = {k: v for k, v in ours.items() if k not in aside and v != theirs.get(k)}
+    plain: dict[str, Any] = json.loads(json.dumps(changed, default=str))
+    return plain
+
+
+def claim(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make ``folder`` ready for a run that starts, or that resumes.
+
+    Raises:
+        RunExistsError: if an unfinished run with a checkpoint lies there and neither was asked for.
+    """
+    if resume:
+        return
+    if (folder / LAST).exists() and not overwrite:
+        raise RunExistsError(
+            f"an unfinished run of exactly this configuration lies in '{folder}'; resume it with --ckpt_path last, or "
+            "start over with --overwrite true"
+        )
+    for name in (RECORD_NAME, METRICS, LAST, BEST, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)

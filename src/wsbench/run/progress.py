@@ -1,0 +1,80 @@
+"""Progress of a run: a rich bar on a terminal, plain lines in a log file."""
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class PlainProgress(ProgressBar):
+    """One line now and then: step, loss, learning rate, samples/s, time left. Rich's bar prints nothing into a file.
+
+    Args:
+        seconds: least time between two lines.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._enabled = True
+        self._last = self._start = 0.0
+        self._first_step = 0
+
+    def disable(self) -> None:
+        """Say nothing; Lightning calls it on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Say it."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line."""
+        if self._enabled:
+            print(*args, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._last = self._start = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print a line if the last is old enough and a step has just ended."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now = time.monotonic()
+        done = trainer.global_step - self._first_step
+        if now - self._last < self._seconds or not done or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._last = now
+        total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        rate = done / (now - self._start)
+        samples = rate * int((getattr(trainer, "datamodule", None) and trainer.datamodule.effective_batch) or 1)  # type: ignore[attr-defined]
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items()) if k.startswith(("train/", "val/")))
+        left = duration((total - trainer.global_step) / rate)
+        self.print(f"step {trainer.global_step}/{total}  {shown}  {samples:.1f} samples/s  {left} left")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the evaluation."""
+        if trainer.sanity_checking:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items()))
+        self.print(f"step {trainer.global_step}  evaluated: {shown}")
+
+
+def progress_callback() -> Callback:
+    """The callback that suits standard output."""
+    return RichProgressBar() if sys.stdout.isatty() else PlainProgress()

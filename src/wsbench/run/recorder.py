@@ -1,0 +1,107 @@
+"""Callbacks that follow a run: its clock and best evaluation, and the files of a prediction."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+
+from wsbench.records import Cost, MetricValue
+from wsbench.run.provenance import peak_memory_mib, reset_peak_memory
+
+
+class Recorder(Callback):
+    """Times a run over all its sessions, and remembers its best evaluation; both live in the checkpoint."""
+
+    def __init__(self) -> None:
+        self._train_seconds = self._earlier_seconds = 0.0
+        self._peak = 0.0
+        self._running_since: float | None = None
+        self._session_start = time.monotonic()
+        self.best: dict[str, MetricValue] = {}
+
+    def _stop_clock(self) -> None:
+        if self._running_since is not None:
+            self._train_seconds += time.monotonic() - self._running_since
+            self._running_since = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what setting up allocated."""
+        reset_peak_memory(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._running_since = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on, if training does; keep the evaluation if it is the best."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._running_since = time.monotonic()
+        values = evaluation_metrics(pl_module)
+        monitor: str = pl_module.monitor  # type: ignore[assignment]
+        if values and (not self.best or values[monitor].value > self.best[monitor].value):
+            self.best = values
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        self._peak = max(self._peak, peak_memory_mib(pl_module.device))
+
+    def cost(self, task: LightningModule, samples: int) -> Cost:
+        """What the run has cost so far, for ``samples`` training samples."""
+        return Cost(
+            train_seconds=round(self._train_seconds, 2),
+            total_seconds=round(self._earlier_seconds + time.monotonic() - self._session_start, 2),
+            samples_per_second=round(samples / max(self._train_seconds, 1e-9), 2),
+            peak_memory_mib=round(max(self._peak, peak_memory_mib(task.device)), 1),
+            parameters=sum(p.numel() for p in task.parameters()),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {
+            "train_seconds": self._train_seconds,
+            "total_seconds": self._earlier_seconds + time.monotonic() - self._session_start,
+            "peak": self._peak,
+            "best": {name: value.model_dump() for name, value in self.best.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self._train_seconds, self._earlier_seconds = state_dict["train_seconds"], state_dict["total_seconds"]
+        self._peak = state_dict["peak"]
+        self.best = {name: MetricValue(**value) for name, value in state_dict["best"].items()}
+
+
+def evaluation_metrics(task: Any) -> dict[str, MetricValue]:
+    """The task's last evaluation, as a record states it."""
+    last = task.evaluation
+    if last is None:
+        return {}
+    return {
+        name: MetricValue(value=round(value, 4), n_eval=last.n_eval, step=last.step)
+        for name, value in last.values.items()
+    }
+
+
+class PredictionFiles(BasePredictionWriter):
+    """Writes each prediction as it comes, by the task's ``write_prediction(prediction, folder)``.
+
+    Args:
+        folder: where to; made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(write_interval="batch")
+        self.folder = folder
+        self.written: list[Path] = []
+
+    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: Any, *args: Any) -> None:
+        """Write one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.written += pl_module.write_prediction(prediction, self.folder)

@@ -1,0 +1,67 @@
+"""What a run says: what it is before it starts, and its results at the end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from wsbench.records import BatchNumbers, DataIdentity, MetricValue, RunRecord
+
+
+def console() -> Console:
+    """Standard output; in a file wide enough that lines do not break."""
+    out = Console()
+    return out if out.is_terminal else Console(width=120, highlight=False)
+
+
+def batch_line(batch: BatchNumbers) -> str:
+    """The five numbers in words."""
+    return (
+        f"{batch.micro_batch} a device x {batch.accumulate} micro-steps x {batch.devices} device(s) = "
+        f"{batch.effective_batch}; batch statistics over {batch.norm_batch}"
+    )
+
+
+def data_line(data: DataIdentity) -> str:
+    """Name and counts."""
+    return f"{data.name}: " + ", ".join(f"{s.count} {part} ({s.list})" for part, s in data.splits.items())
+
+
+def banner(facts: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+    """Say what the run is."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    for note in notes:
+        table.add_row("note", note)
+    console().print(table)
+
+
+def results(record: RunRecord, paper: Mapping[str, float], paper_title: str, paths: Sequence[Path]) -> None:
+    """Say what came out, beside the paper's row."""
+    table = Table(title=f"{record.task} / {record.recipe} / {record.norm}, seed {record.seed}")
+    for column in ("metric", "last", "best", "samples", paper_title):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, metric in record.metrics.items():
+        best = record.best.get(name)
+        printed = f"{paper[name]:.2f}" if name in paper else "-"
+        table.add_row(name, f"{metric.value:.2f}", _best(best), str(metric.n_eval), printed)
+    out = console()
+    out.print(table)
+    if record.recipe != "paper" or record.overrides:
+        out.print("not comparable with the paper: " + ("another dataset and network" if record.recipe != "paper" else
+                  f"the recipe was changed in {', '.join(record.overrides)}"))  # fmt: skip
+    cost = record.cost
+    out.print(
+        f"{record.steps} steps, {cost.train_seconds:.0f} s of training, {cost.samples_per_second:.1f} samples/s, peak "
+        f"memory {cost.peak_memory_mib:.0f} MiB"
+    )
+    for path in paths:
+        out.print(f"wrote {path}", soft_wrap=True)
+
+
+def _best(best: MetricValue | None) -> str:
+    return "-" if best is None else f"{best.value:.2f} @ {best.step}"

@@ -1,0 +1,202 @@
+"""What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from wsbench.norms import NormSpec, normalize, require, stamp
+from wsbench.records import BatchNumbers
+from wsbench.tasks.initialize import load_backbone
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one pass over an evaluation set."""
+
+    step: int
+    n_eval: int
+    values: dict[str, float]
+
+
+class BenchmarkTask(LightningModule, ABC):
+    """A network under one normalization, its loss and its metrics.
+
+    **The accumulation rule.** A task's loss is a *sum* over items and their *number* (pictures, or valid pixels). The
+    gradient of an optimizer step is that of the sum over the whole effective batch divided by the whole number, over
+    all micro-steps and devices: what one big batch would give. Lightning divides every micro-step by the nominal
+    accumulation, also in a window that the end of an epoch cut short, and DDP takes the mean over devices; both are
+    undone here, once, before gradients are clipped.
+
+    Args:
+        norm: a :class:`~wsbench.norms.NormSpec`; on the command line --norm.
+        init_from: a checkpoint whose backbone to start from, or ``torchvision`` for its ImageNet weights.
+        init_from_any_norm: start from it even if it was trained under another normalization.
+    """
+
+    #: name on the command line
+    task: ClassVar[str]
+    #: the metric that says which evaluation is best, higher being better
+    monitor: ClassVar[str]
+    #: metrics of the paper's table: ours to its name there
+    paper_metrics: ClassVar[Mapping[str, str]] = {}
+    #: which of the paper's tables
+    paper_table: ClassVar[int]
+
+    def __init__(self, norm: str = "gn+ws", init_from: str | None = None, init_from_any_norm: bool = False) -> None:
+        super().__init__()
+        self.spec = NormSpec.parse(norm)
+        self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
+        self.evaluation: Evaluation | None = None
+        self._sum: Tensor | None = None
+        self._number: Tensor | None = None
+        self._scale: float | None = None
+
+    def adopt(self, network: nn.Module, example: Any) -> None:
+        """Turn ``network`` over to the spec, initialize it, and make it this task's."""
+        self.network = network
+        self.norm_report = normalize(network, self.spec, example)
+        if self._init_from is not None:
+            load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
+
+    def backbone(self) -> nn.Module:
+        """The part of the network that ``init_from`` initializes."""
+        return self.network
+
+    @property
+    @abstractmethod
+    def network_name(self) -> str:
+        """The network, as records and tables name it."""
+
+    def definitions(self) -> dict[str, str]:
+        """Choices that the paper leaves open, in words, for the record."""
+        notes = "; ".join(self.norm_report.notes)
+        return {"accumulation": "sum over the effective batch divided by its number of items"} | (
+            {"norms": notes} if notes else {}
+        )
+
+    @abstractmethod
+    def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over the items of a micro-batch, and how many items there were (both 0-d)."""
+
+    @abstractmethod
+    def reset_metrics(self) -> None:
+        """Forget what :meth:`evaluate` gathered."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any) -> None:
+        """Gather metrics of one evaluation batch."""
+
+    @abstractmethod
+    def compute_metrics(self) -> tuple[dict[str, float], int]:
+        """Metrics over everything gathered on all devices, and the number of samples."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the network."""
+        return self.network(x)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Seed from (seed, epoch, device): what a resumed run draws does not depend on when it was interrupted."""
+        seed = int(self._data("seed"))
+        torch.manual_seed((seed << 32) + (self.current_epoch << 12) + self.global_rank)
+        self._sum = self._number = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One micro-step: the loss, scaled to about one by a constant that cancels at the optimizer step."""
+        total, number = self.loss(batch)
+        if self._scale is None:
+            self._scale = 1.0 / max(1.0, self.items_in_micro_batch(batch))
+        self._sum = total.detach() + (0 if self._sum is None else self._sum)
+        self._number = number.detach() + (0 if self._number is None else self._number)
+        return total * self._scale
+
+    def items_in_micro_batch(self, batch: Any) -> float:
+        """Items of a micro-batch at most, the same on all devices; it only sets the scale that is undone later."""
+        return float(self._data("micro_batch"))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Apply the accumulation rule to the gradients, and log the loss of the whole effective batch."""
+        assert self._sum is not None
+        assert self._number is not None
+        assert self._scale is not None
+        window = torch.stack([self._sum.float(), self._number.to(self._sum.device, torch.float32)])
+        window = self.trainer.strategy.reduce(window, reduce_op="sum")
+        self._sum = self._number = None
+        if not window[0].isfinite():
+            raise FloatingPointError(
+                f"the training loss is {float(window[0])} at step {self.global_step} with '{self.spec}'; lower the "
+                "learning rate, or look at the data of this step"
+            )
+        number = window[1].clamp(min=1)
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (self._scale * number)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        rate = optimizer.param_groups[0]["lr"]
+        self.log_dict({"train/loss": window[0] / number, "train/lr": rate}, on_step=True, on_epoch=False)
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self.reset_metrics()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Gather."""
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute over all devices, check that every sample was seen once, log."""
+        self._finish("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """As validation."""
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        values, n_eval = self.compute_metrics()
+        limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)
+        expected = len(self.trainer.datamodule.val_data)  # type: ignore[attr-defined]
+        if all(limit == 1.0 for limit in limits) and not self.trainer.sanity_checking and n_eval != expected:
+            raise RuntimeError(f"evaluated {n_eval} samples, the split has {expected}; the numbers would be wrong")
+        self.evaluation = Evaluation(self.global_step, n_eval, values)
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the spec: the weights cannot tell ``gn`` from ``gn+ws``."""
+        stamp(checkpoint, self.spec)
+        checkpoint["task"] = self.task
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another task or normalization, by name."""
+        if checkpoint.get("task") != self.task:
+            raise RuntimeError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
+        require(checkpoint, self.spec)
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def batch_numbers(self) -> BatchNumbers:
+        """The five numbers of the run that is set up."""
+        micro, devices = int(self._data("micro_batch")), self.trainer.world_size
+        synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
+        return BatchNumbers(
+            micro_batch=micro,
+            accumulate=self.trainer.accumulate_grad_batches,
+            devices=devices,
+            effective_batch=micro * devices * self.trainer.accumulate_grad_batches,
+            norm_batch=micro * (devices if synced else 1),
+        )
+
+    def _data(self, name: str) -> Any:
+        return getattr(self.trainer.datamodule, name)  # type: ignore[attr-defined]

@@ -1,0 +1,163 @@
+"""DeepLabv3 on PASCAL VOC 2012: Table 7 of the paper."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import PolynomialLR
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
+from wsbench.models.mmseg import MMSegNetwork
+from wsbench.tasks.base import BenchmarkTask
+
+VOID = 255
+
+
+def mean_iou(confusion: Tensor) -> Tensor:
+    """Mean over all classes of intersection over union of a confusion matrix (targets by predictions), in [0, 1].
+
+    As the authors compute it: intersection / (union + 1e-10), so a class that neither occurs nor is predicted is 0.
+    """
+    confusion = confusion.double()
+    intersection = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    return (intersection / (union + 1e-10)).mean()
+
+
+class VOCSegmentation(BenchmarkTask):
+    """Semantic segmentation.
+
+    Args:
+        norm: normalization spec; on the command line --norm.
+        network: ``deeplabv3_resnet101``, ``deeplabv3_resnet50``, ``deeplabv3_resnet_mini``, or ``mmseg:<config name>``.
+        num_classes: classes including background; follows --data.num_classes.
+        output_stride: of DeepLabv3's backbone.
+        aspp_rates: dilations of the ASPP.
+        aspp_width: channels of the ASPP.
+        bn_momentum: of BN in the backbone (PyTorch's convention).
+        aspp_bn_momentum: of BN in the ASPP.
+        classifier_init: ``authors`` draws the classifier from N(0, sqrt(2 / num_classes)) where there is no weight
+            normalization, as their code does, and leaves PyTorch's default where there is; ``default`` never does.
+        lr: base learning rate.
+        head_lr_mult: its factor for everything but the backbone.
+        momentum: of SGD.
+        weight_decay: on all parameters.
+        poly_power: lr (1 - step / max_steps) ^ power.
+        init_from: checkpoint whose backbone to start from, of the same normalization, or ``torchvision``.
+        init_from_any_norm: start from it whatever its normalization.
+    """
+
+    task = "voc"
+    monitor = "miou"
+    paper_metrics = {"miou": "miou"}  # noqa: RUF012
+    paper_table = 7
+
+    def __init__(
+        self,
+        norm: str = "gn+ws",
+        network: str = "deeplabv3_resnet101",
+        num_classes: int = 21,
+        output_stride: int = 16,
+        aspp_rates: Sequence[int] = (6, 12, 18),
+        aspp_width: int = 256,
+        bn_momentum: float = 0.05,
+        aspp_bn_momentum: float = 0.0003,
+        classifier_init: Literal["authors", "default"] = "authors",
+        lr: float = 0.007,
+        head_lr_mult: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        poly_power: float = 0.9,
+        init_from: str | None = None,
+        init_from_any_norm: bool = False,
+    ) -> None:
+        super().__init__(norm, init_from, init_from_any_norm)
+        self._network_name = network
+        self._sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self._head_lr_mult, self._poly_power = head_lr_mult, poly_power
+        family, _, rest = network.partition("_")
+        if network.startswith("mmseg:"):
+            model: nn.Module = MMSegNetwork(network.removeprefix("mmseg:"), num_classes)
+        elif family == "deeplabv3" and rest in BACKBONES:
+            model = DeepLabV3(rest, num_classes, output_stride, aspp_rates, aspp_width, bn_momentum, aspp_bn_momentum)
+        else:
+            known = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
+            raise ValueError(f"unknown network '{network}'; choose from {known}, or mmseg:<config name>")
+        self.adopt(model, torch.zeros(1, 3, 65, 65))
+        if classifier_init == "authors" and self.spec.weight is None and isinstance(model, DeepLabV3):
+            nn.init.normal_(model.classifier.weight, 0.0, math.sqrt(2.0 / num_classes))
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=VOID)
+        self.evaluated = SumMetric()
+
+    @property
+    def network_name(self) -> str:
+        """As on the command line."""
+        return self._network_name
+
+    def backbone(self) -> nn.Module:
+        """The ResNet."""
+        backbone: nn.Module = (
+            self.network.network.backbone if isinstance(self.network, MMSegNetwork) else self.network.backbone
+        )
+        return backbone
+
+    def definitions(self) -> dict[str, str]:
+        """How the loss is weighted, what mIoU is."""
+        return super().definitions() | {
+            "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
+            "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
+        }
+
+    def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over valid pixels, and their number."""
+        mask = batch["mask"].long()
+        total = F.cross_entropy(self.network(batch["image"]), mask, ignore_index=VOID, reduction="sum")
+        return total, (mask != VOID).sum()
+
+    def items_in_micro_batch(self, batch: Any) -> float:
+        """Pixels of a micro-batch."""
+        return float(batch["mask"].numel())
+
+    def reset_metrics(self) -> None:
+        """Forget."""
+        self.confusion.reset()
+        self.evaluated.reset()
+
+    def evaluate(self, batch: Any) -> None:
+        """Count pixels into the confusion matrix."""
+        self.confusion.update(self.network(batch["image"]).argmax(1), batch["mask"].long())
+        self.evaluated.update(len(batch["image"]))
+
+    def compute_metrics(self) -> tuple[dict[str, float], int]:
+        """MIoU and pixel accuracy in percent."""
+        confusion = self.confusion.compute()
+        accuracy = confusion.diagonal().sum() / confusion.sum().clamp(min=1)
+        values = {"miou": 100 * float(mean_iou(confusion)), "pixel_accuracy": 100 * float(accuracy)}
+        return values, int(self.evaluated.compute())
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """A picture's mask, uint8 (H, W), cut back to the picture."""
+        height, width = batch["size"]
+        mask = self.network(batch["image"])[0, :, :height, :width].argmax(0)
+        return {"path": batch["path"], "mask": mask.to(torch.uint8).cpu()}
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+        """SGD with weight decay on everything; the learning rate falls polynomially, step by step."""
+        steps = self.trainer.max_steps
+        if steps <= 0:
+            raise ValueError(f"the poly schedule needs --trainer.max_steps, got {steps}")
+        backbone = {id(p) for p in self.backbone().parameters()}
+        lr = self._sgd["lr"]
+        groups = [
+            {"params": [p for p in self.network.parameters() if id(p) in backbone], "lr": lr},
+            {"params": [p for p in self.network.parameters() if id(p) not in backbone], "lr": lr * self._head_lr_mult},
+        ]
+        optimizer = SGD(groups, **self._sgd)
+        schedule = PolynomialLR(optimizer, total_iters=steps, power=self._poly_power)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
