@@ -88,15 +88,19 @@ class UnpaddedSampler(Sampler[int]):
         return iter(self.indices)
 
 
+class BatchError(ValueError):
+    """Batch numbers that contradict each other."""
+
+
 def accumulation(effective_batch: int, micro_batch: int, world_size: int) -> int:
     """Micro-steps in an optimizer step.
 
     Raises:
-        ValueError: if the devices' micro-batches do not divide the effective batch.
+        BatchError: if the devices' micro-batches do not divide the effective batch.
     """
     at_once = micro_batch * world_size
     if effective_batch % at_once:
-        raise ValueError(
+        raise BatchError(
             f"effective_batch {effective_batch} is no multiple of micro_batch {micro_batch} x {world_size} device(s) = "
             f"{at_once}; change --data.micro_batch, --data.effective_batch or --trainer.devices"
         )

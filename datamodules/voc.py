@@ -142,6 +142,10 @@ class PictureFolder(Dataset[dict[str, Any]]):
         self.paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
         if not self.paths:
             raise DatasetError(f"no pictures in '{folder}' (looked for {', '.join(PICTURES)})")
+        by_stem = {p.stem: p for p in self.paths}
+        clash = next((p for p in self.paths if by_stem[p.stem] != p), None)
+        if clash is not None:
+            raise DatasetError(f"'{clash}' and '{by_stem[clash.stem]}' would write the same files; rename one")
         self.pad = pad
 
     def __len__(self) -> int:

@@ -13,40 +13,50 @@ NAME = "voc-mini-v1"
 COUNTS: dict[Split, int] = {"train": 500, "val": 120}
 CLASSES = ("background", *"0123456789")
 VOID = 255
+INK = 0.4
 
 
 def scene(rng: np.random.Generator, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """One picture (H, W, 3), its class mask (H, W; 0 background, d + 1 for digit d, 255 void) and its instance mask.
 
-    Two to five digits of 28 to 64 pixels are painted over each other on a smooth background; a border of one pixel
-    around each is void, as in VOC.
+    Up to three light digits of 40 to 64 pixels are painted over each other on a dark, smooth background; a border of
+    one pixel around each is void, as in VOC.
     """
     images, labels = digits(split)
-    height, width = (int(v) for v in rng.integers(96, 129, 2))
-    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    height, width = (int(v) for v in rng.integers(72, 97, 2))
+    coarse = rng.integers(0, 91, (4, 4, 3), dtype=np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    picture = 64 + picture / 2
     classes = np.zeros((height, width), np.uint8)
     instances = np.zeros((height, width), np.uint8)
-    for number in range(1, int(rng.integers(2, 6)) + 1):
+    for number in range(1, int(rng.integers(1, 4)) + 1):
         which = int(rng.integers(len(images)))
-        ink = stamp(images[which], int(rng.integers(28, 65)), float(rng.uniform(-15, 15)))
-        h, w = min(ink.shape[0], height), min(ink.shape[1], width)
-        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-        place = np.s_[top : top + h, left : left + w]
+        ink = stamp(images[which], int(rng.integers(40, 65)), float(rng.uniform(-8, 8)))
+        place = _free_place(rng, ink.shape, instances)
+        if place is None:
+            continue
         cover = np.zeros((height, width), np.float32)
-        cover[place] = ink[:h, :w]
-        shape = cover > 0.4
-        under = picture[shape].mean(0)
-        colour = np.where(rng.random(3) < 0.5, 0, 255)
-        colour = np.where(np.abs(colour - under).max() > 110, colour, np.where(under > 127, 0, 255))
+        cover[place] = ink
+        shape = cover > INK
         alpha = np.clip((cover - 0.25) / 0.3, 0, 1)[..., None]
-        picture = picture * (1 - alpha) + (0.85 * colour + 0.15 * under) * alpha
-        border = binary_dilation(shape, iterations=1) & ~shape
+        picture = picture * (1 - alpha) + rng.integers(180, 256, 3) * alpha
+        border = binary_dilation(shape) & ~shape
         classes[border] = instances[border] = VOID
         classes[shape], instances[shape] = labels[which] + 1, number
     picture += rng.normal(0, 8, picture.shape)
     return np.clip(picture, 0, 255).astype(np.uint8), classes, instances
+
+
+def _free_place(
+    rng: np.random.Generator, size: tuple[int, ...], instances: NDArray[np.uint8]
+) -> tuple[slice, slice] | None:
+    """A random place of ``size`` of which at most a sixth is painted already; None if ten tries find none."""
+    height, width = instances.shape
+    for _ in range(10):
+        top, left = int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))
+        place = np.s_[top : top + size[0], left : left + size[1]]
+        if np.count_nonzero(instances[place]) <= size[0] * size[1] / 6:
+            return place
+    return None
 
 
 def write(folder: Path) -> None:

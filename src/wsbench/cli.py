@@ -1,5 +1,6 @@
 """LightningCLI: --task, --recipe and --norm expand into conf/; fit, validate, test, predict."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
 from wsbench.datamodules import VOC
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.sampling import accumulation
+from wsbench.datamodules.sampling import BatchError, accumulation
 from wsbench.datamodules.voc import is_present as voc_is_present
 from wsbench.leaderboard import tables
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.models.mmseg import MissingPartError
-from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError
+from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError
 from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record, write_record, write_text_atomically
 from wsbench.run import folder as run_folder
 from wsbench.run import report
@@ -30,11 +31,12 @@ from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
 from wsbench.tasks import BenchmarkTask, VOCSegmentation
+from wsbench.tasks.base import NetworkError
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
-    ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError, MissingPartError,
-    NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
+    BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError, MissingPartError,
+    NetworkError, NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
 )  # fmt: skip
 
 
@@ -64,7 +66,10 @@ class UsageError(ChoiceError):
 
 def canonical_norm(text: str) -> str:
     """A normalization spec such as gn+ws."""
-    return str(NormSpec.parse(text))
+    try:
+        return str(NormSpec.parse(text))
+    except SpecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class SaveConfig(SaveConfigCallback):
@@ -74,7 +79,7 @@ class SaveConfig(SaveConfigCallback):
         """Write it, without what belongs to this start only."""
         config = self.config.clone()
         config.ckpt_path, config.overwrite = None, False
-        text = self.parser.dump(config)
+        text = self.parser.dump(config, skip_none=False)
         write_text_atomically(Path(trainer.default_root_dir) / run_folder.CONFIG, text)
 
 
@@ -83,7 +88,7 @@ class BenchmarkCLI(LightningCLI):
 
     Args:
         choice: task and recipe.
-        argv: the command line, subcommand first.
+        argv: the command line, subcommand first; it is ``sys.argv`` too, for the processes that DDP starts.
     """
 
     def __init__(self, choice: Choice, argv: Sequence[str]) -> None:
@@ -94,7 +99,6 @@ class BenchmarkCLI(LightningCLI):
         super().__init__(
             model_class=entry.model,
             datamodule_class=entry.data,
-            args=self.argv,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # else --optimizer and --lr_scheduler silently overrule the recipe
             save_config_callback=SaveConfig,

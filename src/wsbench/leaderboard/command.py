@@ -1,6 +1,7 @@
 """``python -m wsbench leaderboard``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsbench.leaderboard.tables import find_records, summary, update
+from wsbench.records import RecordError
 
 HEADLINE = {"voc": "miou"}
 
@@ -29,7 +31,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the CSV files go")
     args = parser.parse_args(argv)
     folders = [folder for folder in args.records if folder.is_dir()]
-    records = find_records(folders)
+    try:
+        records = find_records(folders)
+    except RecordError as error:
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
     table = Table(title="mean and standard deviation over seeds, final weights")
     for column in ("table", "norm", "metric", "seeds", "mean", "sd"):
         table.add_column(column, justify="left" if column in ("table", "norm", "metric") else "right")

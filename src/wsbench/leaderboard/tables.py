@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wsbench.leaderboard.paper import paper_rows
-from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record, write_text_atomically
+from wsbench.records import RECORD_NAME, RunRecord, read_record, write_text_atomically
 
 #: task to the paper's table and the dataset it was measured on
 PAPER = {"voc": (7, "voc2012")}
@@ -111,6 +111,3 @@ def summary(records: Sequence[RunRecord], metric: str) -> list[tuple[str, str, i
          statistics.stdev(values) if len(values) > 1 else None)
         for key, values in sorted(groups.items())
     ]  # fmt: skip
-
-
-__all__ = ["COLUMNS", "RecordError", "derive", "find_records", "summary", "table_name", "update"]

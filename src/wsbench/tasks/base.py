@@ -14,6 +14,10 @@ from wsbench.records import BatchNumbers
 from wsbench.tasks.initialize import load_backbone
 
 
+class NetworkError(ValueError):
+    """A network that does not exist."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one pass over an evaluation set."""
@@ -164,9 +168,10 @@ class BenchmarkTask(LightningModule, ABC):
 
     def _finish(self, stage: str) -> None:
         values, n_eval = self.compute_metrics()
-        limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)
-        expected = len(self.trainer.datamodule.val_data)  # type: ignore[attr-defined]
-        if all(limit == 1.0 for limit in limits) and not self.trainer.sanity_checking and n_eval != expected:
+        limit = self.trainer.limit_val_batches if stage == "val" else self.trainer.limit_test_batches
+        whole = isinstance(limit, float) and limit == 1.0 and not self.trainer.sanity_checking  # 1 is one batch
+        expected = len(self._data("val_data"))
+        if whole and n_eval != expected:
             raise RuntimeError(f"evaluated {n_eval} samples, the split has {expected}; the numbers would be wrong")
         self.evaluation = Evaluation(self.global_step, n_eval, values)
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)

@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from wsbench.datamodules.palette import palette_image
+from wsbench.datamodules.voc import open_picture
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
-from wsbench.tasks.base import BenchmarkTask
+from wsbench.tasks.base import BenchmarkTask, NetworkError
 
 VOID = 255
 
@@ -88,7 +92,7 @@ class VOCSegmentation(BenchmarkTask):
             model = DeepLabV3(rest, num_classes, output_stride, aspp_rates, aspp_width, bn_momentum, aspp_bn_momentum)
         else:
             known = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
-            raise ValueError(f"unknown network '{network}'; choose from {known}, or mmseg:<config name>")
+            raise NetworkError(f"unknown network '{network}'; choose from {known}, or mmseg:<config name>")
         self.adopt(model, torch.zeros(1, 3, 65, 65))
         if classifier_init == "authors" and self.spec.weight is None and isinstance(model, DeepLabV3):
             nn.init.normal_(model.classifier.weight, 0.0, math.sqrt(2.0 / num_classes))
@@ -146,6 +150,20 @@ class VOCSegmentation(BenchmarkTask):
         height, width = batch["size"]
         mask = self.network(batch["image"])[0, :, :height, :width].argmax(0)
         return {"path": batch["path"], "mask": mask.to(torch.uint8).cpu()}
+
+    def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
+        """Write ``NAME.png``, the mask in VOC's palette, and ``NAME_overlay.jpg``, the picture with it laid over."""
+        source = Path(prediction["path"])
+        mask = palette_image(prediction["mask"].numpy())
+        paths = [folder / f"{source.stem}.png", folder / f"{source.stem}_overlay.jpg"]
+        mask.save(paths[0])
+        picture = open_picture(source).convert("RGB")
+        overlay = Image.blend(picture, mask.convert("RGB"), 0.6)
+        overlay = Image.composite(
+            overlay, picture, Image.fromarray((prediction["mask"].numpy() > 0).astype("uint8") * 255)
+        )
+        overlay.save(paths[1], quality=92)
+        return paths
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
         """SGD with weight decay on everything; the learning rate falls polynomially, step by step."""

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat
+from wsbench.datamodules import voc_prepare
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.voc import devkit, read_names
+from wsbench.datamodules.voc_prepare import build_trainaug, find_sbd, verify
+
+from wsbench.__main__ import main
+
+
+def mask(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("train_masks", ["voc", "sbd"])
+def test_trainaug(voc_root: Path, train_masks: str) -> None:
+    names = build_trainaug(voc_root, train_masks, quiet=True)  # type: ignore[arg-type]
+    train, val = read_names(voc_root, "train"), read_names(voc_root, "val")
+    extra = [f"2010_{i:06d}" for i in range(4)]
+    assert names == read_names(voc_root, "trainaug") == sorted([*train, *extra])
+    assert not set(names) & set(val), "a validation picture that SBD trains on is left out"
+    folder, cls = devkit(voc_root) / "SegmentationClassAug", find_sbd(voc_root) / "cls"  # type: ignore[operator]
+    assert sorted(p.stem for p in folder.iterdir()) == names
+
+    def sbd(name: str) -> np.ndarray:
+        return loadmat(str(cls / f"{name}.mat"))["GTcls"][0]["Segmentation"][0]
+
+    assert np.array_equal(mask(folder / f"{extra[0]}.png"), sbd(extra[0]))
+    own = mask(devkit(voc_root) / "SegmentationClass" / f"{train[0]}.png")
+    assert np.array_equal(mask(folder / f"{train[0]}.png"), own if train_masks == "voc" else sbd(train[0]))
+    assert np.array_equal(
+        mask(folder / f"{train[1]}.png"), mask(devkit(voc_root) / "SegmentationClass" / f"{train[1]}.png")
+    )
+
+
+def test_nothing_half_built_stays(voc_root: Path) -> None:
+    broken = find_sbd(voc_root) / "cls" / "2010_000003.mat"  # type: ignore[operator]
+    broken.write_bytes(b"not a mat file")
+    with pytest.raises(DatasetError, match=r"2010_000003.mat"):
+        build_trainaug(voc_root, quiet=True)
+    left = {p.name for p in devkit(voc_root).iterdir()}
+    assert left == {"JPEGImages", "SegmentationClass", "ImageSets"}
+    with pytest.raises(DatasetError, match="trainaug"):
+        read_names(voc_root, "trainaug")
+
+
+def test_pictures_of_sbd_that_are_missing(voc_root: Path) -> None:
+    (devkit(voc_root) / "JPEGImages" / "2010_000001.jpg").unlink()
+    with pytest.raises(DatasetError, match="1 pictures of SBD.*2010_000001"):
+        build_trainaug(voc_root, quiet=True)
+
+
+def test_torchvisions_arrangement_of_sbd(voc_root: Path) -> None:
+    (voc_root / "benchmark_RELEASE" / "dataset").rename(voc_root / "sbd")
+    assert find_sbd(voc_root) == voc_root / "sbd"
+
+
+def test_the_command(
+    voc_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["data", "voc", "--root", str(tmp_path / "nowhere")]) == 1
+    assert "VOCtrainval_11-May-2012.tar" in capsys.readouterr().out
+    assert main(["data", "voc"]) == 1
+    assert "give --root" in capsys.readouterr().out
+    assert main(["data", "voc", "--root", str(voc_root)]) == 1, "6 and 5 pictures are not VOC's 1,464 and 1,449"
+    out = capsys.readouterr().out
+    assert "built trainaug: 10 pictures" in out
+    assert "1464 names" in out
+    monkeypatch.setattr(voc_prepare, "COUNTS", {"train": 6, "val": 5, "trainaug": 10})
+    assert main(["data", "voc", "--root", str(voc_root)]) == 0
+    assert "ready: python -m wsbench fit --task voc" in capsys.readouterr().out
+
+
+def test_verify_finds_what_is_wrong(voc_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voc_prepare, "COUNTS", {"train": 6, "val": 5, "trainaug": 10})
+    build_trainaug(voc_root, quiet=True)
+    assert all(f.ok for f in verify(voc_root))
+    picture = devkit(voc_root) / "JPEGImages" / "2008_000001.jpg"
+    picture.write_bytes(b"")
+    (devkit(voc_root) / "SegmentationClass" / "2007_000003.png").unlink()
+    wrong = {f.what: f.found for f in verify(voc_root) if not f.ok}
+    assert "2008_000001.jpg" in wrong["val: readable"]
+    assert "2007_000003" in wrong["train: SegmentationClass"]
+
+
+def test_download_goes_through_torchvisions_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import voc as torchvision_voc
+
+    asked = []
+    monkeypatch.setattr(torchvision_voc, "download_and_extract_archive", lambda *a, **k: asked.append((a, k)))
+    monkeypatch.setattr(voc_prepare, "download_and_extract_archive", lambda *a, **k: asked.append((a, k)))
+    with pytest.raises(RuntimeError, match="not found or corrupted"):
+        voc_prepare.download(tmp_path)  # nothing was really fetched, and torchvision says so
+    assert asked[0][1]["md5"] == "6cd6e144f989b92b3379bac3b3de84fd"
+    (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("")
+    voc_prepare.download(tmp_path)
+    assert asked[1][1]["md5"] == "82b4d87ceb2ed10f6038a1cba92111cb"

@@ -1,0 +1,117 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.test_records import make_record
+from wsbench.__main__ import main
+from wsbench.leaderboard.paper import paper_rows
+from wsbench.leaderboard.tables import COLUMNS, derive, find_records, summary, table_name
+from wsbench.norms import NormSpec
+from wsbench.records import DataIdentity, RecordError, SplitIdentity, write_record
+
+
+def test_the_papers_219_numbers() -> None:
+    tables = {number: paper_rows(number) for number in range(1, 9)}
+    assert [len(rows) for rows in tables.values()] == [17, 12, 8, 108, 54, 8, 4, 8]
+    assert {(r.norm, r.value) for r in tables[7]} == {("gn", 74.90), ("gn+ws", 77.20), ("bn", 76.49), ("bn+ws", 77.15)}
+    assert {r.norm for r in tables[2]} >= {"gn+wn", "gn+ws-af", "gn+ws-mo", "gn+ws-do"}
+    for rows in tables.values():
+        assert all(str(NormSpec.parse(row.norm)) == row.norm for row in rows)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def paper_record(**changes: object) -> object:
+    split = SplitIdentity(list="val", count=1449, checksum="x")
+    data = DataIdentity(name="voc2012", splits={"val": split})
+    return make_record(**{"recipe": "paper", "data": data, "id": "b" * 12} | changes)
+
+
+def test_deterministic_and_in_any_order() -> None:
+    records = [make_record(id=f"{i:012d}", seed=i) for i in range(3)]
+    assert derive(records) == derive(list(records))
+    text = derive(records)["voc-mini.csv"]
+    assert [r["seed"] for r in rows(text)] == ["0", "1", "2"]
+    assert tuple(rows(text)[0]) == COLUMNS
+
+
+def test_mini_and_paper_never_in_one_table() -> None:
+    texts = derive([make_record(), paper_record(), make_record(recipe="paper", id="c" * 12)])  # type: ignore[list-item]
+    assert set(texts) == {"voc.csv", "voc-mini.csv", "voc-paper-voc-mini-v1.csv"}
+    assert {r["recipe"] for r in rows(texts["voc.csv"])} == {"paper"}
+    assert {r["data"] for r in rows(texts["voc.csv"])} == {"voc2012"}
+    assert {r["recipe"] for r in rows(texts["voc-mini.csv"])} == {"mini"}
+    assert [r["source"] for r in rows(texts["voc.csv"])] == ["paper Table 7"] * 4 + ["run"]
+
+
+def test_paper_rows_stand_without_records() -> None:
+    (row, *_) = rows(derive([])["voc.csv"])
+    assert (row["norm"], row["metric"], float(row["value"]), row["network"]) == ("gn", "miou", 74.9, "resnet101")
+
+
+def test_a_changed_recipe_is_said() -> None:
+    record = make_record(overrides={"model.lr": 0.5})
+    (row,) = rows(derive([record])["voc-mini.csv"])
+    assert row["overrides"] == "model.lr"
+    assert row["best_value"] == "41.0"
+    assert table_name(record) == "voc-mini"
+
+
+def test_find_each_record_once(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path / "runs" / "voc" / "0123456789ab" / "result.json")
+    write_record(make_record(), tmp_path / "leaderboards" / "records" / "voc" / "0123456789ab.json")
+    assert len(find_records([tmp_path / "leaderboards" / "records", tmp_path / "runs"])) == 1
+    assert len(find_records([tmp_path / "leaderboards" / "records"])) == 1
+    (tmp_path / "runs" / "voc" / "bad").mkdir()
+    (tmp_path / "runs" / "voc" / "bad" / "result.json").write_text("{}")
+    with pytest.raises(RecordError, match="bad/result.json"):
+        find_records([tmp_path / "runs"])
+
+
+def test_summary_groups_seeds_and_nothing_else() -> None:
+    from wsbench.records import MetricValue
+
+    records = [
+        make_record(id=f"{i:012d}", seed=i, metrics={"miou": MetricValue(value=v, n_eval=3, step=4)})
+        for i, v in enumerate((40.0, 42.0, 44.0))
+    ]
+    records.append(make_record(id="f" * 12, overrides={"model.lr": 1.0}))
+    records.append(make_record(id="e" * 12, norm="gn"))
+    assert summary(records, "miou") == [
+        ("voc-mini", "gn", 1, 40.0, None),
+        ("voc-mini", "gn+ws", 3, 42.0, 2.0),
+        ("voc-mini", "gn+ws (model.lr=1.0)", 1, 40.0, None),
+    ]
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["leaderboard"]) == 0
+    assert "no records" in capsys.readouterr().out
+    write_record(make_record(), tmp_path / "runs" / "voc" / "0123456789ab" / "result.json")
+    assert main(["leaderboard"]) == 0
+    out = capsys.readouterr().out
+    assert "gn+ws" in out
+    assert "40.00" in out
+    first = {p.name: p.read_bytes() for p in (tmp_path / "leaderboards").iterdir()}
+    assert set(first) == {"voc.csv", "voc-mini.csv"}
+    assert main(["leaderboard"]) == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "leaderboards").iterdir()} == first
+
+
+def test_a_bad_record_is_an_error_not_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    assert main(["leaderboard", "--records", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "result.json" in capsys.readouterr().err
+
+
+def test_committed_tables_are_the_committed_records() -> None:
+    """leaderboards/*.csv say exactly what leaderboards/records hold."""
+    folder = Path(__file__).parents[2] / "leaderboards"
+    for name, text in derive(find_records([folder / "records"])).items():
+        assert (folder / name).read_text() == text, (
+            f"run `python -m wsbench leaderboard --records leaderboards/records`: {name}"
+        )

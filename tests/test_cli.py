@@ -1,0 +1,346 @@
+"""The command line, in process, on a tiny VOC; each trap of Lightning's CLI has a test."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.conftest import TINY, write_voc
+from wsbench.__main__ import main
+from wsbench.choose import ChoiceError, choose
+from wsbench.records import read_record
+from wsbench.run.logger import read_metrics
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_voc(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["wsbench"])
+
+
+def fit(root: Path, *options: str) -> int:
+    return main(["fit", *TINY, "--data.root", str(root), *options])
+
+
+def only_run() -> Path:
+    (folder,) = (p for p in Path("runs/voc").iterdir())
+    return folder
+
+
+@pytest.fixture
+def run(root: Path) -> Path:
+    assert fit(root) == 0
+    return only_run()
+
+
+# -- the door -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [["--help"], [], ["leaderboard", "--help"]])
+def test_help_imports_no_torch_and_is_quick(argv: list[str]) -> None:
+    code = (
+        "import sys, time; t = time.perf_counter()\n"
+        "from wsbench.__main__ import main\n"
+        f"try: main({argv})\n"
+        "except SystemExit: pass\n"
+        "print(time.perf_counter() - t, 'torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        taken, torch_loaded, lightning_loaded = done.stdout.splitlines()[-1].split()
+        assert (torch_loaded, lightning_loaded) == ("False", "False")
+        seconds.append(float(taken))
+    if argv != ["leaderboard", "--help"]:
+        assert min(seconds) < 0.3
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    from wsbench.__main__ import COMMANDS
+
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in COMMANDS)
+    assert main(["--version"]) == 0
+    assert main(["train"]) == 2
+    assert "unknown command 'train'; choose from fit" in capsys.readouterr().err
+
+
+# -- task and recipe ------------------------------------------------------------------------------------------------
+
+
+def test_choice_of_recipe(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = lambda task, folder: (folder / "VOCdevkit").is_dir()  # noqa: E731
+    assert choose(["--task", "voc"], present).recipe == "mini"
+    found = choose(["--task=voc", f"--data.root={root}"], present)
+    assert (found.recipe, str(root) in found.reason) == ("paper", True)
+    lost = choose(["--task", "voc", "--data.root", str(tmp_path)], present)
+    assert (lost.recipe, "no dataset" in lost.reason) == ("mini", True)
+    monkeypatch.setenv("WSBENCH_DATA", str(root))
+    assert choose(["--task", "voc"], present).recipe == "paper"
+    assert choose(["--task", "voc", "--recipe", "mini"], present).recipe == "mini"
+    for argv, message in [([], "say what to run with --task"), (["--task", "x"], "choose from voc"),
+                          (["--task", "voc", "--recipe", "x"], "paper, mini"), (["--config", "none.yaml"], "none.yaml")]:  # fmt: skip
+        with pytest.raises(ChoiceError, match=message):
+            choose(argv, present)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--norm", "gn+xs"], "unknown weight normalization 'xs'; choose from wn, ws"),
+        (["--trainer.max_stepz", "3"], "max_stepz"),
+        (["--model.lr", "fast"], "fast"),
+        (["--data.train_labels", "none"], "SegmentationClassAug"),
+        (["--seed_everything", "true"], "seed_everything"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(
+    root: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(root, *options)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--norm", "gn48"], "48 groups do not divide 64 channels"),
+        (["--data.effective_batch", "3", "--data.micro_batch", "2"], "3 is no multiple of micro_batch 2"),
+        (["--trainer.accumulate_grad_batches", "3"], "contradicts --data.effective_batch 2"),
+        (["--data.train_set", "trainaug"], "python -m wsbench data voc"),
+        (["--model.network", "unet"], "unknown network 'unet'"),
+        (["--ckpt_path", "last"], "no checkpoint to resume"),
+    ],
+)
+def test_what_only_the_run_can_know_is_one_line_too(
+    root: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(root, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+# -- fit ------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(root, "--norm", "gn+ws", "--seed_everything", "3") == 0
+    out = capsys.readouterr().out
+    for part in ("deeplabv3_resnet_mini", "custom: 6 train (train), 5 val (val)", "21 layers weight-normalized, 1 plain",
+                 "1 a device x 2 micro-steps x 1 device(s) = 2", "steps   4, seed 3", "77.20", "not comparable"):  # fmt: skip
+        assert part in out, part
+    folder = only_run()
+    assert {p.name for p in folder.iterdir()} == {
+        "result.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "last.ckpt",
+        "best.ckpt",
+    }
+    record = read_record(folder / "result.json")
+    assert record.id == folder.name
+    assert (record.norm, record.seed, record.steps, record.batch.accumulate) == ("gn+ws", 3, 4, 2)
+    assert record.metrics["miou"].n_eval == 5
+    assert record.converted == {"activation": 21, "weight": 21, "kept": 0, "plain": 1}
+    assert {"data.crop", "model.aspp_width", "trainer.max_steps"} <= set(record.overrides)
+    assert not {"norm", "seed_everything", "data.root", "data.seed", "model.norm"} & set(record.overrides)
+    assert record.best["miou"].value >= record.metrics["miou"].value
+    rows = Path("runs/leaderboards/voc-mini-custom.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert record.id in rows[1]
+    series = read_metrics(folder / "metrics.jsonl")
+    assert len(series["val/miou"]) == 2
+
+
+def test_the_miniature_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--task", "voc", "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "mini (neither --data.root nor $WSBENCH_DATA names a dataset)" in out
+    assert "voc-mini-v1: 500 train" in out
+    assert not Path("runs").exists(), "fast_dev_run leaves nothing"
+
+
+def test_the_same_command_twice(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "result.json").read_bytes()
+    assert fit(root) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert (run / "result.json").read_bytes() == before
+    assert fit(root, "--overwrite", "true") == 0
+    assert (run / "result.json").read_bytes() != before
+    assert read_record(run / "result.json").metrics == read_record(run / "result.json").metrics
+    assert only_run() == run
+
+
+def test_identity_is_content(root: Path, tmp_path: Path) -> None:
+    """Seed, fields and data change the id; where things lie and who loads them does not."""
+    ids = {}
+    moved = tmp_path / "moved"
+    shutil.copytree(root, moved)
+    for name, options in {
+        "plain": [], "moved": ["--data.root", str(moved)], "logged": ["--trainer.log_every_n_steps", "1"],
+        "seed": ["--seed_everything", "1"], "lr": ["--model.lr", "0.3"], "norm": ["--norm", "gn"],
+        "same norm": ["--norm", "GN+WS"],
+    }.items():  # fmt: skip
+        assert fit(root, "--runs", name, "--trainer.max_steps", "2", *options) == 0
+        ids[name] = next(Path(name, "voc").iterdir()).name
+    assert ids["plain"] == ids["moved"] == ids["logged"] == ids["same norm"]
+    assert len({ids["plain"], ids["seed"], ids["lr"], ids["norm"]}) == 4
+    names = moved / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt"
+    names.write_text("\n".join(names.read_text().split()[:-1]) + "\n")
+    assert fit(root, "--runs", "less", "--trainer.max_steps", "2", "--data.root", str(moved)) == 0
+    assert next(Path("less/voc").iterdir()).name != ids["plain"]
+
+
+def test_the_saved_config_runs_the_run_again(run: Path, root: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["task"], config["norm"], config["ckpt_path"]) == ("voc", "gn+ws", None)
+    assert config["data"]["pictures"] is None, "what is unset is written too: it may overrule the recipe"
+    assert main(["fit", "--config", str(run / "config.yaml"), "--runs", "again"]) == 0
+    (again,) = Path("again/voc").iterdir()
+    assert again.name == run.name
+    weights = [torch.load(p / "last.ckpt", weights_only=True)["state_dict"] for p in (run, again)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+
+
+def test_print_config(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(root, "--model.lr", "0.25", "--print_config")
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["lr"] == 0.25
+    assert config["data"]["flip"] == 0.0, "from the recipe"
+    assert "norm" not in config["model"], "linked from the top level, so that there is one place"
+
+
+def test_precedence_command_line_over_config_over_recipe(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("model: {lr: 0.5, weight_decay: 0.5}\n")
+    with pytest.raises(SystemExit):
+        fit(root, "--config", "mine.yaml", "--model.lr", "0.25", "--print_config")
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (model["lr"], model["weight_decay"], model["output_stride"]) == (0.25, 0.5, 8)
+
+
+@pytest.mark.parametrize("norm", ["bn", "in", "sn+wn", "none+ws", "gn16+ws-af@authors"])
+def test_other_cells(norm: str, root: Path) -> None:
+    assert fit(root, "--norm", norm, "--trainer.max_steps", "2") == 0
+    record = read_record(only_run() / "result.json")
+    assert record.norm == norm
+    if norm in ("bn", "in"):
+        assert "aspp.pooling" in record.definitions["norms"], "the degenerate cell is in the record"
+
+
+def test_bf16_mixed(root: Path) -> None:
+    assert fit(root, "--trainer.precision", "bf16-mixed") == 0
+    record = read_record(only_run() / "result.json")
+    assert record.provenance.precision == "bf16-mixed"
+    assert np.isfinite(list(read_metrics(only_run() / "metrics.jsonl")["val/miou"].values())).all()
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_alone_is_enough(run: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_record(run / "result.json")
+    assert main([command, "--ckpt_path", str(run / "last.ckpt")]) == 0
+    assert f"gn+ws: miou {record.metrics['miou'].value:.2f}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_its_run_says_what_is_missing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run / "last.ckpt", "alone.ckpt")
+    assert main(["test", "--ckpt_path", "alone.ckpt"]) == 2
+    assert "no config.yaml beside 'alone.ckpt'" in capsys.readouterr().err
+    assert main(["test", "--task", "voc"]) == 2
+    assert "test needs --ckpt_path" in capsys.readouterr().err
+    assert main(["test", "--task", "voc", "--ckpt_path", "none.ckpt"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_another_norm_is_refused_by_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """gn has the keys and shapes of gn+ws: loading would succeed and the numbers would be wrong."""
+    assert main(["test", "--ckpt_path", str(run / "last.ckpt"), "--norm", "gn"]) == 2
+    assert "was trained with 'gn+ws', the model is 'gn'" in capsys.readouterr().err
+
+
+def test_the_command_line_overrules_what_a_checkpoint_holds(run: Path, root: Path) -> None:
+    """Lightning merges a checkpoint's hyper-parameters over the command line; here they are never read."""
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] = {"lr": 0.5, "weight_decay": 0.5}
+    torch.save(checkpoint, "poisoned.ckpt")
+    assert (
+        fit(root, "--ckpt_path", "poisoned.ckpt", "--model.lr", "0.125", "--runs", "more", "--trainer.max_steps", "6")
+        == 0
+    )
+    (folder,) = Path("more/voc").iterdir()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["model"]["lr"], config["model"]["weight_decay"]) == (0.125, 0.0001)
+
+
+def test_the_log_survives_being_resumed(run: Path, root: Path) -> None:
+    """Lightning's CSVLogger deletes its file here."""
+    before = (run / "metrics.jsonl").read_text()
+    (run / "result.json").unlink()
+    assert fit(root) == 2, "an unfinished run is not silently overwritten"
+    assert fit(root, "--ckpt_path", "last") == 0
+    assert (run / "metrics.jsonl").read_text().startswith(before)
+    assert read_record(run / "result.json").steps == 4
+
+
+def test_log_reader_takes_the_last_of_a_step_and_passes_over_a_torn_line(tmp_path: Path) -> None:
+    lines = [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 2, "a": 3.0, "b": "inf"}]
+    (tmp_path / "m").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "a')
+    assert read_metrics(tmp_path / "m") == {"a": {1: 1.0, 2: 3.0}, "b": {2: float("inf")}}
+
+
+# -- predict --------------------------------------------------------------------------------------------------------
+
+
+def test_predict_on_a_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    Path("mine").mkdir()
+    for name, size in {"a.jpg": (50, 20), "b.png": (20, 20)}.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(f"mine/{name}")
+    assert main(["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.pictures", "mine", "--output", "out"]) == 0
+    assert "wrote 4 files into out" in capsys.readouterr().out
+    assert {p.name for p in Path("out").iterdir()} == {"a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"}
+    mask = Image.open("out/a.png")
+    assert (mask.mode, mask.size) == ("P", (20, 50))
+    assert mask.getpalette()[3:6] == [128, 0, 0], "VOC's palette"
+    assert np.asarray(mask).max() < 21
+    assert Image.open("out/a_overlay.jpg").size == (20, 50)
+    assert main(["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.pictures", "nowhere"]) == 2
+
+
+def test_progress_lines_in_a_file(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr("wsbench.run.progress.time.monotonic", lambda: float(next(clock)))
+    assert fit(root) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "samples/s" in line and line.startswith("step ")]
+    assert lines
+    assert all("train/loss" in line and " left" in line for line in lines)
+    assert lines[0].startswith("step 1/4")
+
+
+def test_durations() -> None:
+    from wsbench.run.progress import duration
+
+    assert [duration(s) for s in (5, 65, 3725.4)] == ["0:05", "1:05", "1:02:05"]
