@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def voc_palette() -> list[int]:
-    """256 x RGB: bit i of the channels, from the top, is bit 3 i (red), 3 i + 1 (green), 3 i + 2 (blue) of the class."""
+    """256 x RGB: bit i of red, green and blue, from the top, is bit 3 i, 3 i + 1 and 3 i + 2 of the class."""
     labels = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):

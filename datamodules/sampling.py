@@ -1,6 +1,6 @@
 """Samplers whose output is a pure function of seed and position, so that a resumed run sees what it would have seen."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -23,12 +23,14 @@ class StreamSampler(Sampler[Draw]):
 
     Args:
         length: items n in the dataset.
-        steps: optimizer steps in an epoch.
+        steps: optimizer steps in an iteration.
         effective_batch: samples in a step, over all devices and micro-steps.
         micro_batch: samples of one device in one micro-step.
         seed: of the permutations and, with the position, of the augmentation.
         rank: this device.
         world_size: number of devices.
+        steps_taken: says, when an iteration begins, how many optimizer steps the run has taken. (Lightning's epoch
+            numbers will not do: after a resume they depend on where in an epoch the checkpoint was written.)
     """
 
     def __init__(
@@ -40,17 +42,14 @@ class StreamSampler(Sampler[Draw]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        steps_taken: Callable[[], int] = lambda: 0,
     ) -> None:
         if length < 1:
             raise ValueError("cannot sample from an empty dataset")
         self.length, self.steps, self.effective_batch, self.micro_batch = length, steps, effective_batch, micro_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.accumulate = accumulation(effective_batch, micro_batch, world_size)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the part of the stream that the next iteration yields; Lightning calls it."""
-        self.epoch = epoch
+        self.steps_taken = steps_taken
 
     def __len__(self) -> int:
         return self.steps * self.accumulate * self.micro_batch
@@ -62,7 +61,7 @@ class StreamSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         number, order = -1, list[int]()
-        first = self.epoch * self.steps * self.effective_batch
+        first = self.steps_taken() * self.effective_batch
         for micro_step in range(self.steps * self.accumulate):
             start = first + (micro_step * self.world_size + self.rank) * self.micro_batch
             for position in range(start, start + self.micro_batch):

@@ -272,9 +272,11 @@ class VOC(LightningDataModule):
         """The training stream of this device."""
         rank, world_size = self._rank()
         steps = self.steps_per_epoch or max(1, len(self.train_data) // self.effective_batch)
-        return StreamSampler(
-            len(self.train_data), steps, self.effective_batch, self.micro_batch, self.seed, rank, world_size
-        )
+        batches = (self.effective_batch, self.micro_batch)
+        return StreamSampler(len(self.train_data), steps, *batches, self.seed, rank, world_size, self._steps_taken)
+
+    def _steps_taken(self) -> int:
+        return self.trainer.global_step if self.trainer is not None else 0
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,4 +1,4 @@
-"""Fixtures: a tiny VOC and SBD in their real layouts, a cache of its own, and marks that are failures where required."""
+"""Fixtures: a tiny VOC and SBD in their real layouts, a cache of its own, and skips that fail where required."""
 
 import os
 from collections.abc import Iterator

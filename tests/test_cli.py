@@ -91,8 +91,13 @@ def test_choice_of_recipe(root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("WSBENCH_DATA", str(root))
     assert choose(["--task", "voc"], present).recipe == "paper"
     assert choose(["--task", "voc", "--recipe", "mini"], present).recipe == "mini"
-    for argv, message in [([], "say what to run with --task"), (["--task", "x"], "choose from voc"),
-                          (["--task", "voc", "--recipe", "x"], "paper, mini"), (["--config", "none.yaml"], "none.yaml")]:  # fmt: skip
+    wrong = {
+        (): "say what to run with --task",
+        ("--task", "x"): "choose from voc",
+        ("--task", "voc", "--recipe", "x"): "paper, mini",
+        ("--config", "none.yaml"): "none.yaml",
+    }
+    for argv, message in wrong.items():
         with pytest.raises(ChoiceError, match=message):
             choose(argv, present)
 
@@ -143,8 +148,15 @@ def test_what_only_the_run_can_know_is_one_line_too(
 def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(root, "--norm", "gn+ws", "--seed_everything", "3") == 0
     out = capsys.readouterr().out
-    for part in ("deeplabv3_resnet_mini", "custom: 6 train (train), 5 val (val)", "21 layers weight-normalized, 1 plain",
-                 "1 a device x 2 micro-steps x 1 device(s) = 2", "steps   4, seed 3", "77.20", "not comparable"):  # fmt: skip
+    for part in (
+        "deeplabv3_resnet_mini",
+        "custom: 6 train (train), 5 val (val)",
+        "21 layers weight-normalized, 1 plain",
+        "1 a device x 2 micro-steps x 1 device(s) = 2",
+        "steps   4, seed 3",
+        "77.20",
+        "not comparable",
+    ):
         assert part in out, part
     folder = only_run()
     assert {p.name for p in folder.iterdir()} == {

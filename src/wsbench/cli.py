@@ -35,8 +35,8 @@ from wsbench.tasks.base import NetworkError
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
-    BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError, MissingPartError,
-    NetworkError, NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
+    BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError,
+    MissingPartError, NetworkError, NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
 )  # fmt: skip
 
 

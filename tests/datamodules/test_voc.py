@@ -76,7 +76,7 @@ def test_a_broken_picture_is_named(voc_root: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     data = module(voc_root)
     data.setup("fit")
-    with pytest.raises(DatasetError, match="2007_000000.jpg"):
+    with pytest.raises(DatasetError, match=r"2007_000000\.jpg"):
         data.train_data[Draw(0, 0)]
 
 
@@ -121,7 +121,7 @@ def test_pictures_for_prediction(tmp_path: Path) -> None:
         VOC(pictures=str(tmp_path / "none")).setup("predict")
     with pytest.raises(DatasetError, match="no pictures in"):
         VOC(pictures=str(tmp_path)).setup("predict")
-    with pytest.raises(DatasetError, match="--data.pictures"):
+    with pytest.raises(DatasetError, match=r"--data\.pictures"):
         VOC().setup("predict")
     Image.new("L", (50, 20)).save(tmp_path / "grey.PNG")
     Image.new("RGB", (20, 20)).save(tmp_path / "small.jpg")

@@ -50,7 +50,7 @@ def test_nothing_half_built_stays(voc_root: Path) -> None:
 
 def test_pictures_of_sbd_that_are_missing(voc_root: Path) -> None:
     (devkit(voc_root) / "JPEGImages" / "2010_000001.jpg").unlink()
-    with pytest.raises(DatasetError, match="1 pictures of SBD.*2010_000001"):
+    with pytest.raises(DatasetError, match=r"1 pictures of SBD.*2010_000001"):
         build_trainaug(voc_root, quiet=True)
 
 

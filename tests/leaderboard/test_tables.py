@@ -67,7 +67,7 @@ def test_find_each_record_once(tmp_path: Path) -> None:
     assert len(find_records([tmp_path / "leaderboards" / "records"])) == 1
     (tmp_path / "runs" / "voc" / "bad").mkdir()
     (tmp_path / "runs" / "voc" / "bad" / "result.json").write_text("{}")
-    with pytest.raises(RecordError, match="bad/result.json"):
+    with pytest.raises(RecordError, match=r"bad/result\.json"):
         find_records([tmp_path / "runs"])
 
 

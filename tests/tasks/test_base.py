@@ -55,12 +55,15 @@ class Rows(LightningDataModule):
         return DataLoader(self.rows, batch_size=1)  # type: ignore[arg-type]
 
 
-def gradients(rows: Tensor, accumulate: int, **kwargs: Any) -> tuple[list[Tensor], Trainer]:
-    task = Line()
-    trainer = Trainer(
+def quiet_trainer(accumulate: int, **kwargs: Any) -> Trainer:
+    return Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1,
         enable_model_summary=False, accumulate_grad_batches=accumulate, **kwargs,
     )  # fmt: skip
+
+
+def gradients(rows: Tensor, accumulate: int) -> tuple[list[Tensor], Trainer]:
+    task, trainer = Line(), quiet_trainer(accumulate)
     trainer.fit(task, Rows(rows))
     return task.gradients, trainer
 
@@ -92,7 +95,7 @@ def test_lightning_alone_does_not() -> None:
 
     rows = torch.randn(10, 2)
     task = Plain()
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1, enable_model_summary=False, accumulate_grad_batches=4)  # fmt: skip
+    trainer = quiet_trainer(4)
     trainer.fit(task, Rows(rows))
     torch.testing.assert_close(task.gradients[-1], exact(rows[8:]) / 2)
 
@@ -114,7 +117,7 @@ def test_clipping_sees_the_true_gradient() -> None:
             self.clipped = self.network[0].weight.grad.norm()
 
     task = Clipped()
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1, enable_model_summary=False, accumulate_grad_batches=4, gradient_clip_val=1.0)  # fmt: skip
+    trainer = quiet_trainer(4, gradient_clip_val=1.0)
     trainer.fit(task, Rows(rows))
     assert exact(rows).norm() > 1
     torch.testing.assert_close(task.clipped, torch.tensor(1.0))

@@ -105,11 +105,11 @@ class BenchmarkTask(LightningModule, ABC):
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
-        """Seed from (seed, epoch, device): what a resumed run draws does not depend on when it was interrupted."""
-        seed = int(self._data("seed"))
-        torch.manual_seed((seed << 32) + (self.current_epoch << 12) + self.global_rank)
-        self._sum = self._number = None
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed each optimizer step from (seed, step, device): what it draws does not depend on interruptions."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            torch.manual_seed((int(self._data("seed")) << 44) + (self.global_step << 12) + self.global_rank)
+            self._sum = self._number = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One micro-step: the loss, scaled to about one by a constant that cancels at the optimizer step."""
@@ -142,8 +142,16 @@ class BenchmarkTask(LightningModule, ABC):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-        rate = optimizer.param_groups[0]["lr"]
-        self.log_dict({"train/loss": window[0] / number, "train/lr": rate}, on_step=True, on_epoch=False)
+        step = self.global_step + 1
+        values = {"train/loss": float(window[0] / number), "train/lr": optimizer.param_groups[0]["lr"]}
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._write_log(values, step)
+        self.log_dict(values, on_step=True, on_epoch=False, logger=False)
+
+    def _write_log(self, values: dict[str, float], step: int) -> None:
+        """Log under the number of steps taken; Lightning's own count shifts by one when a run is resumed."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step)
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -174,7 +182,9 @@ class BenchmarkTask(LightningModule, ABC):
         if whole and n_eval != expected:
             raise RuntimeError(f"evaluated {n_eval} samples, the split has {expected}; the numbers would be wrong")
         self.evaluation = Evaluation(self.global_step, n_eval, values)
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(named, sync_dist=True, logger=False)
+        self._write_log(named, self.global_step)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
