@@ -1,13 +1,14 @@
 """Samplers whose output is a pure function of seed and position, so that a resumed run sees what it would have seen."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Draw:
     """One training sample: which item, and the seed of its augmentation."""
 
     index: int

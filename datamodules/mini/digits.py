@@ -24,6 +24,7 @@ def digits(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def stamp(image: NDArray[np.uint8], size: int, angle: float) -> NDArray[np.float32]:
     """Ink in 0..1 of a digit drawn ``size`` pixels high and turned by ``angle`` degrees, cropped to the ink."""
     big = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    ink = np.asarray(big.rotate(angle, Image.Resampling.BICUBIC, expand=True), np.float32) / 255
+    turned = big.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    ink: NDArray[np.float32] = np.asarray(turned, np.float32) / np.float32(255)
     rows, columns = np.where(ink > 0.4)
     return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

@@ -74,5 +74,5 @@ def write(folder: Path) -> None:
             palette_image(classes).save(devkit / "SegmentationClass" / f"{name}.png")
             palette_image(instances).save(devkit / "SegmentationObject" / f"{name}.png")
     names["trainval"] = names["train"] + names["val"]
-    for split, lines in names.items():
-        (devkit / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    for listed, lines in names.items():
+        (devkit / "ImageSets" / "Segmentation" / f"{listed}.txt").write_text("\n".join(lines) + "\n")

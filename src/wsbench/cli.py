@@ -1,8 +1,10 @@
 """LightningCLI: --task, --recipe and --norm expand into conf/; fit, validate, test, predict."""
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,15 @@ from wsbench.leaderboard import tables
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.models.mmseg import MissingPartError
 from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError
-from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record, write_record, write_text_atomically
+from wsbench.records import (
+    RECORD_NAME,
+    DataIdentity,
+    RecordError,
+    RunRecord,
+    read_record,
+    write_record,
+    write_text_atomically,
+)
 from wsbench.run import folder as run_folder
 from wsbench.run import report
 from wsbench.run.logger import JSONLLogger
@@ -161,10 +171,10 @@ class BenchmarkCLI(LightningCLI):
         ]
 
     def _find_folder(self, settings: Namespace) -> Path:
-        data = ENTRIES[self.choice.task].data(**settings.data.as_dict())
+        data: Any = ENTRIES[self.choice.task].data(**settings.data.as_dict())
         data.prepare_data()
         data.setup("fit")
-        self.data_identity = data.identity()  # type: ignore[operator]
+        self.data_identity: DataIdentity = data.identity()
         identity = run_folder.run_id(_plain(settings), self.data_identity)
         return Path(settings.runs) / self.choice.task / identity
 
@@ -175,7 +185,7 @@ class BenchmarkCLI(LightningCLI):
             settings.ckpt_path = str(self.folder / run_folder.LAST)
         if resume and not Path(settings.ckpt_path).is_file():
             raise FileNotFoundError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
-        if settings.trainer.fast_dev_run or rank_zero_only.rank:
+        if settings.trainer.fast_dev_run or _rank():
             return
         if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
             raise FinishedError(self.folder)
@@ -195,7 +205,7 @@ class BenchmarkCLI(LightningCLI):
             )
         self.trainer.accumulate_grad_batches = derived
         assert self.folder is not None
-        if not self.trainer.fast_dev_run:
+        if not self.settings.trainer.fast_dev_run:
             self.trainer.loggers = [JSONLLogger(self.folder), *self.trainer.loggers]
 
     # -- fit ------------------------------------------------------------------------------------------------------
@@ -229,7 +239,7 @@ class BenchmarkCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluate the final weights, write the record and the leaderboards, say what came out."""
         trainer, task = self.trainer, self.task
-        if trainer.fast_dev_run or trainer.interrupted:
+        if self.settings.trainer.fast_dev_run or trainer.interrupted:
             return
         if task.evaluation is None or task.evaluation.step != trainer.global_step:
             trainer.validate(task, datamodule=self.datamodule, verbose=False)
@@ -289,6 +299,11 @@ class BenchmarkCLI(LightningCLI):
         report.console().print(f"wrote {len(files.written)} files into {files.folder}", soft_wrap=True)
 
 
+def _rank() -> int:
+    """This process's rank, before there is a Trainer: 0 in the one that starts the others."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
 def _seed(value: bool | int) -> int:
     if isinstance(value, bool):
         raise ValueError("--seed_everything must be a number: it is part of the run's identity")
@@ -318,8 +333,18 @@ def show(folder: Path, also: Sequence[Path] = ()) -> None:
     report.results(record, paper, title, [*paths, *also])
 
 
+def _quiet() -> None:
+    """Leave out what Lightning says about itself; its warnings about the run stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*LeafSpec.*", ".*exists and is not empty.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run fit, validate, test or predict; returns the exit status."""
+    _quiet()
     try:
         choice = choose(argv[1:], lambda task, root: _PRESENT[task](root))
         BenchmarkCLI(choice, argv)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from wsbench.datamodules import voc_prepare
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.voc import is_present
+from wsbench.datamodules.voc import devkit, is_present
 from wsbench.run.report import console
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if args.download:
             voc_prepare.download(root)
-        built = voc_prepare.devkit(root) / "ImageSets" / "Segmentation" / "trainaug.txt"
+        built = devkit(root) / "ImageSets" / "Segmentation" / "trainaug.txt"
         if is_present(root) and voc_prepare.find_sbd(root) and (args.rebuild or not built.is_file()):
             names = voc_prepare.build_trainaug(root, args.train_masks)
             out.print(

@@ -86,7 +86,7 @@ class Provenance(_Strict):
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
+    schema_version: Literal[1] = Field(1, description="version of this schema")
     id: str = Field(description="content hash of the resolved configuration, seed and data included")
     task: str = Field(description="voc, ...")
     recipe: str = Field(description="paper or mini")

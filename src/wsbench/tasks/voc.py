@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -83,7 +84,7 @@ class VOCSegmentation(BenchmarkTask):
     ) -> None:
         super().__init__(norm, init_from, init_from_any_norm)
         self._network_name = network
-        self._sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._head_lr_mult, self._poly_power = head_lr_mult, poly_power
         family, _, rest = network.partition("_")
         if network.startswith("mmseg:"):
@@ -106,10 +107,8 @@ class VOCSegmentation(BenchmarkTask):
 
     def backbone(self) -> nn.Module:
         """The ResNet."""
-        backbone: nn.Module = (
-            self.network.network.backbone if isinstance(self.network, MMSegNetwork) else self.network.backbone
-        )
-        return backbone
+        owner: Any = self.network.network if isinstance(self.network, MMSegNetwork) else self.network
+        return cast(nn.Module, owner.backbone)
 
     def definitions(self) -> dict[str, str]:
         """How the loss is weighted, what mIoU is."""
@@ -165,17 +164,17 @@ class VOCSegmentation(BenchmarkTask):
         overlay.save(paths[1], quality=92)
         return paths
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with weight decay on everything; the learning rate falls polynomially, step by step."""
         steps = self.trainer.max_steps
         if steps <= 0:
             raise ValueError(f"the poly schedule needs --trainer.max_steps, got {steps}")
         backbone = {id(p) for p in self.backbone().parameters()}
-        lr = self._sgd["lr"]
+        lr = self._lr
         groups = [
             {"params": [p for p in self.network.parameters() if id(p) in backbone], "lr": lr},
             {"params": [p for p in self.network.parameters() if id(p) not in backbone], "lr": lr * self._head_lr_mult},
         ]
-        optimizer = SGD(groups, **self._sgd)
+        optimizer = SGD(groups, lr=lr, momentum=self._momentum, weight_decay=self._weight_decay)
         schedule = PolynomialLR(optimizer, total_iters=steps, power=self._poly_power)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

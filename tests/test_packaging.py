@@ -1,0 +1,82 @@
+"""What an install holds: rooms that live outside src/ are in it, and no bare top-level module is."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW = {
+    "norms": {"norms"},
+    "records": set(),
+    "models": {"models", "norms"},
+    "datamodules": {"datamodules", "records"},
+    "run": {"run", "records", "__init__"},
+    "tasks": {"tasks", "models", "norms", "datamodules", "records"},
+    "leaderboard": {"leaderboard", "records"},
+}
+
+
+def test_every_package_is_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    places = {"wsbench": ROOT / "src" / "wsbench", "wsbench.conf": ROOT / "conf"}
+    places |= {"wsbench.datamodules": ROOT / "datamodules", "wsbench.paper": ROOT / "leaderboards" / "paper"}
+    found = {
+        ".".join((name, *init.parent.relative_to(place).parts))
+        for name, place in places.items()
+        for init in place.rglob("__init__.py")
+    }
+    assert set(project["packages"]) == found
+
+
+def test_wheel(tmp_path: Path) -> None:
+    for name in ("src", "conf", "datamodules", "leaderboards"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "out").iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"wsbench", wheel.name.split("-py3")[0] + ".dist-info"}
+    for name in ("conf/voc/paper.yaml", "conf/voc/mini.yaml", "datamodules/voc.py", "datamodules/mini/voc.py",
+                 "paper/table7.csv", "norms/weight.py", "py.typed"):  # fmt: skip
+        assert f"wsbench/{name}" in names
+
+
+def test_this_install_finds_recipes_and_datamodules() -> None:
+    assert (files("wsbench.conf") / "voc" / "paper.yaml").is_file()
+    assert len((files("wsbench.paper") / "table7.csv").read_text().splitlines()) == 5
+    import wsbench.datamodules.voc as room
+
+    assert room.CLASSES[15] == "person"
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_rooms_import_only_from_rooms_below(room: str) -> None:
+    folder = ROOT / "datamodules" if room == "datamodules" else ROOT / "src" / "wsbench" / room
+    paths = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    assert paths
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "wsbench":
+                    target = parts[1] if len(parts) > 1 else "__init__"
+                    assert target in BELOW[room], f"{path.name} imports {name}"
+                elif room == "norms":
+                    assert parts[0] in {"torch", *sys.stdlib_module_names}, f"norms imports {name}"
+
+
+def test_torch_free_rooms() -> None:
+    code = "import sys, wsbench.leaderboard.command, wsbench.records; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
