@@ -221,6 +221,8 @@ class BenchmarkCLI(LightningCLI):
         settings, task = self.settings, self.task
         task._trainer = self.trainer  # Lightning attaches it in fit
         cast(Any, self.trainer).datamodule = self.datamodule
+        if not settings.trainer.fast_dev_run:
+            write_text_atomically(cast(Path, self.folder) / run_folder.NORMS, f"{task.norm_report}\n")
         parameters = sum(p.numel() for p in task.network.parameters())
         precision = self.trainer.precision_plugin.precision
         report.banner(
@@ -327,7 +329,7 @@ def show(folder: Path, also: Sequence[Path] = ()) -> None:
     rows = [r for r in paper_rows(entry.paper_table) if r.norm == record.norm]
     rows = [r for r in rows if r.model == model] or rows
     paper = {ours: r.value for ours, theirs in entry.paper_metrics.items() for r in rows if r.metric == theirs}
-    names = (RECORD_NAME, run_folder.CONFIG, run_folder.METRICS, run_folder.LAST, run_folder.BEST)
+    names = (RECORD_NAME, run_folder.CONFIG, run_folder.NORMS, run_folder.METRICS, run_folder.LAST, run_folder.BEST)
     paths = [folder / name for name in names if (folder / name).exists()]
     title = f"paper Table {entry.paper_table}" + (f" ({rows[0].dataset}, {rows[0].model})" if rows else "")
     report.results(record, paper, title, [*paths, *also])

@@ -18,6 +18,7 @@ def test_missing_part_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 CONFIGS = {
     "deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512": ("decode_head.conv_seg",),
     "deeplabv3plus/deeplabv3plus_r101-d8_4xb4-20k_voc12aug-512x512": ("decode_head.conv_seg",),
+    "danet/danet_r50-d8_4xb4-20k_voc12aug-512x512": ("decode_head.pam_conv_seg", "decode_head.conv_seg"),
     "ocrnet/ocrnet_hr18_4xb4-20k_voc12aug-512x512": ("decode_head.0.conv_seg", "decode_head.1.conv_seg"),
 }
 
@@ -37,6 +38,13 @@ def test_a_voc_model_turned_over(config: str) -> None:
     assert out.shape == (1, 21, 64, 64)
     out.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.network.backbone.parameters())
+
+
+@pytest.mark.mmseg
+def test_a_model_of_pictures_and_words_is_refused() -> None:
+    pytest.importorskip("mmseg", reason="run scripts/install-mmseg")
+    with pytest.raises(ValueError, match="no encoder and decoder"):
+        MMSegNetwork("san/san-vit-b16_voc12aug-640x640", 21)
 
 
 @pytest.mark.mmseg

@@ -36,6 +36,8 @@ class MMSegNetwork(nn.Module):
             raise MissingPartError(f"network 'mmseg:{config}' needs mmsegmentation ({error}); {INSTALL}") from error
         register_all_modules(init_default_scope=True)
         model = Config.fromfile(_config_file(config)).model
+        if "backbone" not in model:
+            raise ValueError(f"'mmseg:{config}' is no encoder and decoder of pictures ({model.type}); choose another")
         _replace_sync_bn(model)
         model.backbone.init_cfg = model.pretrained = None
         model.auxiliary_head = model.data_preprocessor = None
@@ -56,6 +58,8 @@ class MMSegNetwork(nn.Module):
                 logits = head(features, logits)
         else:
             logits = self.network.decode_head(features)
+        if isinstance(logits, tuple):  # heads with outputs for auxiliary losses behind the logits (DANet, EncNet)
+            logits = logits[0]
         corners = self.network.align_corners
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=corners)
 

@@ -12,6 +12,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
+NORMS = "norms.txt"
 
 #: Fields that say where and how to run, and change no number.
 NOT_IDENTITY = (
@@ -69,6 +70,6 @@ def claim(folder: Path, resume: bool, overwrite: bool) -> None:
             f"an unfinished run of exactly this configuration lies in '{folder}'; resume it with --ckpt_path last, or "
             "start over with --overwrite true"
         )
-    for name in (RECORD_NAME, METRICS, LAST, BEST, CONFIG):
+    for name in (RECORD_NAME, METRICS, LAST, BEST, CONFIG, NORMS):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ class BenchmarkTask(LightningModule, ABC):
         values = {"train/loss": float(window[0] / number), "train/lr": optimizer.param_groups[0]["lr"]}
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write_log(values, step)
-        self.log_dict(values, on_step=True, on_epoch=False, logger=False)
+        self.log_dict(values, on_step=True, on_epoch=False, logger=False, prog_bar=True)
 
     def _write_log(self, values: dict[str, float], step: int) -> None:
         """Log under the number of steps taken; Lightning's own count shifts by one when a run is resumed."""
@@ -183,7 +183,7 @@ class BenchmarkTask(LightningModule, ABC):
             raise RuntimeError(f"evaluated {n_eval} samples, the split has {expected}; the numbers would be wrong")
         self.evaluation = Evaluation(self.global_step, n_eval, values)
         named = {f"{stage}/{name}": value for name, value in values.items()}
-        self.log_dict(named, sync_dist=True, logger=False)
+        self.log_dict(named, sync_dist=True, logger=False, prog_bar=True)
         self._write_log(named, self.global_step)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
