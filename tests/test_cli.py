@@ -159,13 +159,10 @@ def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.Capt
     ):
         assert part in out, part
     folder = only_run()
-    assert {p.name for p in folder.iterdir()} == {
-        "result.json",
-        "config.yaml",
-        "metrics.jsonl",
-        "last.ckpt",
-        "best.ckpt",
-    }
+    names = {"result.json", "config.yaml", "norms.txt", "metrics.jsonl", "last.ckpt", "best.ckpt"}
+    assert {p.name for p in folder.iterdir()} == names
+    assert "no normalization layer consumes its output" in (folder / "norms.txt").read_text()
+    assert sys.argv[1:3] == ["fit", "--task"], "Lightning starts the other processes of DDP from it"
     record = read_record(folder / "result.json")
     assert record.id == folder.name
     assert (record.norm, record.seed, record.steps, record.batch.accumulate) == ("gn+ws", 3, 4, 2)
