@@ -185,11 +185,11 @@ class BenchmarkCLI(LightningCLI):
             settings.ckpt_path = str(self.folder / run_folder.LAST)
         if resume and not Path(settings.ckpt_path).is_file():
             raise FileNotFoundError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
-        if settings.trainer.fast_dev_run or _rank():
+        if settings.trainer.fast_dev_run:
             return
         if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
             raise FinishedError(self.folder)
-        run_folder.claim(self.folder, resume, settings.overwrite)
+        run_folder.claim(self.folder, resume, settings.overwrite, _rank())
 
     def after_instantiate_classes(self) -> None:
         """Derive the accumulation from the recipe's effective batch and the devices that there are."""

@@ -226,6 +226,10 @@ def test_unknown_subclasses_are_left_and_named() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 2
 
+    class Renamed(nn.BatchNorm2d):
+        pass
+
+    assert normalize(nn.Sequential(nn.Conv2d(3, 8, 3), Renamed(8)), "gn").activations == ("1",)
     model = nn.Sequential(MyConv(3, 8, 3), MyNorm(8))
     report = normalize(model, "gn+ws", torch.zeros(1, 3, 8, 8))
     assert (report.weight_normalized, report.activations) == ((), ())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from wsbench.norms import NormalizedLayer, NormMismatchError, fold, normalize, require, stamp
+from wsbench.norms import NormalizedLayer, NormMismatchError, fold, normalize, require_spec, stamp_spec
 
 SPECS = ["gn+ws", "bn+wn", "ln+ws-af", "in+ws@bit", "gn"]
 
@@ -41,11 +41,11 @@ def test_fold_a_shared_layer() -> None:
 
 def test_guard() -> None:
     checkpoint: dict[str, object] = {"state_dict": {}}
-    stamp(checkpoint, "GN+WS")
-    require(checkpoint, "gn+ws")
+    stamp_spec(checkpoint, "GN+WS")
+    require_spec(checkpoint, "gn+ws")
     with pytest.raises(NormMismatchError, match=r"a\.ckpt was trained with 'gn\+ws', the model is 'gn'"):
-        require(checkpoint, "gn", "a.ckpt")
+        require_spec(checkpoint, "gn", "a.ckpt")
     with pytest.raises(NormMismatchError, match="'gn\\+ws@authors'"):
-        require(checkpoint, "gn+ws@authors")
+        require_spec(checkpoint, "gn+ws@authors")
     with pytest.raises(NormMismatchError, match="does not say"):
-        require({}, "gn")
+        require_spec({}, "gn")

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wsbench.norms import NormMismatchError, normalize, stamp
+from wsbench.norms import NormMismatchError, normalize, stamp_spec
 from wsbench.tasks.base import BenchmarkTask
 from wsbench.tasks.voc import VOCSegmentation
 
@@ -171,7 +171,7 @@ def test_init_from_a_classifier(tmp_path: Path) -> None:
     source = mini("gn+ws")
     state = {f"network.{k}": v for k, v in source.backbone().state_dict().items()}
     content: dict[str, Any] = {"state_dict": state | {"network.fc.weight": torch.zeros(3, 3)}}
-    stamp(content, "gn+ws")
+    stamp_spec(content, "gn+ws")
     torch.save(content, tmp_path / "a.ckpt")
     task = mini("gn+ws", init_from=str(tmp_path / "a.ckpt"))
     assert torch.equal(task.backbone().conv1.weight, source.backbone().conv1.weight)

@@ -8,7 +8,7 @@
 from wsbench.norms.activation import BatchNorm, GroupNorm, GroupsError, InstanceNorm, LayerNorm, NoNorm
 from wsbench.norms.convert import LayerChange, NormReport, PatternError, normalize
 from wsbench.norms.fold import fold
-from wsbench.norms.guard import NormMismatchError, require, stamp
+from wsbench.norms.guard import NormMismatchError, require_spec, stamp_spec
 from wsbench.norms.layers import (
     FanInError,
     NormalizedConv1d,
@@ -57,7 +57,7 @@ __all__ = [
     "normalized",
     "register_activation",
     "register_weight",
-    "require",
-    "stamp",
+    "require_spec",
+    "stamp_spec",
     "standardize",
 ]

@@ -105,9 +105,10 @@ def _fused_activation(norm: nn.Module) -> list[nn.Module]:
     return [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
 
 
-def _own_forward(norm: nn.Module) -> bool:
-    """Whether a layer is one of torch's or ours, so that its forward is nothing but the normalization."""
-    return type(norm).__module__.startswith(("torch.nn.", "wsbench."))
+def _only_normalizes(norm: nn.Module) -> bool:
+    """Whether a layer's forward is torch's or ours, and not that of a subclass which does more."""
+    known = (cls for cls in type(norm).__mro__ if cls.__module__.startswith(("torch.nn.", "wsbench.norms")))
+    return any(type(norm).forward is cls.forward for cls in known if hasattr(cls, "forward"))
 
 
 def _replacement(norm: nn.Module, spec: NormSpec, name: str) -> tuple[nn.Module | None, str]:
@@ -116,7 +117,7 @@ def _replacement(norm: nn.Module, spec: NormSpec, name: str) -> tuple[nn.Module 
     if channels is None:
         return None, f"note: {type(norm).__name__} normalizes the last dimension, not channels in dimension 1"
     after = _fused_activation(norm)
-    if not (_own_forward(norm) or after or type(norm).__name__ in _FOREIGN_NORMS):
+    if not (_only_normalizes(norm) or after or type(norm).__name__ in _FOREIGN_NORMS):
         return None, f"note: {type(norm).__name__} is a subclass with a forward of its own"
     try:
         new = ACTIVATIONS[spec.act].factory.from_channels(channels, spec.groups)
@@ -261,7 +262,7 @@ def normalize(
                 except FanInError as error:
                     raise FanInError(f"layer '{name}': {error} (exclude=['{name}'])") from None
         elif wanted:
-            reason = f"note: {before} is a subclass with a forward of its own"
+            reason = f"note: {before} is a subclass, not exactly a torch layer"
         after = type(new.get(layer, layer)).__name__
         changes[name] = LayerChange(name, "weight", before, after, after != before, reason)
     replace_modules(model, new)

@@ -12,16 +12,16 @@ class NormMismatchError(RuntimeError):
     """Weights trained under one normalization, about to be used under another."""
 
 
-def stamp(checkpoint: MutableMapping[str, Any], spec: str | NormSpec) -> None:
+def stamp_spec(checkpoint: MutableMapping[str, Any], spec: str | NormSpec) -> None:
     """Store ``spec`` in a checkpoint, beside (never inside) its state dict."""
     checkpoint[KEY] = str(NormSpec.parse(spec))
 
 
-def require(checkpoint: Mapping[str, Any], spec: str | NormSpec, source: str = "the checkpoint") -> None:
+def require_spec(checkpoint: Mapping[str, Any], spec: str | NormSpec, source: str = "the checkpoint") -> None:
     """Refuse a checkpoint of another normalization, or of an unknown one.
 
     Args:
-        checkpoint: as loaded; :func:`stamp` wrote its spec.
+        checkpoint: as loaded; :func:`stamp_spec` wrote its spec.
         spec: what the model was turned over to.
         source: where the checkpoint came from, for the message.
 

@@ -57,8 +57,10 @@ def overrides(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str,
     return plain
 
 
-def claim(folder: Path, resume: bool, overwrite: bool) -> None:
+def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
     """Make ``folder`` ready for a run that starts, or that resumes.
+
+    Every rank looks, so that none waits for another that gave up; only rank 0 removes what an earlier start left.
 
     Raises:
         RunExistsError: if an unfinished run with a checkpoint lies there and neither was asked for.
@@ -70,6 +72,8 @@ def claim(folder: Path, resume: bool, overwrite: bool) -> None:
             f"an unfinished run of exactly this configuration lies in '{folder}'; resume it with --ckpt_path last, or "
             "start over with --overwrite true"
         )
+    if rank:
+        return
     for name in (RECORD_NAME, METRICS, LAST, BEST, CONFIG, NORMS):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from wsbench.norms import NormSpec, normalize, require, stamp
+from wsbench.norms import NormSpec, normalize, require_spec, stamp_spec
 from wsbench.records import BatchNumbers
 from wsbench.tasks.initialize import load_backbone
 
@@ -190,14 +190,14 @@ class BenchmarkTask(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the spec: the weights cannot tell ``gn`` from ``gn+ws``."""
-        stamp(checkpoint, self.spec)
+        stamp_spec(checkpoint, self.spec)
         checkpoint["task"] = self.task
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or normalization, by name."""
         if checkpoint.get("task") != self.task:
             raise RuntimeError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
-        require(checkpoint, self.spec)
+        require_spec(checkpoint, self.spec)
 
     # -- records ----------------------------------------------------------------------------------------------------
 

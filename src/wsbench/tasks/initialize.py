@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from wsbench.norms import NormSpec, require, stamp
+from wsbench.norms import NormSpec, require_spec, stamp_spec
 
 
 def _torchvision(backbone: nn.Module) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def _torchvision(backbone: nn.Module) -> dict[str, Any]:
         raise ValueError(f"torchvision has no ImageNet weights for a bottleneck ResNet of {blocks} blocks")
     weights = get_model_weights(names[blocks])["IMAGENET1K_V1"]
     checkpoint: dict[str, Any] = {"state_dict": weights.get_state_dict(progress=True, check_hash=True)}
-    stamp(checkpoint, "bn")
+    stamp_spec(checkpoint, "bn")
     return checkpoint
 
 
@@ -52,7 +52,7 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
             raise FileNotFoundError(f"--model.init_from '{path}' does not exist; give a checkpoint, or 'torchvision'")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if not any_norm:
-        require(checkpoint, spec, f"--model.init_from '{source}'")
+        require_spec(checkpoint, spec, f"--model.init_from '{source}'")
     state = _backbone_state(checkpoint["state_dict"])
     if any_norm:
         own = backbone.state_dict()
