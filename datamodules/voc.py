@@ -3,25 +3,17 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.mini.store import ensure
-from wsbench.datamodules.sampling import Draw, StreamSampler, UnpaddedSampler
-from wsbench.datamodules.transforms import (
-    VOID,
-    Interpolation,
-    SegmentationTransform,
-    mask_tensor,
-    pad_to,
-    to_normalized_tensor,
-)
+from wsbench.datamodules.sampling import StreamSampler, UnpaddedSampler
+from wsbench.datamodules.segmentation import PictureFolder, SegmentationDataset, single
+from wsbench.datamodules.transforms import Interpolation, SegmentationTransform
 
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
@@ -30,17 +22,7 @@ CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 COUNTS = {"train": 1464, "val": 1449, "trainaug": 10582}
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DATA_COMMAND = "python -m wsbench data voc"
-
-
-class SegmentationSample(TypedDict):
-    """One sample, or a batch of them with N in front."""
-
-    image: Tensor
-    """float32 (3, H, W), normalized."""
-    mask: Tensor
-    """uint8 (H, W): class numbers, 255 void."""
 
 
 def devkit(root: Path) -> Path:
@@ -60,108 +42,6 @@ def read_names(root: Path, split: str) -> list[str]:
         how = f"`{DATA_COMMAND} --root {root}` builds it" if split == "trainaug" else f"see `{DATA_COMMAND}`"
         raise DatasetError(f"'{path}' is missing; {how}, or choose another list with --data.train_set")
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Read a picture completely; a DatasetError names a file that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError) as error:
-        raise DatasetError(f"cannot read '{path}': {error}; replace the file") from error
-
-
-class SegmentationDataset(Dataset[SegmentationSample]):
-    """Pictures and masks by name.
-
-    Args:
-        root: folder that holds ``VOCdevkit``.
-        names: picture names.
-        labels: folder of the masks: ``SegmentationClass`` or ``SegmentationClassAug``.
-        num_classes: masks hold 0 .. num_classes - 1 and 255; anything else is an error naming the file.
-        transform: the training transform, drawn from the seed of each Draw; None is evaluation, full resolution.
-        pad: evaluation only: pad right and bottom to this side, the mask with void.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[str],
-        labels: str,
-        num_classes: int,
-        transform: SegmentationTransform | None = None,
-        pad: int = 0,
-    ) -> None:
-        folder = devkit(root)
-        self.images = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
-        self.masks = [folder / labels / f"{name}.png" for name in names]
-        self.num_classes, self.transform, self.pad = num_classes, transform, pad
-        missing = [p for p in (*self.images, *self.masks) if not p.is_file()]
-        if missing:
-            some = ", ".join(f"'{p}'" for p in missing[:3])
-            raise DatasetError(f"{len(missing)} files are missing, among them {some}; see `{DATA_COMMAND}`")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, draw: Draw | int) -> SegmentationSample:
-        """Read one sample; a Draw says which and seeds its augmentation."""
-        index = draw.index if isinstance(draw, Draw) else draw
-        image, mask = open_picture(self.images[index]).convert("RGB"), open_picture(self.masks[index])
-        self._check(index, image, mask)
-        if self.transform is None:
-            picture, labels = to_normalized_tensor(image), mask_tensor(mask)
-            return {"image": pad_to(picture, self.pad, self.pad, 0.0), "mask": pad_to(labels, self.pad, self.pad, VOID)}
-        if not isinstance(draw, Draw):
-            raise TypeError("training samples are drawn with a seed: index with Draw(index, seed)")
-        picture, labels = self.transform(image, mask, torch.Generator().manual_seed(draw.seed))
-        return {"image": picture, "mask": labels}
-
-    def _check(self, index: int, image: Image.Image, mask: Image.Image) -> None:
-        path = self.masks[index]
-        if mask.mode not in ("P", "L"):
-            raise DatasetError(f"'{path}' is a {mask.mode} image; a mask is a palette or grey PNG of class numbers")
-        if mask.size != image.size:
-            raise DatasetError(f"'{path}' is {mask.size}, its picture {image.size} (width, height); they must agree")
-        wrong = [value for _, value in mask.getcolors() or [] if isinstance(value, int)]
-        wrong = sorted(v for v in wrong if self.num_classes <= v != VOID)
-        if wrong:
-            raise DatasetError(
-                f"'{path}' holds class numbers {wrong[:5]}, expected 0 to {self.num_classes - 1} and {VOID} for void; "
-                "set --data.num_classes"
-            )
-
-
-class PictureFolder(Dataset[dict[str, Any]]):
-    """A folder of the user's pictures, for prediction."""
-
-    def __init__(self, folder: Path, pad: int) -> None:
-        if not folder.is_dir():
-            raise DatasetError(f"'{folder}' is no folder; --data.pictures names a folder of pictures to predict")
-        self.paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
-        if not self.paths:
-            raise DatasetError(f"no pictures in '{folder}' (looked for {', '.join(PICTURES)})")
-        by_stem = {p.stem: p for p in self.paths}
-        clash = next((p for p in self.paths if by_stem[p.stem] != p), None)
-        if clash is not None:
-            raise DatasetError(f"'{clash}' and '{by_stem[clash.stem]}' would write the same files; rename one")
-        self.pad = pad
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The padded picture, its path and its size (H, W)."""
-        picture = to_normalized_tensor(open_picture(self.paths[index]).convert("RGB"))
-        padded = pad_to(picture, self.pad, self.pad, 0.0)
-        return {"image": padded, "path": str(self.paths[index]), "size": tuple(picture.shape[1:])}
-
-
-def _single(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate the one picture of a prediction batch; the user's pictures have any size."""
-    (sample,) = batch
-    return {**sample, "image": sample["image"][None]}
 
 
 class VOC(LightningDataModule):
@@ -248,9 +128,15 @@ class VOC(LightningDataModule):
             if labels == "auto":
                 labels = "SegmentationClassAug" if self.train_set == "trainaug" else "SegmentationClass"
             self.train_names = read_names(root, self.train_set)
-            self.train_data = SegmentationDataset(root, self.train_names, labels, self.num_classes, self.transform)
+            self.train_data = self._dataset(root, self.train_names, labels, transform=self.transform)
         self.val_names = read_names(root, self.val_set)
-        self.val_data = SegmentationDataset(root, self.val_names, "SegmentationClass", self.num_classes, pad=self.crop)
+        self.val_data = self._dataset(root, self.val_names, "SegmentationClass", pad=self.crop)
+
+    def _dataset(self, root: Path, names: Sequence[str], labels: str, **kwargs: Any) -> SegmentationDataset:
+        folder = devkit(root)
+        images = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
+        masks = [folder / labels / f"{name}.png" for name in names]
+        return SegmentationDataset(images, masks, self.num_classes, help_command=DATA_COMMAND, **kwargs)
 
     def identity(self) -> DataIdentity:
         """What the data is, for the record; after ``setup("fit")``."""
@@ -303,4 +189,4 @@ class VOC(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The user's pictures, one at a time."""
         sampler = UnpaddedSampler(len(self.predict_data), *self._rank())
-        return self._loader(self.predict_data, batch_size=1, sampler=sampler, collate_fn=_single)
+        return self._loader(self.predict_data, batch_size=1, sampler=sampler, collate_fn=single)

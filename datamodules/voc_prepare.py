@@ -16,7 +16,8 @@ from torchvision.datasets import SBDataset, VOCSegmentation
 from torchvision.datasets.utils import download_and_extract_archive
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.palette import palette_image
-from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, devkit, is_present, open_picture
+from wsbench.datamodules.segmentation import open_picture
+from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, devkit, is_present
 
 from wsbench.records import write_text_atomically
 

@@ -19,7 +19,7 @@ BELOW = {
     "datamodules": {"datamodules", "records"},
     "run": {"run", "records", "__init__"},
     "tasks": {"tasks", "models", "norms", "datamodules", "records"},
-    "leaderboard": {"leaderboard", "records"},
+    "leaderboard": {"leaderboard", "run", "records"},
 }
 
 

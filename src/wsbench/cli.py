@@ -22,7 +22,7 @@ from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import BatchError, accumulation
 from wsbench.datamodules.voc import is_present as voc_is_present
 from wsbench.leaderboard import tables
-from wsbench.leaderboard.paper import paper_rows
+from wsbench.leaderboard.show import show
 from wsbench.models.mmseg import MissingPartError
 from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError
 from wsbench.records import (
@@ -30,7 +30,6 @@ from wsbench.records import (
     DataIdentity,
     RecordError,
     RunRecord,
-    read_record,
     write_record,
     write_text_atomically,
 )
@@ -153,6 +152,7 @@ class BenchmarkCLI(LightningCLI):
                 raise UsageError(f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt")
             if not Path(settings.ckpt_path).expanduser().is_file():
                 raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
+            settings.trainer.enable_checkpointing = False
             if self.subcommand == "predict":
                 self.prediction_files = PredictionFiles(Path(settings.output).expanduser())
                 self.trainer_defaults["callbacks"] = [progress_callback(), self.prediction_files]
@@ -249,40 +249,32 @@ class BenchmarkCLI(LightningCLI):
             self._write_record()
 
     def _write_record(self) -> None:
-        assert self.folder is not None
-        settings, task, trainer = self.settings, self.task, self.trainer
+        folder, task, trainer = cast(Path, self.folder), self.task, self.trainer
+        defaults = self._parser(self.subcommand).get_defaults()
         batch = task.batch_numbers()
-        counts = task.norm_report
         record = RunRecord(
-            id=self.folder.name,
+            id=folder.name,
             task=self.choice.task,
             recipe=self.choice.recipe,
-            overrides=self._overrides(),
+            overrides=run_folder.overrides(_plain(self.settings), _plain(defaults)),
             norm=str(task.spec),
             network=task.network_name,
-            seed=settings.seed_everything,
+            seed=self.settings.seed_everything,
             batch=batch,
             data=self.data_identity,
             steps=trainer.global_step,
             metrics=evaluation_metrics(task),
             best=self.recorder.best,
-            converted={
-                "activation": len(counts.activations), "weight": len(counts.weight_normalized),
-                "kept": len(counts.kept), "plain": len(counts.plain),
-            },
+            converted=task.norm_report.counts(),
             definitions=task.definitions(),
             cost=self.recorder.cost(task, trainer.global_step * batch.effective_batch),
             provenance=provenance(self.argv, task.device, str(trainer.precision_plugin.precision)),
-        )  # fmt: skip
-        write_record(record, self.folder / RECORD_NAME)
-        runs = Path(settings.runs)
+        )
+        write_record(record, folder / RECORD_NAME)
+        runs = Path(self.settings.runs)
         name = f"{tables.table_name(record)}.csv"
-        written = [p for p in tables.update([runs], runs / "leaderboards") if p.name == name]
-        show(self.folder, written)
-
-    def _overrides(self) -> dict[str, Any]:
-        defaults = self._parser(self.subcommand).get_defaults()
-        return run_folder.overrides(_plain(self.settings), _plain(defaults))
+        written = [path for path in tables.update([runs], runs / "leaderboards") if path.name == name]
+        show(folder, type(task).paper_table, type(task).paper_metrics, written)
 
     # -- the others -----------------------------------------------------------------------------------------------
 
@@ -321,20 +313,6 @@ def _few(notes: Sequence[str], most: int = 3) -> list[str]:
     return short + ([f"and {len(notes) - most} more"] if len(notes) > most else [])
 
 
-def show(folder: Path, also: Sequence[Path] = ()) -> None:
-    """Print a finished run's results beside the paper's row, and the paths of its files."""
-    record = read_record(folder / RECORD_NAME)
-    entry = ENTRIES[record.task].model
-    model = record.network.rpartition("_")[2]
-    rows = [r for r in paper_rows(entry.paper_table) if r.norm == record.norm]
-    rows = [r for r in rows if r.model == model] or rows
-    paper = {ours: r.value for ours, theirs in entry.paper_metrics.items() for r in rows if r.metric == theirs}
-    names = (RECORD_NAME, run_folder.CONFIG, run_folder.NORMS, run_folder.METRICS, run_folder.LAST, run_folder.BEST)
-    paths = [folder / name for name in names if (folder / name).exists()]
-    title = f"paper Table {entry.paper_table}" + (f" ({rows[0].dataset}, {rows[0].model})" if rows else "")
-    report.results(record, paper, title, [*paths, *also])
-
-
 def _quiet() -> None:
     """Leave out what Lightning says about itself; its warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -352,7 +330,8 @@ def main(argv: Sequence[str]) -> int:
         BenchmarkCLI(choice, argv)
     except FinishedError as finished:
         report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
-        show(finished.folder)
+        entry = ENTRIES[choice.task].model
+        show(finished.folder, entry.paper_table, entry.paper_metrics)
     except USER_ERRORS as error:
         if os.environ.get("WSBENCH_DEBUG"):
             raise

@@ -71,6 +71,15 @@ class NormReport:
         """What a reader should know: fitted group numbers, degenerate cells, layers that were passed over."""
         return tuple(f"{c.name}: {c.reason}" for c in self.layers if c.reason.startswith("note: "))
 
+    def counts(self) -> dict[str, int]:
+        """How many layers of each kind, for a record."""
+        return {
+            "activation": len(self.activations),
+            "weight": len(self.weight_normalized),
+            "kept": len(self.kept),
+            "plain": len(self.plain),
+        }
+
     def summary(self) -> str:
         """One line."""
         return (

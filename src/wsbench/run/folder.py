@@ -13,6 +13,7 @@ METRICS = "metrics.jsonl"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 NORMS = "norms.txt"
+FILES = (CONFIG, NORMS, METRICS, LAST, BEST)
 
 #: Fields that say where and how to run, and change no number.
 NOT_IDENTITY = (
@@ -74,6 +75,6 @@ def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
         )
     if rank:
         return
-    for name in (RECORD_NAME, METRICS, LAST, BEST, CONFIG, NORMS):
+    for name in (RECORD_NAME, *FILES):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

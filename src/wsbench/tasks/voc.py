@@ -16,7 +16,7 @@ from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from wsbench.datamodules.palette import palette_image
-from wsbench.datamodules.voc import open_picture
+from wsbench.datamodules.segmentation import open_picture
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
 from wsbench.tasks.base import BenchmarkTask, NetworkError
