@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
+from wsbench.seeds import derived_seed
+
 
 @dataclass(frozen=True, order=True)
 class Draw:
@@ -56,7 +58,7 @@ class StreamSampler(Sampler[Draw]):
         return self.steps * self.accumulate * self.micro_batch
 
     def _permutation(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed((self.seed << 20) + number)
+        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, number))
         permutation: list[int] = torch.randperm(self.length, generator=generator).tolist()
         return permutation
 
@@ -69,7 +71,7 @@ class StreamSampler(Sampler[Draw]):
                 if position // self.length != number:
                     number = position // self.length
                     order = self._permutation(number)
-                yield Draw(order[position % self.length], (self.seed << 40) + position)
+                yield Draw(order[position % self.length], derived_seed("augmentation", self.seed, position))
 
 
 class UnpaddedSampler(Sampler[int]):

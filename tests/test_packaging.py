@@ -16,9 +16,10 @@ BELOW = {
     "norms": {"norms"},
     "records": set(),
     "models": {"models", "norms"},
-    "datamodules": {"datamodules", "records"},
+    "seeds": set(),
+    "datamodules": {"datamodules", "records", "seeds"},
     "run": {"run", "records", "__init__"},
-    "tasks": {"tasks", "models", "norms", "datamodules", "records"},
+    "tasks": {"tasks", "models", "norms", "datamodules", "records", "seeds"},
     "leaderboard": {"leaderboard", "run", "records"},
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsbench.norms import NormSpec, normalize, require_spec, stamp_spec
 from wsbench.records import BatchNumbers
+from wsbench.seeds import derived_seed
 from wsbench.tasks.initialize import load_backbone
 
 
@@ -108,7 +109,7 @@ class BenchmarkTask(LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed each optimizer step from (seed, step, device): what it draws does not depend on interruptions."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            torch.manual_seed((int(self._data("seed")) << 44) + (self.global_step << 12) + self.global_rank)
+            torch.manual_seed(derived_seed("step", int(self._data("seed")), self.global_step, self.global_rank))
             self._sum = self._number = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
