@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from wsbench.datamodules.errors import DatasetError
@@ -32,6 +32,11 @@ def open_picture(path: Path) -> Image.Image:
             return image
     except (OSError, UnidentifiedImageError) as error:
         raise DatasetError(f"cannot read '{path}': {error}; replace the file") from error
+
+
+def open_upright(path: Path) -> Image.Image:
+    """Read a user's picture as RGB, turned as its camera says."""
+    return ImageOps.exif_transpose(open_picture(path)).convert("RGB")
 
 
 class SegmentationDataset(Dataset[SegmentationSample]):
@@ -116,7 +121,7 @@ class PictureFolder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The padded picture, its path and its size (H, W)."""
-        picture = to_normalized_tensor(open_picture(self.paths[index]).convert("RGB"))
+        picture = to_normalized_tensor(open_upright(self.paths[index]))
         padded = pad_to(picture, self.pad, self.pad, 0.0)
         return {"image": padded, "path": str(self.paths[index]), "size": tuple(picture.shape[1:])}
 

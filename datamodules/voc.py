@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.mini.store import ensure
-from wsbench.datamodules.sampling import StreamSampler, UnpaddedSampler
+from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
 from wsbench.datamodules.segmentation import PictureFolder, SegmentationDataset, single
 from wsbench.datamodules.transforms import Interpolation, SegmentationTransform
 
@@ -22,6 +22,7 @@ CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 COUNTS = {"train": 1464, "val": 1449, "trainaug": 10582}
+MASK_SOURCE = "source.txt"
 DATA_COMMAND = "python -m wsbench data voc"
 
 
@@ -40,7 +41,7 @@ def read_names(root: Path, split: str) -> list[str]:
     path = devkit(root) / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.is_file():
         how = f"`{DATA_COMMAND} --root {root}` builds it" if split == "trainaug" else f"see `{DATA_COMMAND}`"
-        raise DatasetError(f"'{path}' is missing; {how}, or choose another list with --data.train_set")
+        raise DatasetError(f"'{path}' is missing; {how}, or choose another list (--data.train_set, --data.val_set)")
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
@@ -92,13 +93,20 @@ class VOC(LightningDataModule):
         super().__init__()
         if miniature and root is not None:
             raise DatasetError("--data.miniature and --data.root exclude each other; add --data.miniature false")
+        for name, value in {"micro_batch": micro_batch, "effective_batch": effective_batch, "crop": crop,
+                            "eval_batch": eval_batch, "steps_per_epoch": steps_per_epoch or 1}.items():  # fmt: skip
+            if value < 1:
+                raise BatchError(f"--data.{name} must be at least 1, got {value}")
+        if not 0 < scale[0] <= scale[1]:
+            raise DatasetError(f"--data.scale must be two positive numbers, the smaller first, got {list(scale)}")
+        if not 0 <= flip <= 1:
+            raise DatasetError(f"--data.flip is a probability, got {flip}")
         self.miniature, self.train_set, self.val_set, self.train_labels = miniature, train_set, val_set, train_labels
         self.num_classes, self.crop, self.pictures, self.seed = num_classes, crop, pictures, seed
         self.micro_batch, self.effective_batch, self.eval_batch = micro_batch, effective_batch, eval_batch
         self.steps_per_epoch, self.num_workers = steps_per_epoch, num_workers
         self.transform = SegmentationTransform(crop, scale, flip, interpolation)
         self._root = root
-        self.class_names = mini.CLASSES if miniature else CLASSES if num_classes == len(CLASSES) else ()
 
     def prepare_data(self) -> None:
         """Make the miniature, once for all processes of a machine."""
@@ -149,10 +157,16 @@ class VOC(LightningDataModule):
         return DataIdentity(
             name=name,
             splits={
-                part: SplitIdentity(list=which, count=len(names), checksum=checksum(names))
+                part: SplitIdentity(list=which + self._mask_source(part), count=len(names), checksum=checksum(names))
                 for part, which, names in splits
             },
         )
+
+    def _mask_source(self, part: str) -> str:
+        """Whose masks VOC's own training pictures have in SegmentationClassAug, where it is not VOC's."""
+        source = devkit(self.root()) / "SegmentationClassAug" / MASK_SOURCE
+        aug = part == "train" and self.train_data.masks[0].parent.name == "SegmentationClassAug"
+        return f", {source.read_text().strip()} masks" if aug and source.is_file() else ""
 
     def sampler(self) -> StreamSampler:
         """The training stream of this device."""

@@ -17,7 +17,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.segmentation import open_picture
-from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, devkit, is_present
+from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, MASK_SOURCE, devkit, is_present
 
 from wsbench.records import write_text_atomically
 
@@ -106,6 +106,7 @@ def build_trainaug(root: Path, train_masks: Literal["voc", "sbd"] = "voc", quiet
                 shutil.copyfile(folder / "SegmentationClass" / f"{name}.png", target)
             else:
                 palette_image(sbd_mask(sbd / "cls" / f"{name}.mat")).save(target)
+        (temporary / MASK_SOURCE).write_text(f"{train_masks}\n")
         final = folder / "SegmentationClassAug"
         if final.exists():
             shutil.rmtree(final)
@@ -129,8 +130,10 @@ def _check_list(root: Path, split: str, labels: str) -> list[Finding]:
         found = f"{len(names) - len(absent)} files" + (f", missing {', '.join(absent[:3])} ..." if absent else "")
         findings.append(Finding(f"{split}: {part}", f"{len(names)} files", found, not absent))
     present = [n for n in names if (folder / "JPEGImages" / f"{n}.jpg").is_file()]
-    broken = _unreadable([folder / "JPEGImages" / f"{n}.jpg" for n in _sample(present)])
-    checked = len(_sample(present))
+    tried = [folder / "JPEGImages" / f"{n}.jpg" for n in _sample(present)]
+    tried += [path for n in _sample(present) if (path := folder / labels / f"{n}.png").is_file()]
+    broken = _unreadable(tried)
+    checked = len(tried)
     findings.append(Finding(f"{split}: readable", f"{checked} of {checked} tried", f"{checked - len(broken)}" +
                             "".join(f", broken: {b}" for b in broken[:3]), not broken))  # fmt: skip
     return findings
@@ -156,9 +159,10 @@ def verify(root: Path) -> list[Finding]:
         return [Finding("VOCdevkit/VOC2012", "unpacked", "missing", False)]
     findings = [*_check_list(root, "train", "SegmentationClass"), *_check_list(root, "val", "SegmentationClass")]
     sbd = find_sbd(root)
-    found = "missing" if sbd is None else f"{sum(1 for _ in (sbd / 'cls').glob('*.mat'))} masks in {sbd}"
+    count = 0 if sbd is None else sum(1 for _ in (sbd / "cls").glob("*.mat"))
+    found = "missing" if sbd is None else f"{count} masks in {sbd}"
     built = (devkit(root) / "ImageSets" / "Segmentation" / "trainaug.txt").is_file()
-    findings.append(Finding("SBD", "11355 masks", found, built or "11355" in found))
+    findings.append(Finding("SBD", "11355 masks", found, built or count == 11355))
     return findings + _check_list(root, "trainaug", "SegmentationClassAug")
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from wsbench.datamodules.segmentation import open_upright
 
 from tests.conftest import TINY, write_voc
 from wsbench.__main__ import main
 from wsbench.choose import ChoiceError, choose
 from wsbench.records import read_record
-from wsbench.run.logger import read_metrics
+from wsbench.run.logger import JSONLLogger, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,13 @@ def test_wrong_options_are_refused_before_anything_runs(
         (["--data.train_set", "trainaug"], "python -m wsbench data voc"),
         (["--model.network", "unet"], "unknown network 'unet'"),
         (["--ckpt_path", "last"], "no checkpoint to resume"),
+        (["--data.micro_batch", "0"], "--data.micro_batch must be at least 1"),
+        (["--data.scale", "[0, 1]"], "--data.scale must be two positive numbers"),
+        (["--data.flip", "2"], "--data.flip is a probability"),
+        (["--trainer.max_steps", "-1"], "--trainer.max_steps"),
+        (["--model.output_stride", "4"], "output_stride must be 8, 16 or 32"),
+        (["--model.init_from", "torchvision", "--norm", "bn"], "no ImageNet weights"),
+        (["--model.network", "mmseg:deeplabv3/none"], "mmseg"),
     ],
 )
 def test_what_only_the_run_can_know_is_one_line_too(
@@ -186,14 +194,36 @@ def test_the_miniature_is_the_default(capsys: pytest.CaptureFixture[str]) -> Non
     assert not Path("runs").exists(), "fast_dev_run leaves nothing"
 
 
+def test_a_root_without_the_dataset_is_the_miniature_too(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
+    assert main(["fit", "--task", "voc", "--data.root", "/nowhere", *options]) == 0
+    assert "mini (no dataset of task 'voc' under '/nowhere')" in capsys.readouterr().out
+
+
+def test_without_bar_checkpoints_or_with_a_sanity_check(root: Path) -> None:
+    options = ("enable_progress_bar", "false"), ("enable_checkpointing", "false"), ("num_sanity_val_steps", "1")
+    assert fit(root, *(text for name, value in options for text in (f"--trainer.{name}", value))) == 0
+    assert read_record(only_run() / "result.json").best["miou"].step > 0
+    assert not (only_run() / "last.ckpt").exists()
+
+
+def test_help_of_a_command_without_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help"]) == 0
+    assert "--recipe NAME" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--task", "voc", "--help"])
+    assert stop.value.code == 0
+    assert "--model.aspp_rates" in capsys.readouterr().out
+
+
 def test_the_same_command_twice(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (run / "result.json").read_bytes()
+    before, first = (run / "result.json").read_bytes(), read_record(run / "result.json")
     assert fit(root) == 0
     assert "this run is finished" in capsys.readouterr().out
     assert (run / "result.json").read_bytes() == before
     assert fit(root, "--overwrite", "true") == 0
     assert (run / "result.json").read_bytes() != before
-    assert read_record(run / "result.json").metrics == read_record(run / "result.json").metrics
+    assert read_record(run / "result.json").metrics == first.metrics
     assert only_run() == run
 
 
@@ -288,18 +318,68 @@ def test_another_norm_is_refused_by_name(run: Path, capsys: pytest.CaptureFixtur
     assert "was trained with 'gn+ws', the model is 'gn'" in capsys.readouterr().err
 
 
-def test_the_command_line_overrules_what_a_checkpoint_holds(run: Path, root: Path) -> None:
-    """Lightning merges a checkpoint's hyper-parameters over the command line; here they are never read."""
+def test_hyper_parameters_in_a_checkpoint_are_never_read(run: Path, root: Path) -> None:
+    """Lightning merges them over the command line."""
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     checkpoint["hyper_parameters"] = {"lr": 0.5, "weight_decay": 0.5}
     torch.save(checkpoint, "poisoned.ckpt")
-    assert (
-        fit(root, "--ckpt_path", "poisoned.ckpt", "--model.lr", "0.125", "--runs", "more", "--trainer.max_steps", "6")
-        == 0
-    )
-    (folder,) = Path("more/voc").iterdir()
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["model"]["lr"], config["model"]["weight_decay"]) == (0.125, 0.0001)
+    assert fit(root, "--ckpt_path", "poisoned.ckpt", "--runs", "more") == 0
+    config = yaml.safe_load((Path("more/voc") / run.name / "config.yaml").read_text())
+    assert (config["model"]["lr"], config["model"]["weight_decay"]) == (0.02, 0.0001)
+
+
+def test_another_configuration_is_not_resumed(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning would restore the checkpoint's optimizer and schedule, whatever the command line says."""
+    options = ("--model.lr", "0.125", "--trainer.max_steps", "8")
+    assert fit(root, "--ckpt_path", str(run / "last.ckpt"), *options) == 2
+    error = capsys.readouterr().err
+    assert "they differ in model.lr, trainer.max_steps" in error
+    assert "--model.init_from" in error
+
+
+def test_resumed_by_path_is_the_same_run(run: Path, root: Path) -> None:
+    first = read_record(run / "result.json")
+    (run / "result.json").unlink()
+    assert main(["fit", "--ckpt_path", str(run / "last.ckpt")]) == 0
+    again = read_record(run / "result.json")
+    assert again.overrides == first.overrides
+    assert again.overrides
+    assert again.metrics == first.metrics
+
+
+def test_using_a_run_leaves_its_config_alone(run: Path, root: Path) -> None:
+    before = (run / "config.yaml").read_bytes()
+    Path("mine").mkdir()
+    Image.new("RGB", (30, 30)).save("mine/a.png")
+    last = str(run / "last.ckpt")
+    for command in (
+        ["test", "--ckpt_path", last, "--data.crop", "40"],
+        ["predict", "--ckpt_path", last, "--data.pictures", "mine"],
+        ["validate", "--ckpt_path", last],
+        ["fit", "--config", str(run / "config.yaml"), "--runs", "again"],
+    ):
+        assert main(command) == 0, command
+        assert (run / "config.yaml").read_bytes() == before
+    assert next(Path("again/voc").iterdir()).name == run.name
+
+
+def test_a_run_does_not_need_what_it_was_initialized_from(run: Path, root: Path) -> None:
+    shutil.copy(run / "last.ckpt", "first.ckpt")
+    assert fit(root, "--model.init_from", "first.ckpt", "--runs", "second") == 0
+    (folder,) = Path("second/voc").iterdir()
+    assert folder.name != run.name
+    Path("first.ckpt").unlink()
+    assert main(["test", "--ckpt_path", str(folder / "last.ckpt")]) == 0
+    (folder / "result.json").unlink()
+    assert main(["fit", "--ckpt_path", str(folder / "last.ckpt")]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_from"] == "first.ckpt"
+
+
+@pytest.mark.parametrize("content", [b"junk", b""])
+def test_not_a_checkpoint(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.ckpt").write_bytes(content)
+    assert main(["test", "--task", "voc", "--ckpt_path", "x.ckpt"]) == 2
+    assert "'x.ckpt' is not a checkpoint" in capsys.readouterr().err
 
 
 def test_the_log_survives_being_resumed(run: Path, root: Path) -> None:
@@ -316,6 +396,10 @@ def test_log_reader_takes_the_last_of_a_step_and_passes_over_a_torn_line(tmp_pat
     lines = [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 2, "a": 3.0, "b": "inf"}]
     (tmp_path / "m").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "a')
     assert read_metrics(tmp_path / "m") == {"a": {1: 1.0, 2: 3.0}, "b": {2: float("inf")}}
+    torn = tmp_path / "metrics.jsonl"
+    torn.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a')
+    JSONLLogger(tmp_path).log_metrics({"a": 4.0}, 4)
+    assert read_metrics(torn) == {"a": {1: 1.0, 4: 4.0}}
 
 
 # -- predict --------------------------------------------------------------------------------------------------------
@@ -335,6 +419,17 @@ def test_predict_on_a_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert np.asarray(mask).max() < 21
     assert Image.open("out/a_overlay.jpg").size == (20, 50)
     assert main(["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.pictures", "nowhere"]) == 2
+    assert (
+        main(["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.pictures", "mine", "--output", "./mine"]) == 2
+    )
+    assert "would overwrite your pictures" in capsys.readouterr().err
+
+
+def test_a_photograph_that_lies_on_its_side(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_upright(tmp_path / "a.jpg").size == (20, 50)
 
 
 def test_progress_lines_in_a_file(

@@ -44,8 +44,11 @@ def ensure(name: str, write: Callable[[Path], None], root: Path | None = None) -
         (temporary / MANIFEST).write_text(json.dumps(_checksums(temporary), indent=0))
         if folder.exists() and not is_intact(folder):
             shutil.rmtree(folder)
-        if not folder.exists():
+        try:
             temporary.rename(folder)
+        except OSError:
+            if not is_intact(folder):  # else another process was first
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

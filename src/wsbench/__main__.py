@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"wsbench: error: unknown command '{argv[0]}'; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if argv[0] in TRAINER and {"-h", "--help"} & set(argv) and not any(a.startswith(("--task", "--c")) for a in argv):
+        print(HELP, end="")  # which fields there are depends on the task
+        return 0
     return COMMANDS[argv[0]](argv)
 
 

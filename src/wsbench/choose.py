@@ -29,6 +29,8 @@ class Choice:
     reason: str
     configs: tuple[str, ...]
     """Config files below those of the command line: the recipe, and the run's own behind a checkpoint."""
+    ignore_root: bool = False
+    """Whether --data.root names no dataset, so that the miniature is used instead."""
 
 
 def _sniff(argv: Sequence[str]) -> argparse.Namespace:
@@ -82,7 +84,7 @@ def choose(argv: Sequence[str], is_present: Callable[[str, Path], bool]) -> Choi
     beside: tuple[str, ...] = ()
     if known.ckpt_path and known.ckpt_path != "last":
         config = Path(known.ckpt_path).expanduser().resolve().parent / CONFIG
-        if config.is_file() and not known.config:
+        if config.is_file():
             beside = (str(config),)
             layers = [_read(str(config)), *layers]
 
@@ -103,10 +105,9 @@ def choose(argv: Sequence[str], is_present: Callable[[str, Path], bool]) -> Choi
     root = vars(known)["data.root"] or os.environ.get("WSBENCH_DATA")
     for layer in reversed(layers):
         root = root or (layer.get("data") or {}).get("root")
-    if root and is_present(task, Path(root).expanduser()):
-        recipe, reason = "paper", f"the dataset is under '{root}'"
-    elif root:
-        recipe, reason = "mini", f"no dataset of task '{task}' under '{root}'"
-    else:
-        recipe, reason = "mini", "neither --data.root nor $WSBENCH_DATA names a dataset"
-    return Choice(task, recipe, reason, (recipe_path(task, recipe), *beside))
+    present = bool(root) and is_present(task, Path(str(root)).expanduser())
+    recipe = "paper" if present else "mini"
+    reason = "neither --data.root nor $WSBENCH_DATA names a dataset"
+    if root:
+        reason = f"the dataset is under '{root}'" if present else f"no dataset of task '{task}' under '{root}'"
+    return Choice(task, recipe, reason, (recipe_path(task, recipe), *beside), ignore_root=not present)

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -40,12 +43,12 @@ from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
 from wsbench.tasks import BenchmarkTask, VOCSegmentation
-from wsbench.tasks.base import NetworkError
+from wsbench.tasks.base import TaskOptionError
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
     BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError,
-    MissingPartError, NetworkError, NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
+    MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
 )  # fmt: skip
 
 
@@ -85,11 +88,14 @@ class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder: it runs the run again."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it, without what belongs to this start only."""
+        """Write it, without what belongs to this start only; evaluating a run later does not rewrite it."""
+        path = Path(trainer.default_root_dir) / run_folder.CONFIG
+        if stage != "fit" or (self.config.ckpt_path and path.exists()):
+            return
         config = self.config.clone()
         config.ckpt_path, config.overwrite = None, False
         text = self.parser.dump(config, skip_none=False)
-        write_text_atomically(Path(trainer.default_root_dir) / run_folder.CONFIG, text)
+        write_text_atomically(path, text)
 
 
 class BenchmarkCLI(LightningCLI):
@@ -147,28 +153,43 @@ class BenchmarkCLI(LightningCLI):
         """Find the run's folder, claim it, and add what every run has."""
         settings = self.settings
         settings.task, settings.recipe = self.choice.task, self.choice.recipe
+        if self.choice.ignore_root:
+            settings.data.root = None
+        self._init_from = settings.model.init_from
         if self.subcommand != "fit":
-            if settings.ckpt_path is None:
-                raise UsageError(f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt")
-            if not Path(settings.ckpt_path).expanduser().is_file():
-                raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
-            settings.trainer.enable_checkpointing = False
-            if self.subcommand == "predict":
-                self.prediction_files = PredictionFiles(Path(settings.output).expanduser())
-                self.trainer_defaults["callbacks"] = [progress_callback(), self.prediction_files]
-                settings.return_predictions = False
+            self._before_evaluation(settings)
             return
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
         self._find_checkpoint(settings)
         monitor = f"val/{ENTRIES[self.choice.task].model.monitor}"
         always: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False, "save_top_k": 1}
-        self.trainer_defaults["callbacks"] = [
-            progress_callback(),
-            self.recorder,
-            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **always),
-            ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always),
-        ]
+        callbacks: list[Callback] = [self.recorder]
+        if settings.trainer.enable_progress_bar is not False:
+            callbacks.append(progress_callback())
+        if settings.trainer.enable_checkpointing is not False:
+            callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode="max", **always))
+            callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
+        self.trainer_defaults["callbacks"] = callbacks
+
+    def _before_evaluation(self, settings: Namespace) -> None:
+        if settings.ckpt_path is None:
+            raise UsageError(f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt")
+        if not Path(settings.ckpt_path).expanduser().is_file():
+            raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
+        read_checkpoint(settings.ckpt_path)
+        settings.model.init_from = None  # the checkpoint has the weights
+        settings.trainer.enable_checkpointing = False
+        if self.subcommand != "predict":
+            return
+        output = Path(settings.output).expanduser()
+        if settings.data.pictures and output.resolve() == Path(settings.data.pictures).expanduser().resolve():
+            raise UsageError("--output and --data.pictures are the same folder; masks would overwrite your pictures")
+        self.prediction_files = PredictionFiles(output)
+        self.trainer_defaults["callbacks"] = [self.prediction_files]
+        if settings.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(progress_callback())
+        settings.return_predictions = False
 
     def _find_folder(self, settings: Namespace) -> Path:
         data: Any = ENTRIES[self.choice.task].data(**settings.data.as_dict())
@@ -185,16 +206,37 @@ class BenchmarkCLI(LightningCLI):
             settings.ckpt_path = str(self.folder / run_folder.LAST)
         if resume and not Path(settings.ckpt_path).is_file():
             raise FileNotFoundError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
+        if resume:
+            self._same_run(settings.ckpt_path)
+            settings.model.init_from = None  # the checkpoint has the weights; set back once the model is built
         if settings.trainer.fast_dev_run:
             return
         if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
             raise FinishedError(self.folder)
         run_folder.claim(self.folder, resume, settings.overwrite, _rank())
 
+    def _same_run(self, path: str) -> None:
+        """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
+        identity, folder = read_checkpoint(path).get("run_id"), cast(Path, self.folder)
+        if identity == folder.name:
+            return
+        beside = Path(path).expanduser().resolve().parent / run_folder.CONFIG
+        differ = ""
+        if beside.is_file():
+            theirs = yaml.safe_load(beside.read_text(encoding="utf-8"))
+            fields = run_folder.differences(_plain(self.settings), theirs)
+            differ = f"; they differ in {', '.join(sorted(fields)) or 'the data'}"
+        raise UsageError(
+            f"'{path}' belongs to run {identity}, this configuration is run {folder.name}{differ}. A resumed run keeps "
+            "its configuration; to start a new one from these weights use --model.init_from"
+        )
+
     def after_instantiate_classes(self) -> None:
         """Derive the accumulation from the recipe's effective batch and the devices that there are."""
         if self.subcommand != "fit":
             return
+        self.settings.model.init_from = self._init_from
+        self.task.run_id = cast(Path, self.folder).name
         data: Any = self.datamodule
         derived = accumulation(data.effective_batch, data.micro_batch, self.trainer.world_size)
         if self.trainer.accumulate_grad_batches not in (1, derived):
@@ -250,7 +292,9 @@ class BenchmarkCLI(LightningCLI):
 
     def _write_record(self) -> None:
         folder, task, trainer = cast(Path, self.folder), self.task, self.trainer
-        defaults = self._parser(self.subcommand).get_defaults()
+        parser = self._parser(self.subcommand)
+        parser.default_config_files = list(self.choice.configs[:1])  # the recipe alone, not the run behind a checkpoint
+        defaults = parser.get_defaults()
         batch = task.batch_numbers()
         record = RunRecord(
             id=folder.name,
@@ -273,7 +317,11 @@ class BenchmarkCLI(LightningCLI):
         write_record(record, folder / RECORD_NAME)
         runs = Path(self.settings.runs)
         name = f"{tables.table_name(record)}.csv"
-        written = [path for path in tables.update([runs], runs / "leaderboards") if path.name == name]
+        try:
+            written = [path for path in tables.update([runs], runs / "leaderboards") if path.name == name]
+        except RecordError as error:
+            written = []
+            print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)
         show(folder, type(task).paper_table, type(task).paper_metrics, written)
 
     # -- the others -----------------------------------------------------------------------------------------------
@@ -291,6 +339,17 @@ class BenchmarkCLI(LightningCLI):
         """Say where the files are."""
         files = self.prediction_files
         report.console().print(f"wrote {len(files.written)} files into {files.folder}", soft_wrap=True)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint's content, without running any code in it; UsageError if it is none."""
+    try:
+        content = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UsageError(f"'{path}' is not a checkpoint of wsbench: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UsageError(f"'{path}' is not a checkpoint of wsbench: it holds no state_dict")
+    return content
 
 
 def _rank() -> int:

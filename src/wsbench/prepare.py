@@ -10,7 +10,7 @@ from rich.table import Table
 
 from wsbench.datamodules import voc_prepare
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.voc import devkit, is_present
+from wsbench.datamodules.voc import MASK_SOURCE, devkit, is_present
 from wsbench.run.report import console
 
 
@@ -28,7 +28,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--train-masks",
         choices=["voc", "sbd"],
-        default="voc",
         help="masks of VOC's own training pictures in trainaug: VOC's with void borders, or SBD's (default: voc)",
     )
     args = parser.parse_args(argv[1:])
@@ -43,10 +42,15 @@ def main(argv: Sequence[str]) -> int:
             voc_prepare.download(root)
         built = devkit(root) / "ImageSets" / "Segmentation" / "trainaug.txt"
         if is_present(root) and voc_prepare.find_sbd(root) and (args.rebuild or not built.is_file()):
+            args.train_masks = args.train_masks or "voc"
             names = voc_prepare.build_trainaug(root, args.train_masks)
             out.print(
                 f"built trainaug: {len(names)} pictures, masks of VOC's own training pictures by {args.train_masks}"
             )
+        source = devkit(root) / "SegmentationClassAug" / MASK_SOURCE
+        built_with = source.read_text().strip() if source.is_file() else None
+        if built_with and args.train_masks not in (None, built_with):
+            raise DatasetError(f"trainaug was built with {built_with} masks; add --rebuild to change it")
         findings = voc_prepare.verify(root)
     except (DatasetError, OSError, RuntimeError) as error:
         print(f"wsbench: error: {error}", file=sys.stderr)

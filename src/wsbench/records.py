@@ -98,7 +98,9 @@ class RunRecord(_Strict):
     data: DataIdentity
     steps: int = Field(ge=0, description="optimizer steps taken")
     metrics: dict[str, MetricValue] = Field(description="of the final weights")
-    best: dict[str, MetricValue] = Field(description="the best evaluation of each metric during training")
+    best: dict[str, MetricValue] = Field(
+        description="the evaluation during training at which the task's main metric was best"
+    )
     converted: dict[str, int] = Field(description="layers turned over: activation, weight, kept, plain")
     definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")
     cost: Cost

@@ -24,7 +24,7 @@ def test_trainaug(voc_root: Path, train_masks: str) -> None:
     assert names == read_names(voc_root, "trainaug") == sorted([*train, *extra])
     assert not set(names) & set(val), "a validation picture that SBD trains on is left out"
     folder, cls = devkit(voc_root) / "SegmentationClassAug", find_sbd(voc_root) / "cls"  # type: ignore[operator]
-    assert sorted(p.stem for p in folder.iterdir()) == names
+    assert sorted(p.stem for p in folder.glob("*.png")) == names
 
     def sbd(name: str) -> np.ndarray:
         return loadmat(str(cls / f"{name}.mat"))["GTcls"][0]["Segmentation"][0]
@@ -35,6 +35,20 @@ def test_trainaug(voc_root: Path, train_masks: str) -> None:
     assert np.array_equal(
         mask(folder / f"{train[1]}.png"), mask(devkit(voc_root) / "SegmentationClass" / f"{train[1]}.png")
     )
+
+
+def test_whose_masks_is_part_of_the_datas_identity(voc_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from wsbench.datamodules import VOC
+
+    lists = []
+    for train_masks in ("voc", "sbd"):
+        build_trainaug(voc_root, train_masks, quiet=True)  # type: ignore[arg-type]
+        data = VOC(root=str(voc_root))
+        data.setup("fit")
+        lists.append(data.identity().splits["train"].list)
+    assert lists == ["trainaug, voc masks", "trainaug, sbd masks"]
+    assert main(["data", "voc", "--root", str(voc_root), "--train-masks", "voc"]) == 2
+    assert "built with sbd masks; add --rebuild" in capsys.readouterr().err
 
 
 def test_nothing_half_built_stays(voc_root: Path) -> None:

@@ -12,6 +12,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 from torchvision.models.segmentation import deeplabv3_resnet101
 
 from wsbench.norms import (
+    ACTIVATIONS,
     BatchNorm,
     FanInError,
     GroupNorm,
@@ -24,6 +25,7 @@ from wsbench.norms import (
     SwitchNorm,
     normalize,
 )
+from wsbench.norms.registry import ActivationMethod
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 
@@ -208,6 +210,52 @@ def test_the_example_changes_no_mode_and_no_statistic() -> None:
     assert not model.layer1[0].bn1.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert not model.conv1._forward_hooks
+
+
+def test_batch_norm_without_affine_stays_without() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, affine=False))
+    normalize(model, "bn+ws")
+    assert [n for n, _ in model.named_parameters()] == ["0.weight"]
+    assert model(torch.randn(2, 3, 8, 8)).isfinite().all()
+
+
+def test_what_changes_besides_the_kind_is_noted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 24, 8), nn.BatchNorm2d(24, eps=1e-3))
+    (note,) = normalize(model, "gn24", torch.zeros(1, 3, 8, 8)).notes
+    assert "eps 0.001 becomes 1e-05" in note
+    assert "one value a statistic" in note
+
+
+def test_a_registered_method_is_all_it_takes() -> None:
+    """CONTRIBUTING.md's example: turned over to, and from again."""
+
+    class RMSNorm(nn.Module):
+        """Root mean square."""
+
+        def __init__(self, num_features: int) -> None:
+            super().__init__()
+            self.num_features = num_features
+            self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+
+        @classmethod
+        def from_channels(cls, channels: int, groups: int | None) -> "RMSNorm":
+            return cls(channels)
+
+        def values_per_statistic(self, shape: torch.Size) -> int:
+            return shape[1:].numel()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + 1e-5) * self.weight.view(1, -1, 1, 1)
+
+    ACTIVATIONS.add("rms", ActivationMethod(RMSNorm, "root mean square"))
+    try:
+        model = resnet18()
+        assert len(normalize(model, "rms+ws", IMAGE).activations) == 20
+        assert isinstance(model.bn1, RMSNorm)
+        report = normalize(model, "gn+ws", IMAGE)
+        assert (len(report.activations), len(report.weight_normalized), report.kept) == (20, 20, ())
+    finally:
+        del ACTIVATIONS._methods["rms"]
 
 
 def test_frozen_batch_norm() -> None:

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
@@ -179,7 +178,7 @@ def test_constant_filters_have_finite_gradients(spec: str, value: float, dtype: 
     layer = normalized(nn.Conv2d(3, 8, 3), spec).to(dtype)
     nn.init.constant_(layer.weight, value)
     effective = layer.effective_weight()
-    effective.float().square().sum().backward()
+    (effective.float() * torch.randn(effective.shape)).sum().backward()
     assert effective.isfinite().all()
     assert layer.weight.grad.isfinite().all()
 
@@ -305,7 +304,6 @@ def test_rejects_other_layers() -> None:
         NormalizedConv2d(3, 8, 3, spec="gn")
 
 
-def test_gradient_of_convolution_under_torch_compile_is_traceable() -> None:
-    exported = torch.export.export(normalized(nn.Conv2d(3, 8, 3), "gn+ws").eval(), (torch.randn(1, 3, 5, 5),))
-    x = torch.randn(1, 3, 5, 5)
-    assert F.relu(exported.module()(x)).shape == (1, 8, 3, 3)
+def test_torch_export_traces_it() -> None:
+    layer, x = normalized(nn.Conv2d(3, 8, 3), "gn+ws").eval(), torch.randn(1, 3, 5, 5)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))

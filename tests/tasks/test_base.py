@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wsbench.norms import NormMismatchError, normalize, stamp_spec
-from wsbench.tasks.base import BenchmarkTask
+from wsbench.tasks.base import BenchmarkTask, TaskOptionError
 from wsbench.tasks.voc import VOCSegmentation
 
 
@@ -177,6 +177,23 @@ def test_init_from_a_classifier(tmp_path: Path) -> None:
     assert torch.equal(task.backbone().conv1.weight, source.backbone().conv1.weight)
 
 
+def test_init_from_files_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"junk")
+    with pytest.raises(TaskOptionError, match="is not a checkpoint"):
+        mini("gn", init_from=str(path))
+    state = {f"module.{k}": v for k, v in mini("gn").backbone().state_dict().items()}
+    torch.save(state, path)
+    with pytest.raises(NormMismatchError, match="does not say"):
+        mini("gn", init_from=str(path))
+    torch.save({"state_dict": state, "norm_spec": "gn"}, path)
+    mini("gn", init_from=str(path))
+    del state["module.conv1.weight"]
+    torch.save({"state_dict": state | {"other": torch.zeros(1)}, "norm_spec": "gn"}, path)
+    with pytest.raises(TaskOptionError, match=r"1 keys missing \(conv1.weight ...\); 1 keys unexpected \(other"):
+        mini("gn", init_from=str(path))
+
+
 def test_torchvision_weights_are_bn(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import ResNet50_Weights, resnet50
 
@@ -186,7 +203,7 @@ def test_torchvision_weights_are_bn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(task.backbone().layer4[2].conv3.weight, theirs.layer4[2].conv3.weight)
     with pytest.raises(NormMismatchError, match="'torchvision' was trained with 'bn'"):
         VOCSegmentation(norm="gn", network="deeplabv3_resnet50", init_from="torchvision")
-    with pytest.raises(ValueError, match="no ImageNet weights"):
+    with pytest.raises(TaskOptionError, match="no ImageNet weights"):
         mini("bn", init_from="torchvision")
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from wsbench.leaderboard.tables import find_records, summary, update
+from wsbench.leaderboard.tables import PAPER, find_records, summary, update
 from wsbench.records import RecordError
-
-HEADLINE = {"voc": "miou"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     for column in ("table", "norm", "metric", "seeds", "mean", "sd"):
         table.add_column(column, justify="left" if column in ("table", "norm", "metric") else "right")
     for task in sorted({record.task for record in records}):
-        metric = HEADLINE[task]
+        metric = PAPER[task].headline
         for name, norm, seeds, mean, sd in summary([r for r in records if r.task == task], metric):
             table.add_row(name, norm, metric, str(seeds), f"{mean:.2f}", "-" if sd is None else f"{sd:.2f}")
     console = Console()

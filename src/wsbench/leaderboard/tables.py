@@ -5,13 +5,23 @@ import io
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.records import RECORD_NAME, RunRecord, read_record, write_text_atomically
 
-#: task to the paper's table and the dataset it was measured on
-PAPER = {"voc": (7, "voc2012")}
+
+@dataclass(frozen=True)
+class PaperTable:
+    """Where the paper has a task's numbers."""
+
+    number: int
+    data: str
+    headline: str
+
+
+PAPER = {"voc": PaperTable(7, "voc2012", "miou")}
 COLUMNS = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
     "norm_batch", "seed", "metric", "value", "best_value", "n_eval", "steps", "overrides", "samples_per_second",
@@ -32,13 +42,18 @@ def find_records(folders: Iterable[Path]) -> list[RunRecord]:
         for path in sorted(files):
             record = read_record(path)
             found.setdefault(record.id, record)
-    return sorted(found.values(), key=lambda r: (r.task, r.recipe, r.data.name, r.network, r.norm, r.seed, r.id))
+    return in_order(found.values())
+
+
+def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Sorted by what they are, so that no output depends on where they were found."""
+    return sorted(records, key=lambda r: (r.task, r.recipe, r.data.name, r.network, r.norm, r.seed, r.id))
 
 
 def table_name(record: RunRecord) -> str:
     """The file a record belongs to: ``voc`` is the paper's recipe on the paper's data, and nothing else is."""
     task, recipe, data = record.task, record.recipe, record.data.name
-    if recipe == "paper" and task in PAPER and data == PAPER[task][1]:
+    if recipe == "paper" and task in PAPER and data == PAPER[task].data:
         return task
     if recipe == "mini" and data.startswith(f"{task}-mini"):
         return f"{task}-mini"
@@ -65,19 +80,25 @@ def _record_rows(record: RunRecord) -> list[Row]:
 
 
 def _paper_rows(task: str) -> list[Row]:
-    table, data = PAPER[task]
     return [
         dict.fromkeys(COLUMNS, "")
-        | {"task": task, "recipe": "paper", "data": data, "network": row.model, "norm": row.norm, "metric": row.metric}
+        | {
+            "task": task,
+            "recipe": "paper",
+            "data": PAPER[task].data,
+            "network": row.model,
+            "norm": row.norm,
+            "metric": row.metric,
+        }
         | {"micro_batch": row.batch_per_gpu, "value": str(row.value), "source": row.source}
-        for row in paper_rows(table)
+        for row in paper_rows(PAPER[task].number)
     ]
 
 
 def derive(records: Sequence[RunRecord]) -> dict[str, str]:
     """``{file name: CSV text}``; the same records give the same bytes."""
     tables: dict[str, list[Row]] = {task: _paper_rows(task) for task in PAPER}
-    for record in records:
+    for record in in_order(records):
         tables.setdefault(table_name(record), []).extend(_record_rows(record))
     texts = {}
     for name, rows in sorted(tables.items()):

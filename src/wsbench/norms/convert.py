@@ -10,12 +10,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError, NoNorm
+from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError
 from wsbench.norms.fold import replace_modules
 from wsbench.norms.layers import NORMALIZED, FanInError, NormalizedLayer, normalized
 from wsbench.norms.registry import ACTIVATIONS
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.switch import SwitchNorm
 from wsbench.norms.watch import Watched, watch
 
 #: Normalization layers by class name, of libraries that norms/ does not import: channels in dimension 1, affine.
@@ -95,8 +94,12 @@ class NormReport:
         return f"{self.summary()}\n{table}"
 
 
+def _registered() -> tuple[type, ...]:
+    return tuple(method.factory for method in ACTIVATIONS.values() if isinstance(method.factory, type))
+
+
 def _is_norm(module: nn.Module) -> bool:
-    known = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, SwitchNorm, NoNorm)
+    known = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, *_registered())
     return isinstance(module, known) or type(module).__name__ in _FOREIGN_NORMS
 
 
@@ -104,9 +107,10 @@ def _channels(norm: nn.Module) -> int | None:
     """Channels of a normalization layer that works on dimension 1; None for any other."""
     if type(norm).__name__ in _FOREIGN_NORMS:
         return int(norm.weight.numel()) if isinstance(norm.weight, torch.Tensor) else None
-    if isinstance(norm, (_BatchNorm, _InstanceNorm, SwitchNorm, NoNorm)):
-        return norm.num_features
-    return norm.num_channels if isinstance(norm, nn.GroupNorm) else None
+    if isinstance(norm, nn.LayerNorm):
+        return None
+    channels: Any = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+    return int(channels)
 
 
 def _fused_activation(norm: nn.Module) -> list[nn.Module]:
@@ -115,8 +119,9 @@ def _fused_activation(norm: nn.Module) -> list[nn.Module]:
 
 
 def _only_normalizes(norm: nn.Module) -> bool:
-    """Whether a layer's forward is torch's or ours, and not that of a subclass which does more."""
-    known = (cls for cls in type(norm).__mro__ if cls.__module__.startswith(("torch.nn.", "wsbench.norms")))
+    """Whether a layer's forward is torch's or a registered one, and not that of a subclass which does more."""
+    registered = _registered()
+    known = (cls for cls in type(norm).__mro__ if cls in registered or cls.__module__.startswith("torch.nn."))
     return any(type(norm).forward is cls.forward for cls in known if hasattr(cls, "forward"))
 
 
@@ -133,9 +138,12 @@ def _replacement(norm: nn.Module, spec: NormSpec, name: str) -> tuple[nn.Module 
     except GroupsError as error:
         raise GroupsError(f"layer '{name}': {error}") from None
     _take_over(new, norm)
-    reason = "follows the spec"
+    remarks = []
     if isinstance(new, GroupNorm) and spec.act == "gn" and spec.groups is None and channels % DEFAULT_GROUPS:
-        reason = f"note: {DEFAULT_GROUPS} does not divide {channels} channels, {new.num_groups} groups"
+        remarks.append(f"{DEFAULT_GROUPS} does not divide {channels} channels, {new.num_groups} groups")
+    if (old_eps := getattr(norm, "eps", None)) is not None and getattr(new, "eps", old_eps) != old_eps:
+        remarks.append(f"eps {old_eps:g} becomes {new.eps:g}")
+    reason = f"note: {'; '.join(remarks)}" if remarks else "follows the spec"
     return (nn.Sequential(new, *after) if after else new), reason
 
 
@@ -147,6 +155,9 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
     if isinstance(new, _BatchNorm) and isinstance(old, _BatchNorm):
         new.eps, new.momentum = old.eps, old.momentum
         new.affine, new.track_running_stats = old.affine, old.track_running_stats
+        if not old.affine:
+            new.register_parameter("weight", None)
+            new.register_parameter("bias", None)
         if not old.track_running_stats:
             new.running_mean = new.running_var = new.num_batches_tracked = None
     shared = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -167,7 +178,7 @@ def _degenerate(norm: nn.Module, shape: torch.Size | None) -> str | None:
     if shape is None or count is None or count(shape) > 1:
         return None
     instead = "running statistics in training" if isinstance(inner, _BatchNorm) else "affine map only"
-    return f"note: one value a statistic at {tuple(shape)}, so {instead}"
+    return f"one value a statistic at {tuple(shape)}, so {instead}"
 
 
 def _match(name: str, patterns: Sequence[str]) -> str | None:
@@ -257,7 +268,9 @@ def normalize(
         if replacement is not None:
             new[norm] = replacement
             shape = None if seen is None else seen.inputs.get(norm)
-            reason = _degenerate(replacement, shape) or reason
+            degenerate = _degenerate(replacement, shape)
+            if degenerate:
+                reason = f"{reason}; {degenerate}" if reason.startswith("note: ") else f"note: {degenerate}"
         after = _describe(norm if replacement is None else replacement)
         changes[name] = LayerChange(name, "activation", _describe(norm), after, replacement is not None, reason)
     for layer, name in layers.items():

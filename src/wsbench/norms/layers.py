@@ -78,7 +78,12 @@ class NormalizedLayer(nn.Module):
 
     def _rows(self) -> Tensor:
         rows = to_rows(self.weight, self.transposed_weight, getattr(self, "groups", 1))
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        if rows.dtype == torch.float16 and wide.requires_grad:
+            # 1 / eps of a constant filter is beyond what a float16 gradient can hold
+            limit = torch.finfo(torch.float16).max
+            wide.register_hook(lambda grad: grad.clamp(-limit, limit))  # type: ignore[no-untyped-call]
+        return wide
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""

@@ -51,11 +51,15 @@ def run_id(config: Mapping[str, Any], data: DataIdentity) -> str:
 
 def overrides(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of ``config`` that differ from the recipe's, norm and seed aside: what makes two runs incomparable."""
-    ours, theirs = identity_fields(config), identity_fields(recipe)
-    aside = ("norm", "model.norm", "seed_everything", "data.seed", "task", "recipe")
-    changed = {k: v for k, v in ours.items() if k not in aside and v != theirs.get(k)}
-    plain: dict[str, Any] = json.loads(json.dumps(changed, default=str))
-    return plain
+    aside = ("norm", "seed_everything", "task", "recipe")
+    return {k: v for k, v in differences(config, recipe).items() if k not in aside}
+
+
+def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Identity fields of ``config`` that ``other`` has otherwise, as plain JSON values; what is linked is left out."""
+    linked = ("model.norm", "model.num_classes", "data.seed")
+    ours, theirs = (json.loads(json.dumps(identity_fields(c), default=str)) for c in (config, other))
+    return {k: v for k, v in ours.items() if k not in linked and v != theirs.get(k)}
 
 
 def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:

@@ -52,19 +52,22 @@ class JSONLLogger(Logger):
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with (self._folder / METRICS).open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.write(b"\n")  # a kill tore the last line; do not append to it
+            file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """``{metric: {step: value}}`` of a log; the last of a step counts, a torn last line is passed over."""
+    """``{metric: {step: value}}`` of a log; the last of a step counts, lines that a kill tore are passed over."""
     series: dict[str, dict[int, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.endswith("}"):
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
             continue
-        values = json.loads(line)
         step = values.pop("step")
         for name, value in values.items():
             series.setdefault(name, {})[step] = float(value)

@@ -40,7 +40,9 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on, if training does; keep the evaluation if it is the best."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "fit":
             self._running_since = time.monotonic()
         values = evaluation_metrics(pl_module)
         monitor: str = pl_module.monitor  # type: ignore[assignment]

@@ -15,8 +15,8 @@ from wsbench.seeds import derived_seed
 from wsbench.tasks.initialize import load_backbone
 
 
-class NetworkError(ValueError):
-    """A network that does not exist."""
+class TaskOptionError(ValueError):
+    """An option of a task that does not exist or does not fit the others."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class BenchmarkTask(LightningModule, ABC):
         self.spec = NormSpec.parse(norm)
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
         self.evaluation: Evaluation | None = None
+        self.run_id: str | None = None
         self._sum: Tensor | None = None
         self._number: Tensor | None = None
         self._scale: float | None = None
@@ -66,7 +67,10 @@ class BenchmarkTask(LightningModule, ABC):
         self.network = network
         self.norm_report = normalize(network, self.spec, example)
         if self._init_from is not None:
-            load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
+            try:
+                load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
+            except ValueError as error:
+                raise TaskOptionError(f"--model.init_from: {error}") from error
 
     def backbone(self) -> nn.Module:
         """The part of the network that ``init_from`` initializes."""
@@ -192,7 +196,7 @@ class BenchmarkTask(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the spec: the weights cannot tell ``gn`` from ``gn+ws``."""
         stamp_spec(checkpoint, self.spec)
-        checkpoint["task"] = self.task
+        checkpoint["task"], checkpoint["run_id"] = self.task, self.run_id
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or normalization, by name."""

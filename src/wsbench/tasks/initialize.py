@@ -1,5 +1,7 @@
 """Starting a network from a checkpoint of another task, under the same normalization."""
 
+import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,22 @@ def _torchvision(backbone: nn.Module) -> dict[str, Any]:
 
 def _backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's part of a state dict: ``network.backbone.*``, or a whole classifier without its ``fc``."""
-    plain = {key.removeprefix("network."): value for key, value in state.items()}
+    plain = {key.removeprefix("module.").removeprefix("network."): value for key, value in state.items()}
     inner = {key.removeprefix("backbone."): value for key, value in plain.items() if key.startswith("backbone.")}
     return inner or {key: value for key, value in plain.items() if not key.startswith("fc.")}
+
+
+def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    own = backbone.state_dict()
+    wrong = {
+        "missing": [k for k in own if k not in state],
+        "unexpected": [k for k in state if k not in own],
+        "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
+    }
+    if any(wrong.values()):
+        told = "; ".join(f"{len(keys)} keys {how} ({', '.join(keys[:3])} ...)" for how, keys in wrong.items() if keys)
+        raise ValueError(f"'{source}' does not fit this backbone: {told}")
+    backbone.load_state_dict(state)
 
 
 def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bool) -> None:
@@ -42,7 +57,7 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
     Raises:
         FileNotFoundError: there is no such file.
         NormMismatchError: the checkpoint's normalization is another one.
-        RuntimeError: keys or shapes do not fit.
+        ValueError: it is no checkpoint, or keys or shapes do not fit.
     """
     if source == "torchvision":
         checkpoint = _torchvision(backbone)
@@ -50,7 +65,12 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         path = Path(source).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"--model.init_from '{path}' does not exist; give a checkpoint, or 'torchvision'")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, struct.error) as error:
+            raise ValueError(f"'{path}' is not a checkpoint: {str(error).splitlines()[0]}") from error
+        if "state_dict" not in checkpoint:
+            checkpoint = {"state_dict": checkpoint}
     if not any_norm:
         require_spec(checkpoint, spec, f"--model.init_from '{source}'")
     state = _backbone_state(checkpoint["state_dict"])
@@ -60,4 +80,4 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         extra = ("weight_gain", "weight_shift", "mean_weight", "var_weight")
         state = {k: v for k, v in state.items() if k in own or not k.endswith((*statistics, *extra))}
         state = {k: v for k, v in own.items() if k.endswith((*statistics, *extra))} | state
-    backbone.load_state_dict(state)
+    _load(backbone, state, source)

@@ -16,10 +16,10 @@ from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from wsbench.datamodules.palette import palette_image
-from wsbench.datamodules.segmentation import open_picture
+from wsbench.datamodules.segmentation import open_upright
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
-from wsbench.tasks.base import BenchmarkTask, NetworkError
+from wsbench.tasks.base import BenchmarkTask, TaskOptionError
 
 VOID = 255
 
@@ -87,13 +87,19 @@ class VOCSegmentation(BenchmarkTask):
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._head_lr_mult, self._poly_power = head_lr_mult, poly_power
         family, _, rest = network.partition("_")
-        if network.startswith("mmseg:"):
-            model: nn.Module = MMSegNetwork(network.removeprefix("mmseg:"), num_classes)
-        elif family == "deeplabv3" and rest in BACKBONES:
-            model = DeepLabV3(rest, num_classes, output_stride, aspp_rates, aspp_width, bn_momentum, aspp_bn_momentum)
-        else:
+        try:
+            if network.startswith("mmseg:"):
+                model: nn.Module | None = MMSegNetwork(network.removeprefix("mmseg:"), num_classes)
+            elif family == "deeplabv3" and rest in BACKBONES:
+                momenta = (bn_momentum, aspp_bn_momentum)
+                model = DeepLabV3(rest, num_classes, output_stride, aspp_rates, aspp_width, *momenta)
+            else:
+                model = None
+        except ValueError as error:
+            raise TaskOptionError(f"--model: {error}") from error
+        if model is None:
             known = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
-            raise NetworkError(f"unknown network '{network}'; choose from {known}, or mmseg:<config name>")
+            raise TaskOptionError(f"unknown network '{network}'; choose from {known}, or mmseg:<config name>")
         self.adopt(model, torch.zeros(1, 3, 65, 65))
         if classifier_init == "authors" and self.spec.weight is None and isinstance(model, DeepLabV3):
             nn.init.normal_(model.classifier.weight, 0.0, math.sqrt(2.0 / num_classes))
@@ -112,10 +118,15 @@ class VOCSegmentation(BenchmarkTask):
 
     def definitions(self) -> dict[str, str]:
         """How the loss is weighted, what mIoU is."""
-        return super().definitions() | {
-            "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
-            "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
-        }
+        open_question = {"bn": "the paper does not say how many pictures BN saw; here norm_batch"}
+        return (
+            super().definitions()
+            | (open_question if self.spec.act == "bn" else {})
+            | {
+                "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
+                "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
+            }
+        )
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and their number."""
@@ -156,7 +167,7 @@ class VOCSegmentation(BenchmarkTask):
         mask = palette_image(prediction["mask"].numpy())
         paths = [folder / f"{source.stem}.png", folder / f"{source.stem}_overlay.jpg"]
         mask.save(paths[0])
-        picture = open_picture(source).convert("RGB")
+        picture = open_upright(source)
         overlay = Image.blend(picture, mask.convert("RGB"), 0.6)
         overlay = Image.composite(
             overlay, picture, Image.fromarray((prediction["mask"].numpy() > 0).astype("uint8") * 255)
@@ -168,7 +179,7 @@ class VOCSegmentation(BenchmarkTask):
         """SGD with weight decay on everything; the learning rate falls polynomially, step by step."""
         steps = self.trainer.max_steps
         if steps <= 0:
-            raise ValueError(f"the poly schedule needs --trainer.max_steps, got {steps}")
+            raise TaskOptionError(f"the poly schedule needs --trainer.max_steps, got {steps}")
         backbone = {id(p) for p in self.backbone().parameters()}
         lr = self._lr
         groups = [
