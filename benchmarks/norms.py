@@ -17,7 +17,7 @@ from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, keep_freed_memory
 from wsbench.norms import NormalizedLayer, NormSpec, normalized
 
 
@@ -106,19 +106,30 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50", help="a torchvision model (default: resnet50)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--system-allocator",
+        action="store_true",
+        help="let glibc return freed memory to the system; page faults then add noise, from nothing to two copies",
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    kept = not args.system_allocator and keep_freed_memory()
     tables = {
         layout: measure(args.model, args.rounds, layout == "channels_last")
         for layout in ("contiguous", "channels_last")
     }
     if args.json:
-        print(json.dumps({"torch": torch.__version__, "threads": args.threads, "ratios": tables}, indent=1))
+        print(
+            json.dumps(
+                {"torch": torch.__version__, "threads": args.threads, "memory kept": kept, "ratios": tables}, indent=1
+            )
+        )
         return
     print(
         f"{args.model}, torch {torch.__version__}, {args.threads} threads, medians of {args.rounds} interleaved rounds"
     )
+    print(f"freed memory is {'kept in the process' if kept else 'returned to the system: expect noise'}")
     for layout, table in tables.items():
         print(f"\n{layout:24s}  forward / copy   fwd+bwd / (copy + add)")
         for name, row in table.items():

@@ -1,9 +1,24 @@
 """Interleaved timing: every contender once a round, medians over rounds, so that a drifting machine drifts for all."""
 
+import ctypes
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory instead of returning it to the system; whether that could be done.
+
+    Otherwise a large result costs page faults each time it is allocated, or does not, depending on what was freed
+    before: on a CPU that doubled the time of one and the same operator from run to run.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4
+    return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_max, 0))
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, float]:
