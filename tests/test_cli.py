@@ -148,6 +148,7 @@ def test_what_only_the_run_can_know_is_one_line_too(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert not Path("runs").exists(), "nothing half-written stays behind"
 
 
 # -- fit ------------------------------------------------------------------------------------------------------------

@@ -81,4 +81,3 @@ def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
         return
     for name in (RECORD_NAME, *FILES):
         (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
