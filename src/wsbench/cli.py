@@ -261,6 +261,7 @@ class BenchmarkCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what the run is."""
         settings, task = self.settings, self.task
+        task.check_trainer(self.trainer)
         task._trainer = self.trainer  # Lightning attaches it in fit
         cast(Any, self.trainer).datamodule = self.datamodule
         if not settings.trainer.fast_dev_run:

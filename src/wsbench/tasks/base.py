@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from wsbench.norms import NormSpec, normalize, require_spec, stamp_spec
@@ -76,6 +76,9 @@ class BenchmarkTask(LightningModule, ABC):
         """The part of the network that ``init_from`` initializes."""
         return self.network
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuse a Trainer that this task cannot run under, before anything is written, by a TaskOptionError."""
+
     @property
     @abstractmethod
     def network_name(self) -> str:
@@ -107,6 +110,11 @@ class BenchmarkTask(LightningModule, ABC):
     def forward(self, x: Tensor) -> Any:
         """Run the network."""
         return self.network(x)
+
+    def setup(self, stage: str) -> None:
+        """Check the Trainer."""
+        if stage == "fit":
+            self.check_trainer(self.trainer)
 
     # -- training ---------------------------------------------------------------------------------------------------
 

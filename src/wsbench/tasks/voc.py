@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -175,11 +176,14 @@ class VOCSegmentation(BenchmarkTask):
         overlay.save(paths[1], quality=92)
         return paths
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """The poly schedule falls to zero at max_steps."""
+        if trainer.max_steps <= 0:
+            raise TaskOptionError(f"the poly schedule needs --trainer.max_steps, got {trainer.max_steps}")
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with weight decay on everything; the learning rate falls polynomially, step by step."""
         steps = self.trainer.max_steps
-        if steps <= 0:
-            raise TaskOptionError(f"the poly schedule needs --trainer.max_steps, got {steps}")
         backbone = {id(p) for p in self.backbone().parameters()}
         lr = self._lr
         groups = [
