@@ -445,6 +445,16 @@ def test_progress_lines_in_a_file(
     assert lines[0].startswith("step 1/4")
 
 
+def test_bar_on_a_terminal(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert fit(root) == 0
+    out = capsys.readouterr().out
+    assert "from step 2 of 4" in out
+    assert "4/4" in out, "two steps of two micro-batches each"
+    assert "-2" not in out.split("voc / mini")[0].replace("\x1b", "")
+
+
 def test_durations() -> None:
     from wsbench.run.progress import duration
 

@@ -377,7 +377,14 @@ def _quiet() -> None:
     """Leave out what Lightning says about itself; its warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", ".*exists and is not empty.*", ".*does not have many workers.*"):
+    for message in (
+        ".*LeafSpec.*",
+        ".*exists and is not empty.*",  # config.yaml is there before the first checkpoint
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",  # the task logs by itself, see BenchmarkTask
+        ".*callbacks used to create the checkpoint.*",  # evaluating needs none of them
+        ".*dirpath has changed.*",
+    ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
 

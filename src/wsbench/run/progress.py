@@ -75,6 +75,20 @@ class PlainProgress(ProgressBar):
         self.print(f"step {trainer.global_step}  evaluated: {shown}")
 
 
+class StepProgress(RichProgressBar):
+    """Rich's bar for runs that end after a number of steps: Lightning's shows "Epoch 1/-2" and forgets accumulation."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Micro-batches until the next evaluation."""
+        return self.trainer.num_training_batches
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        if self.trainer.max_steps <= 0:
+            return f"epoch {current_epoch}"
+        return f"from step {self.trainer.global_step} of {self.trainer.max_steps}"
+
+
 def progress_callback() -> Callback:
     """The callback that suits standard output."""
-    return RichProgressBar() if sys.stdout.isatty() else PlainProgress()
+    return StepProgress() if sys.stdout.isatty() else PlainProgress()
