@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+VOID = 255
+
 
 def voc_palette() -> list[int]:
     """256 x RGB: bit i of red, green and blue, from the top, is bit 3 i, 3 i + 1 and 3 i + 2 of the class."""

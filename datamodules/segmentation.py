@@ -8,9 +8,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
+
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.palette import VOID
 from wsbench.datamodules.sampling import Draw
-from wsbench.datamodules.transforms import VOID, SegmentationTransform, mask_tensor, pad_to, to_normalized_tensor
+from wsbench.datamodules.transforms import SegmentationTransform, mask_tensor, pad_to, to_normalized_tensor
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

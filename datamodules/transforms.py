@@ -10,9 +10,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from wsbench.datamodules.palette import VOID
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-VOID = 255
 
 Interpolation = Literal["lanczos", "bilinear", "bicubic"]
 

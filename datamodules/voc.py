@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
+
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.mini.store import ensure
 from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
 from wsbench.datamodules.segmentation import PictureFolder, SegmentationDataset, single
 from wsbench.datamodules.transforms import Interpolation, SegmentationTransform
-
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
 CLASSES = (
@@ -36,13 +36,18 @@ def is_present(root: Path) -> bool:
     return (devkit(root) / "ImageSets" / "Segmentation" / "val.txt").is_file()
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a list file, without empty ones."""
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
 def read_names(root: Path, split: str) -> list[str]:
     """The picture names of ``ImageSets/Segmentation/<split>.txt``."""
     path = devkit(root) / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.is_file():
         how = f"`{DATA_COMMAND} --root {root}` builds it" if split == "trainaug" else f"see `{DATA_COMMAND}`"
         raise DatasetError(f"'{path}' is missing; {how}, or choose another list (--data.train_set, --data.val_set)")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return lines_of(path)
 
 
 class VOC(LightningDataModule):
@@ -163,10 +168,9 @@ class VOC(LightningDataModule):
         )
 
     def _mask_source(self, part: str) -> str:
-        """Whose masks VOC's own training pictures have in SegmentationClassAug, where it is not VOC's."""
-        source = devkit(self.root()) / "SegmentationClassAug" / MASK_SOURCE
-        aug = part == "train" and self.train_data.masks[0].parent.name == "SegmentationClassAug"
-        return f", {source.read_text().strip()} masks" if aug and source.is_file() else ""
+        """Whose masks VOC's own training pictures have, as the builder of SegmentationClassAug left it there."""
+        source = self.train_data.masks[0].parent / MASK_SOURCE
+        return f", {source.read_text().strip()} masks" if part == "train" and source.is_file() else ""
 
     def sampler(self) -> StreamSampler:
         """The training stream of this device."""

@@ -14,11 +14,11 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 from torchvision.datasets.utils import download_and_extract_archive
+
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.segmentation import open_picture
-from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, MASK_SOURCE, devkit, is_present
-
+from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, MASK_SOURCE, devkit, is_present, lines_of
 from wsbench.records import write_text_atomically
 
 LAYOUT = """\
@@ -52,10 +52,6 @@ def find_sbd(root: Path) -> Path | None:
     """The folder with SBD's ``cls`` and lists, below ``root``."""
     places = (root / "benchmark_RELEASE" / "dataset", root / "sbd", root)
     return next((p for p in places if (p / "cls").is_dir() and (p / "val.txt").is_file()), None)
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def download(root: Path) -> None:
@@ -92,8 +88,8 @@ def build_trainaug(root: Path, train_masks: Literal["voc", "sbd"] = "voc", quiet
     if sbd is None or not is_present(root):
         raise DatasetError(f"trainaug needs VOC 2012 and SBD under '{root}'; see `{DATA_COMMAND} --root {root}`")
     lists = folder / "ImageSets" / "Segmentation"
-    train, val = set(_lines(lists / "train.txt")), set(_lines(lists / "val.txt"))
-    extra = set(_lines(sbd / "train.txt")) | set(_lines(sbd / "val.txt"))
+    train, val = set(lines_of(lists / "train.txt")), set(lines_of(lists / "val.txt"))
+    extra = set(lines_of(sbd / "train.txt")) | set(lines_of(sbd / "val.txt"))
     names = sorted((train | extra) - val)
     missing = [n for n in names if not (folder / "JPEGImages" / f"{n}.jpg").is_file()]
     if missing:
@@ -123,7 +119,7 @@ def _check_list(root: Path, split: str, labels: str) -> list[Finding]:
     path = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.is_file():
         return [Finding(f"{split}.txt", f"{COUNTS[split]} names", "missing", False)]
-    names = _lines(path)
+    names = lines_of(path)
     findings = [Finding(f"{split}.txt", f"{COUNTS[split]} names", f"{len(names)} names", len(names) == COUNTS[split])]
     for part, suffix in (("JPEGImages", "jpg"), (labels, "png")):
         absent = [n for n in names if not (folder / part / f"{n}.{suffix}").is_file()]

@@ -14,10 +14,10 @@ import torch
 import yaml
 from matplotlib import pyplot as plt
 from PIL import Image
+
 from wsbench.datamodules import VOC
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.voc import devkit
-
 from wsbench.records import read_record
 from wsbench.run.logger import read_metrics
 from wsbench.tasks import VOCSegmentation

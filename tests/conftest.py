@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
+
 from wsbench.datamodules.palette import palette_image
 
 REQUIRE_ALL = os.environ.get("WSBENCH_REQUIRE_ALL") == "1"

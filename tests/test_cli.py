@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from wsbench.datamodules.segmentation import open_upright
 
 from tests.conftest import TINY, write_voc
 from wsbench.__main__ import main
 from wsbench.choose import ChoiceError, choose
+from wsbench.datamodules.segmentation import open_upright
 from wsbench.records import read_record
 from wsbench.run.logger import JSONLLogger, read_metrics
 

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation
+
 from wsbench.datamodules.mini.digits import Split, digits, stamp
-from wsbench.datamodules.palette import palette_image
+from wsbench.datamodules.palette import VOID, palette_image
 
 NAME = "voc-mini-v1"
 COUNTS: dict[Split, int] = {"train": 500, "val": 120}
 CLASSES = ("background", *"0123456789")
-VOID = 255
 INK = 0.4
 
 

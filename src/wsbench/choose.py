@@ -102,9 +102,8 @@ def choose(argv: Sequence[str], is_present: Callable[[str, Path], bool]) -> Choi
         source = "--recipe" if known.recipe else f"'{(*beside, *known.config)[-1]}'"
         return Choice(task, _one_of(recipe, RECIPES, "--recipe"), f"by {source}", (recipe_path(task, recipe), *beside))
 
-    root = vars(known)["data.root"] or os.environ.get("WSBENCH_DATA")
-    for layer in reversed(layers):
-        root = root or (layer.get("data") or {}).get("root")
+    roots = [vars(known)["data.root"], *((layer.get("data") or {}).get("root") for layer in reversed(layers))]
+    root = next((r for r in roots if r), os.environ.get("WSBENCH_DATA"))
     present = bool(root) and is_present(task, Path(str(root)).expanduser())
     recipe = "paper" if present else "mini"
     reason = "neither --data.root nor $WSBENCH_DATA names a dataset"

@@ -3,15 +3,13 @@
 import argparse
 import logging
 import os
-import pickle
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -44,6 +42,7 @@ from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
 from wsbench.tasks import BenchmarkTask, VOCSegmentation
 from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.initialize import read_checkpoint
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -58,10 +57,10 @@ class TaskEntry:
 
     model: type[BenchmarkTask]
     data: type[LightningDataModule]
+    is_present: Callable[[Path], bool]
 
 
-ENTRIES = {"voc": TaskEntry(VOCSegmentation, VOC)}
-_PRESENT = {"voc": voc_is_present}
+ENTRIES = {"voc": TaskEntry(VOCSegmentation, VOC, voc_is_present)}
 
 
 class FinishedError(Exception):
@@ -177,7 +176,7 @@ class BenchmarkCLI(LightningCLI):
             raise UsageError(f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt")
         if not Path(settings.ckpt_path).expanduser().is_file():
             raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
-        read_checkpoint(settings.ckpt_path)
+        _read_checkpoint(settings.ckpt_path)
         settings.model.init_from = None  # the checkpoint has the weights
         settings.trainer.enable_checkpointing = False
         if self.subcommand != "predict":
@@ -217,7 +216,7 @@ class BenchmarkCLI(LightningCLI):
 
     def _same_run(self, path: str) -> None:
         """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
-        identity, folder = read_checkpoint(path).get("run_id"), cast(Path, self.folder)
+        identity, folder = _read_checkpoint(path).get("run_id"), cast(Path, self.folder)
         if identity == folder.name:
             return
         beside = Path(path).expanduser().resolve().parent / run_folder.CONFIG
@@ -323,7 +322,7 @@ class BenchmarkCLI(LightningCLI):
         except RecordError as error:
             written = []
             print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)
-        show(folder, type(task).paper_table, type(task).paper_metrics, written)
+        show(folder, written)
 
     # -- the others -----------------------------------------------------------------------------------------------
 
@@ -342,13 +341,13 @@ class BenchmarkCLI(LightningCLI):
         report.console().print(f"wrote {len(files.written)} files into {files.folder}", soft_wrap=True)
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint's content, without running any code in it; UsageError if it is none."""
+def _read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint of a run; UsageError if it is none."""
     try:
-        content = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UsageError(f"'{path}' is not a checkpoint of wsbench: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+        content = read_checkpoint(Path(path).expanduser())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if "state_dict" not in content:
         raise UsageError(f"'{path}' is not a checkpoint of wsbench: it holds no state_dict")
     return content
 
@@ -393,12 +392,11 @@ def main(argv: Sequence[str]) -> int:
     """Run fit, validate, test or predict; returns the exit status."""
     _quiet()
     try:
-        choice = choose(argv[1:], lambda task, root: _PRESENT[task](root))
+        choice = choose(argv[1:], lambda task, root: ENTRIES[task].is_present(root))
         BenchmarkCLI(choice, argv)
     except FinishedError as finished:
         report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
-        entry = ENTRIES[choice.task].model
-        show(finished.folder, entry.paper_table, entry.paper_metrics)
+        show(finished.folder)
     except USER_ERRORS as error:
         if os.environ.get("WSBENCH_DEBUG"):
             raise

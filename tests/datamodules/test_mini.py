@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from torchvision.datasets import VOCSegmentation
+
 from wsbench.datamodules.mini import voc
 from wsbench.datamodules.mini.digits import digits, stamp
 from wsbench.datamodules.mini.store import ensure, is_intact

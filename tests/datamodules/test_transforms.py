@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from wsbench.datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import loadmat
+
+from wsbench.__main__ import main
 from wsbench.datamodules import voc_prepare
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.voc import devkit, read_names
 from wsbench.datamodules.voc_prepare import build_trainaug, find_sbd, verify
-
-from wsbench.__main__ import main
 
 
 def mask(path: Path) -> np.ndarray:

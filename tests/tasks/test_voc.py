@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torchmetrics.classification import MulticlassJaccardIndex
-from wsbench.datamodules import VOC
 
+from wsbench.datamodules import VOC
 from wsbench.tasks.voc import VOCSegmentation, mean_iou
 
 

@@ -15,6 +15,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _metrics(trainer: Trainer, *prefixes: str) -> str:
+    """The last logged metrics whose names begin so, in one line."""
+    chosen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefixes)}
+    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(chosen.items()))
+
+
 class PlainProgress(ProgressBar):
     """One line now and then: step, loss, learning rate, samples/s, time left. Rich's bar prints nothing into a file.
 
@@ -60,9 +66,8 @@ class PlainProgress(ProgressBar):
         self._last = now
         total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         rate = done / (now - self._start)
-        samples = rate * int((getattr(trainer, "datamodule", None) and trainer.datamodule.effective_batch) or 1)  # type: ignore[attr-defined]
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items()) if k.startswith(("train/", "val/")))
+        samples = rate * trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        shown = _metrics(trainer, "train/", "val/")
         left = duration((total - trainer.global_step) / rate)
         self.print(f"step {trainer.global_step}/{total}  {shown}  {samples:.1f} samples/s  {left} left")
 
@@ -70,9 +75,7 @@ class PlainProgress(ProgressBar):
         """Print the evaluation."""
         if trainer.sanity_checking:
             return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items()))
-        self.print(f"step {trainer.global_step}  evaluated: {shown}")
+        self.print(f"step {trainer.global_step}  evaluated: {_metrics(trainer, 'val/')}")
 
 
 class StepProgress(RichProgressBar):

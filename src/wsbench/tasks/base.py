@@ -1,7 +1,6 @@
 """What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,10 +46,6 @@ class BenchmarkTask(LightningModule, ABC):
     task: ClassVar[str]
     #: the metric that says which evaluation is best, higher being better
     monitor: ClassVar[str]
-    #: metrics of the paper's table: ours to its name there
-    paper_metrics: ClassVar[Mapping[str, str]] = {}
-    #: which of the paper's tables
-    paper_table: ClassVar[int]
 
     def __init__(self, norm: str = "gn+ws", init_from: str | None = None, init_from_any_norm: bool = False) -> None:
         super().__init__()

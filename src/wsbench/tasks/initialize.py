@@ -45,6 +45,19 @@ def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
     backbone.load_state_dict(state)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint file's content, without running any code in it; ValueError if it is none."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error) as error:
+        raise ValueError(
+            f"'{path}' is not a checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' is not a checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
 def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bool) -> None:
     """Load the backbone's weights from ``source``.
 
@@ -65,10 +78,7 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         path = Path(source).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"--model.init_from '{path}' does not exist; give a checkpoint, or 'torchvision'")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, struct.error) as error:
-            raise ValueError(f"'{path}' is not a checkpoint: {str(error).splitlines()[0]}") from error
+        checkpoint = read_checkpoint(path)
         if "state_dict" not in checkpoint:
             checkpoint = {"state_dict": checkpoint}
     if not any_norm:

@@ -16,13 +16,11 @@ from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from wsbench.datamodules.palette import palette_image
+from wsbench.datamodules.palette import VOID, palette_image
 from wsbench.datamodules.segmentation import open_upright
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
-
-VOID = 255
 
 
 def mean_iou(confusion: Tensor) -> Tensor:
@@ -61,8 +59,6 @@ class VOCSegmentation(BenchmarkTask):
 
     task = "voc"
     monitor = "miou"
-    paper_metrics = {"miou": "miou"}  # noqa: RUF012
-    paper_table = 7
 
     def __init__(
         self,
@@ -119,15 +115,13 @@ class VOCSegmentation(BenchmarkTask):
 
     def definitions(self) -> dict[str, str]:
         """How the loss is weighted, what mIoU is."""
-        open_question = {"bn": "the paper does not say how many pictures BN saw; here norm_batch"}
-        return (
-            super().definitions()
-            | (open_question if self.spec.act == "bn" else {})
-            | {
-                "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
-                "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
-            }
-        )
+        words = super().definitions() | {
+            "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
+            "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
+        }
+        if self.spec.act == "bn":
+            words["bn"] = "the paper does not say how many pictures BN saw; here norm_batch"
+        return words
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and their number."""
@@ -165,14 +159,13 @@ class VOCSegmentation(BenchmarkTask):
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write ``NAME.png``, the mask in VOC's palette, and ``NAME_overlay.jpg``, the picture with it laid over."""
         source = Path(prediction["path"])
-        mask = palette_image(prediction["mask"].numpy())
+        classes = prediction["mask"].numpy()
+        mask = palette_image(classes)
         paths = [folder / f"{source.stem}.png", folder / f"{source.stem}_overlay.jpg"]
         mask.save(paths[0])
         picture = open_upright(source)
         overlay = Image.blend(picture, mask.convert("RGB"), 0.6)
-        overlay = Image.composite(
-            overlay, picture, Image.fromarray((prediction["mask"].numpy() > 0).astype("uint8") * 255)
-        )
+        overlay = Image.composite(overlay, picture, Image.fromarray((classes > 0).astype("uint8") * 255))
         overlay.save(paths[1], quality=92)
         return paths
 
