@@ -1,6 +1,7 @@
 """Fixtures: a tiny VOC and SBD in their real layouts, a cache of its own, and skips that fail where required."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,28 @@ def write_voc(root: Path, train: int = 6, val: int = 5, sbd: int = 4, classes: i
 def voc_root(tmp_path: Path) -> Path:
     """A fresh tiny VOC with SBD beside it."""
     return write_voc(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny VOC that no test changes."""
+    return write_voc(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current folder and an argv of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["wsbench"])
+
+
+@pytest.fixture
+def run(root: Path, in_a_folder: None) -> Path:
+    """The folder of a finished run."""
+    from tests.running import fit, only_run
+
+    assert fit(root) == 0
+    return only_run()
 
 
 #: A run that takes a second: the miniature's recipe on a tiny VOC.
