@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from wsbench.norms import ACTIVATIONS, GroupsError, NormSpec, SwitchNorm
 from wsbench.norms.activation import largest_divisor
@@ -173,3 +174,41 @@ def test_switch_norm_in_half_precision_has_no_negative_variance() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = layer(x.float())
     assert torch.equal(inside, layer(x.float()))
+
+
+@pytest.mark.parametrize("spec", ["bn", "frozenbn", "gn4", "ln", "in", "sn", "none"])
+@pytest.mark.parametrize("shape", [(3, 8, 5, 4), (1, 8, 6), (2, 8, 1, 1), (1, 8, 1)])
+def test_from_moments_is_forward(spec: str, shape: tuple[int, ...]) -> None:
+    """Scale and shift from mean and variance of each channel: outputs, gradients and running statistics."""
+    layer, other = build(spec), build(spec)
+    with torch.no_grad():
+        for (name, value), copy in zip(layer.state_dict().items(), other.state_dict().values(), strict=True):
+            if value.is_floating_point():
+                value.copy_(torch.rand_like(value) + 0.5)
+            copy.copy_(value), name
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    flat = x.flatten(2)
+    var, mean = torch.var_mean(flat, dim=2, correction=0)
+    for training in (True, False):
+        layer.train(training), other.train(training)
+        scale, shift = layer.from_moments(mean, var, flat.shape[2])  # type: ignore[operator]
+        ours, expected = (flat * scale[..., None] + shift[..., None]).view(shape), other(x)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        weights = torch.randn_like(ours)
+        grads = [torch.autograd.grad((y * weights).sum(), x, retain_graph=True)[0] for y in (ours, expected)]
+        torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(layer.state_dict(), other.state_dict(), rtol=1e-9, atol=1e-9)
+
+
+def test_frozen_bn_is_torchvisions_and_holds_still() -> None:
+    layer = build("frozenbn")
+    theirs = FrozenBatchNorm2d(8).double()
+    for name, value in theirs.state_dict().items():
+        value.copy_(torch.rand_like(value) + 0.5)
+        layer.state_dict()[name].copy_(value)
+    x = torch.randn(2, 8, 3, 3, dtype=torch.double)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    torch.testing.assert_close(layer.train()(x), theirs(x))
+    torch.testing.assert_close(layer.state_dict(), before)
+    assert not list(layer.parameters())
+    torch.testing.assert_close(build("frozenbn")(x), x)

@@ -5,7 +5,7 @@
 >>> plain = fold(model)                                  # plain layers with the effective weights, for inference
 """
 
-from wsbench.norms.activation import BatchNorm, GroupNorm, GroupsError, InstanceNorm, LayerNorm, NoNorm
+from wsbench.norms.activation import BatchNorm, FrozenBatchNorm, GroupNorm, GroupsError, InstanceNorm, LayerNorm, NoNorm
 from wsbench.norms.convert import LayerChange, NormReport, PatternError, normalize
 from wsbench.norms.fold import fold
 from wsbench.norms.guard import NormMismatchError, require_spec, stamp_spec
@@ -19,6 +19,7 @@ from wsbench.norms.layers import (
     NormalizedConvTranspose3d,
     NormalizedLayer,
     NormalizedLinear,
+    effective_weight,
     normalized,
 )
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, register_weight
@@ -31,6 +32,7 @@ __all__ = [
     "WEIGHTS",
     "BatchNorm",
     "FanInError",
+    "FrozenBatchNorm",
     "GroupNorm",
     "GroupsError",
     "InstanceNorm",
@@ -52,6 +54,7 @@ __all__ = [
     "SpecError",
     "SwitchNorm",
     "WeightNorm",
+    "effective_weight",
     "fold",
     "normalize",
     "normalized",

@@ -35,6 +35,25 @@ def largest_divisor(channels: int, limit: int) -> int:
     return next(g for g in range(min(channels, limit), 0, -1) if channels % g == 0)
 
 
+def pooled(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of a union of equally large parts, from theirs: Var = E[var] + Var[mean].
+
+    Both terms are at least zero, so nothing can cancel below it as E[x^2] - E[x]^2 does in half precision.
+    """
+    return mean.mean(dim, keepdim=True), var.mean(dim, keepdim=True) + mean.var(dim, correction=0, keepdim=True)
+
+
+def scale_and_shift(
+    mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The map x * scale + shift that normalizes by ``mean`` and ``var`` and applies the affine parameters."""
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight.to(scale.dtype)
+    shift = -mean * scale
+    return scale, shift if bias is None else shift + bias.to(shift.dtype)
+
+
 @register_activation("bn")
 class BatchNorm(_BatchNorm):
     """Batch normalization (Ioffe & Szegedy 2015) of (N, C, *), statistics of the micro-batch on this device.
@@ -63,6 +82,75 @@ class BatchNorm(_BatchNorm):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
+
+    def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`GroupNorm.from_moments`; in training the running statistics move as in forward."""
+        batch = self.training or self.running_mean is None
+        if batch and mean.shape[0] * count > 1:
+            values = mean.shape[0] * count
+            mean, var = pooled(mean, var, 0)
+            if self.training and self.track_running_stats and self.running_mean is not None:
+                self._track(mean[0].detach(), var[0].detach() * (values / (values - 1)))
+        elif self.running_mean is not None and self.running_var is not None:
+            mean, var = self.running_mean[None].to(mean.dtype), self.running_var[None].to(var.dtype)
+        return scale_and_shift(mean, var, self.eps, self.weight, self.bias)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
+        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), factor)
+
+
+@register_activation("frozenbn")
+class FrozenBatchNorm(nn.Module):
+    """Frozen BN: a fixed affine map from BN's statistics and parameters, as detectors fine-tune with; nothing is learned.
+
+    Its state has the keys of BN, so a ``bn`` checkpoint loads. Without one it is the identity.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance, inside the root.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    @classmethod
+    def from_channels(cls, channels: int, groups: int | None) -> "FrozenBatchNorm":
+        """Build for ``channels``."""
+        return cls(channels)
+
+    def extra_repr(self) -> str:
+        """Arguments, for print."""
+        return f"{self.num_features}, eps={self.eps}"
+
+    def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`GroupNorm.from_moments`, whatever the moments are."""
+        fixed = (t[None].to(mean.dtype) for t in (self.running_mean, self.running_var))
+        return scale_and_shift(*fixed, self.eps, self.weight, self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *) to the same shape."""
+        scale, shift = scale_and_shift(self.running_mean, self.running_var, self.eps, self.weight, self.bias)
+        scale, shift = scale.to(input.dtype), shift.to(input.dtype)
+        return torch.addcmul(per_channel(shift, input), input, per_channel(scale, input))
 
 
 @register_activation("gn", takes_groups=True)
@@ -93,6 +181,27 @@ class GroupNorm(nn.GroupNorm):
         if self.values_per_statistic(input.shape) == 1:
             return input * per_channel(self.weight, input) + per_channel(self.bias, input)
         return super().forward(input)
+
+    def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The normalization of values that are not at hand, as an affine map.
+
+        Every activation normalization here has this method, for networks that know the moments of a feature without
+        holding it (see ``models/edges.py``): forward(x) is x * scale + shift.
+
+        Args:
+            mean, var: (N, C), mean and biased variance of each channel of each sample, float32 or wider.
+            count: values behind each of them.
+
+        Returns:
+            scale and shift, (N, C) or (1, C).
+        """
+        members = self.num_channels // self.num_groups
+        if members * count == 1:
+            return self.weight[None].to(mean.dtype), self.bias[None].to(mean.dtype)
+        split = (len(mean), self.num_groups, members)
+        group_mean, group_var = pooled(mean.view(split), var.view(split), 2)
+        whole = (t.expand(split).reshape(mean.shape) for t in (group_mean, group_var))
+        return scale_and_shift(*whole, self.eps, self.weight, self.bias)
 
 
 @register_activation("ln")
@@ -137,3 +246,7 @@ class NoNorm(nn.Identity):
     def from_channels(cls, channels: int, groups: int | None) -> "NoNorm":
         """Build for ``channels``."""
         return cls(channels)
+
+    def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The identity map."""
+        return mean.new_ones(1, self.num_features), mean.new_zeros(1, self.num_features)

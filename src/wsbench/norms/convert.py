@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError
+from wsbench.norms.activation import DEFAULT_GROUPS, FrozenBatchNorm, GroupNorm, GroupsError
 from wsbench.norms.fold import replace_modules
 from wsbench.norms.layers import NORMALIZED, FanInError, NormalizedLayer, normalized
 from wsbench.norms.registry import ACTIVATIONS
@@ -161,7 +161,7 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
         if not old.track_running_stats:
             new.running_mean = new.running_var = new.num_batches_tracked = None
     shared = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    for name in shared if isinstance(new, _BatchNorm) else shared[:2]:
+    for name in shared if isinstance(new, _BatchNorm | FrozenBatchNorm) else shared[:2]:
         value = getattr(old, name, None)
         current = getattr(new, name, None)
         if isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor):

@@ -116,6 +116,11 @@ class NormalizedLayer(nn.Module):
         return new
 
 
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight that a convolution or linear layer computes with, whether it has a weight normalization or not."""
+    return layer.effective_weight() if isinstance(layer, NormalizedLayer) else cast(Tensor, layer.weight)
+
+
 def _reclass(layer: nn.Module, cls: type[nn.Module]) -> nn.Module:
     """A module of class ``cls`` with the attributes of ``layer``; tables such as ``_parameters`` are copied."""
     new = cls.__new__(cls)

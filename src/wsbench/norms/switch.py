@@ -3,16 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from wsbench.norms.activation import values_per_channel
+from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
 from wsbench.norms.registry import register_activation
-
-
-def _pooled(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a union of equally large parts, from theirs: Var = E[var] + Var[mean].
-
-    Both terms are at least zero, so nothing can cancel below it as E[x^2] - E[x]^2 does in half precision.
-    """
-    return mean.mean(dim, keepdim=True), var.mean(dim, keepdim=True) + mean.var(dim, correction=0, keepdim=True)
 
 
 @register_activation("sn")
@@ -62,7 +54,7 @@ class SwitchNorm(nn.Module):
         """Mean and variance over the batch, and whether they exist, as a 0-d bool tensor."""
         if not self.training:
             return self.running_mean[None], self.running_var[None], self.num_batches_tracked > 0
-        batch_mean, batch_var = _pooled(mean, var, 0)
+        batch_mean, batch_var = pooled(mean, var, 0)
         if mean.shape[0] > 1:
             with torch.no_grad():
                 self.num_batches_tracked += 1
@@ -70,26 +62,26 @@ class SwitchNorm(nn.Module):
                 self.running_var.lerp_(batch_var[0].to(self.running_var.dtype), self.momentum)
         return batch_mean, batch_var, torch.tensor(mean.shape[0] > 1, device=mean.device)
 
+    def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`wsbench.norms.activation.GroupNorm.from_moments`; in training the running statistics move."""
+        mean_ln, var_ln = pooled(mean, var, 1)
+        mean_bn, var_bn, has_bn = self._batch_statistics(mean, var)
+        has_in = torch.tensor(count > 1, device=mean.device)
+        absent = torch.stack([~has_in, torch.zeros_like(has_in), ~has_bn])
+        m = self.mean_weight.to(mean.dtype).masked_fill(absent, -torch.inf).softmax(0)
+        v = self.var_weight.to(mean.dtype).masked_fill(absent, -torch.inf).softmax(0)
+        mixed_mean = m[0] * mean + m[1] * mean_ln + m[2] * mean_bn
+        mixed_var = v[0] * var + v[1] * var_ln + v[2] * var_bn
+        return scale_and_shift(mixed_mean, mixed_var, self.eps, self.weight, self.bias)
+
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"SwitchNorm expects (N, {self.num_features}, *), got {tuple(input.shape)}")
-        wide = torch.promote_types(input.dtype, torch.float32)
         with torch.autocast(input.device.type, enabled=False):
-            x = input.to(wide)
+            x = input.to(torch.promote_types(input.dtype, torch.float32))
             flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-            var_in, mean_in = torch.var_mean(flat, dim=2, correction=0)
-            mean_ln, var_ln = _pooled(mean_in, var_in, 1)
-            mean_bn, var_bn, has_bn = self._batch_statistics(mean_in, var_in)
-
-            has_in = torch.tensor(values_per_channel(input.shape) > 1, device=x.device)
-            absent = torch.stack([~has_in, torch.zeros_like(has_in), ~has_bn])
-            m = self.mean_weight.to(wide).masked_fill(absent, -torch.inf).softmax(0)
-            v = self.var_weight.to(wide).masked_fill(absent, -torch.inf).softmax(0)
-            mean = m[0] * mean_in + m[1] * mean_ln + m[2] * mean_bn
-            var = v[0] * var_in + v[1] * var_ln + v[2] * var_bn
-
-            scale = self.weight.to(wide) * torch.rsqrt(var + self.eps)
-            shift = self.bias.to(wide) - mean * scale
+            var, mean = torch.var_mean(flat, dim=2, correction=0)
+            scale, shift = self.from_moments(mean, var, values_per_channel(input.shape))
             shape = (*scale.shape, *(1 for _ in range(x.dim() - 2)))
             return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
