@@ -1,6 +1,6 @@
 """DGCNN for point-cloud classification: the paper's TensorFlow form and the later PyTorch form.
 
-Sources: WangYueFt/dgcnn @ 29948ad (TensorFlow, of which csrhddlam/dgcnn changes only the norms) and @ f765b46 (PyTorch).
+Sources: WangYueFt/dgcnn @ 29948ad (TensorFlow; csrhddlam/dgcnn changes only its norms) and @ f765b46 (PyTorch).
 Edge convolutions run on points (see ``edges.py``); ``direct=True`` holds every edge, as the published codes do.
 """
 
@@ -25,7 +25,7 @@ def gather_neighbours(points: Tensor, graph: Tensor) -> Tensor:
 
 
 def _on_points(norm: nn.Module, maximum: Tensor, mean: Tensor, var: Tensor, count: int) -> Tensor:
-    """Normalize ``maximum`` (B, N, C), which lies in a feature of these moments (B, C) over ``count`` values a sample."""
+    """Normalize ``maximum`` (B, N, C), part of a feature of these moments (B, C) over ``count`` values a sample."""
     wide = torch.promote_types(mean.dtype, torch.float32)
     scale, shift = cast(Any, norm).from_moments(mean.to(wide), var.to(wide), count)
     return torch.addcmul(shift[:, None].to(maximum.dtype), maximum, scale[:, None].to(maximum.dtype))
@@ -45,7 +45,7 @@ def _without_edges(norm: nn.Module) -> bool:
 
 
 def maximum_over_points(norm: nn.Module, x: Tensor) -> Tensor:
-    """relu(norm(x)).amax(2) of x (B, C, N) without the normalized tensor: a normalization keeps or reverses the order."""
+    """relu(norm(x)).amax(2) of x (B, C, N) without the normalized tensor: norms keep or reverse the order of values."""
     if not _without_edges(norm):
         return F.relu(norm(x)).amax(2)
     sign = _sign(norm, x.shape[1], x)
@@ -105,7 +105,7 @@ class EdgeConv(nn.Module):
 class TransformNet(nn.Module):
     """The T-Net: a 3x3 matrix for each cloud from its edges, the identity at first.
 
-    Edge convolution 64, a second convolution on edges 128, maximum over neighbours, 1024, maximum over points, 512, 256.
+    Edge convolution 64, another convolution on edges 128, maximum over neighbours, 1024, maximum over points, 512, 256.
 
     Args:
         k: neighbours.

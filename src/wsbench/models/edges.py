@@ -111,7 +111,8 @@ def edge_moments(a: Tensor, b: Tensor, graph: Tensor, neighbour_sum: Tensor) -> 
     """Mean and biased variance of e_ij = a_j + b_i over the edges of each cloud.
 
     Args:
-        a, b: (B, N, C).
+        a: (B, N, C).
+        b: (B, N, C).
         graph: (B, N, k).
         neighbour_sum: (B, N, C), the sum of a over each point's neighbours.
 
@@ -184,7 +185,8 @@ def linear_on_edges(u: Tensor, v: Tensor, graph: Tensor, weight: Tensor, sign: T
     """The layer W relu(u_j + v_i) on edges, reduced at once.
 
     Args:
-        u, v: (B, N, C).
+        u: (B, N, C).
+        v: (B, N, C).
         graph: (B, N, k), k at most 256.
         weight: (O, C).
         sign: (O,) of 1 and -1; where -1 the minimum is taken instead of the maximum.

@@ -108,7 +108,7 @@ class BatchNorm(_BatchNorm):
 
 @register_activation("frozenbn")
 class FrozenBatchNorm(nn.Module):
-    """Frozen BN: a fixed affine map from BN's statistics and parameters, as detectors fine-tune with; nothing is learned.
+    """Frozen BN: a fixed affine map from BN's statistics and parameters, as detectors fine-tune with.
 
     Its state has the keys of BN, so a ``bn`` checkpoint loads. Without one it is the identity.
 
@@ -189,7 +189,8 @@ class GroupNorm(nn.GroupNorm):
         holding it (see ``models/edges.py``): forward(x) is x * scale + shift.
 
         Args:
-            mean, var: (N, C), mean and biased variance of each channel of each sample, float32 or wider.
+            mean: (N, C), of each channel of each sample, float32 or wider.
+            var: (N, C), biased.
             count: values behind each of them.
 
         Returns:
