@@ -64,12 +64,11 @@ def _peak_resident_mib(reset: bool = False) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
-def _peak(
-    form: str, norm: str, batch: int, points: int, direct: bool, threads: int, out: "multiprocessing.Queue[float]"
-) -> None:
+def _peak(threads: int, out: "multiprocessing.Queue[float]", form: str, norm: str, *size_and_form: int) -> None:
     torch.set_num_threads(threads)
-    Step(form, norm, 1, 64, direct)()
-    step = Step(form, norm, batch, points, direct)
+    batch, points, direct = size_and_form
+    Step(form, norm, 1, 64, bool(direct))()
+    step = Step(form, norm, batch, points, bool(direct))
     before = _peak_resident_mib(reset=True)
     step()
     out.put(_peak_resident_mib() - before)
@@ -79,7 +78,7 @@ def peak_memory_mib(form: str, norm: str, batch: int, points: int, direct: bool)
     """Peak memory of a step in a process of its own, above what it held before."""
     context = multiprocessing.get_context("spawn")
     out: multiprocessing.Queue[float] = context.Queue()
-    process = context.Process(target=_peak, args=(form, norm, batch, points, direct, torch.get_num_threads(), out))
+    process = context.Process(target=_peak, args=(torch.get_num_threads(), out, form, norm, batch, points, direct))
     process.start()
     value = out.get()
     process.join()
@@ -120,18 +119,14 @@ def main() -> None:
         print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "batch": args.batch,
                           "points": args.points, "steps": rows, "neighbours": knn}, indent=1))  # fmt: skip
         return
-    print(f"batch {args.batch}, {args.points} points, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"medians of {args.rounds} interleaved rounds")  # fmt: skip
-    print(
-        f"{'form':10s} {'norm':8s} {'direct':>8s} {'ours':>7s} {'time':>5s} {'direct':>9s} {'ours':>9s} {'memory':>6s}"
-    )
+    print(f"batch {args.batch}, {args.points} points, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"medians of {args.rounds} interleaved rounds")
+    print("form       norm       direct    ours  time    direct      ours memory")
     for r in rows:
         print(f"{r['form']:10s} {r['norm']:8s} {r['direct_s']:7.2f}s {r['ours_s']:6.2f}s {r['time']:5.2f} "
               f"{r['direct_mib']:6.0f}MiB {r['ours_mib']:6.0f}MiB {r['memory']:6.2f}")  # fmt: skip
-    print(
-        "k nearest neighbours, time over the published form: "
-        + ", ".join(f"{c} channels {v:.2f}" for c, v in knn.items())
-    )
+    ratios = ", ".join(f"{c} channels {v:.2f}" for c, v in knn.items())
+    print(f"k nearest neighbours, time over the published form: {ratios}")
 
 
 if __name__ == "__main__":
