@@ -1,7 +1,10 @@
 """Samplers whose output is a pure function of seed and position, so that a resumed run sees what it would have seen."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.utils.data import Sampler
@@ -51,16 +54,46 @@ class StreamSampler(Sampler[Draw]):
             raise ValueError("cannot sample from an empty dataset")
         self.length, self.steps, self.effective_batch, self.micro_batch = length, steps, effective_batch, micro_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self._items, self._kinds = length, cast(list[int] | None, None)
         self.accumulate = accumulation(effective_batch, micro_batch, world_size)
         self.steps_taken = steps_taken
+
+    def group_by(self, kinds: Sequence[int]) -> None:
+        """Let every micro-batch hold items of one kind only.
+
+        Of each pass, what does not fill a micro-batch of its kind is left out, other items each time. What a step
+        consists of then depends on ``micro_batch``, still not on devices, workers or restarts.
+
+        Args:
+            kinds: the kind of each item.
+
+        Raises:
+            ValueError: no kind has as many items as a micro-batch.
+        """
+        self._kinds = list(kinds)
+        counts = Counter(self._kinds)
+        self.length = sum(count - count % self.micro_batch for count in counts.values())
+        if self.length == 0:
+            raise ValueError(f"no kind has {self.micro_batch} items, as many as a micro-batch")
 
     def __len__(self) -> int:
         return self.steps * self.accumulate * self.micro_batch
 
     def _permutation(self, number: int) -> list[int]:
+        """The items of a pass in their order; ``length`` of them."""
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, number))
-        permutation: list[int] = torch.randperm(self.length, generator=generator).tolist()
-        return permutation
+        permutation: list[int] = torch.randperm(self._items, generator=generator).tolist()
+        if self._kinds is None:
+            return permutation
+        waiting: dict[int, list[int]] = {}
+        order: list[int] = []
+        for item in permutation:
+            batch = waiting.setdefault(self._kinds[item], [])
+            batch.append(item)
+            if len(batch) == self.micro_batch:
+                order += batch
+                batch.clear()
+        return order
 
     def __iter__(self) -> Iterator[Draw]:
         number, order = -1, list[int]()
@@ -107,3 +140,17 @@ def accumulation(effective_batch: int, micro_batch: int, world_size: int) -> int
             f"{at_once}; change --data.micro_batch, --data.effective_batch or --trainer.devices"
         )
     return effective_batch // at_once
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's CPU generator draw from ``seed``, and go on afterwards as if nothing had happened.
+
+    For library transforms, which take no generator. (torch.manual_seed would reseed the accelerator as well.)
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

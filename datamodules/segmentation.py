@@ -11,10 +11,9 @@ from torch.utils.data import Dataset
 
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.palette import VOID
+from wsbench.datamodules.pictures import picture_paths
 from wsbench.datamodules.sampling import Draw
 from wsbench.datamodules.transforms import SegmentationTransform, mask_tensor, pad_to, to_normalized_tensor
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class SegmentationSample(TypedDict):
@@ -107,15 +106,7 @@ class PictureFolder(Dataset[dict[str, Any]]):
     """A folder of the user's pictures, for prediction."""
 
     def __init__(self, folder: Path, pad: int) -> None:
-        if not folder.is_dir():
-            raise DatasetError(f"'{folder}' is no folder; --data.pictures names a folder of pictures to predict")
-        self.paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
-        if not self.paths:
-            raise DatasetError(f"no pictures in '{folder}' (looked for {', '.join(PICTURES)})")
-        by_stem = {p.stem: p for p in self.paths}
-        clash = next((p for p in self.paths if by_stem[p.stem] != p), None)
-        if clash is not None:
-            raise DatasetError(f"'{clash}' and '{by_stem[clash.stem]}' would write the same files; rename one")
+        self.paths = picture_paths(folder)
         self.pad = pad
 
     def __len__(self) -> int:
@@ -126,9 +117,3 @@ class PictureFolder(Dataset[dict[str, Any]]):
         picture = to_normalized_tensor(open_upright(self.paths[index]))
         padded = pad_to(picture, self.pad, self.pad, 0.0)
         return {"image": padded, "path": str(self.paths[index]), "size": tuple(picture.shape[1:])}
-
-
-def single(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate the one picture of a prediction batch; the user's pictures have any size."""
-    (sample,) = batch
-    return {**sample, "image": sample["image"][None]}

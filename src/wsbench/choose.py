@@ -12,7 +12,7 @@ import yaml
 
 from wsbench.run.folder import CONFIG
 
-TASKS = ("voc",)
+TASKS = ("imagenet", "something", "voc", "modelnet40", "coco")
 RECIPES = ("paper", "mini")
 
 

@@ -5,27 +5,27 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
-from wsbench.datamodules import VOC
+from wsbench.datamodules import COCO, VOC, ImageNet, ModelNet40, SomethingSomething
+from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import BatchError, accumulation
-from wsbench.datamodules.voc import is_present as voc_is_present
 from wsbench.leaderboard import tables
 from wsbench.leaderboard.show import show
-from wsbench.models.mmseg import MissingPartError
 from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError
+from wsbench.parts import MissingPartError
 from wsbench.records import (
     RECORD_NAME,
     DataIdentity,
@@ -40,9 +40,16 @@ from wsbench.run.logger import JSONLLogger
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
-from wsbench.tasks import BenchmarkTask, VOCSegmentation
+from wsbench.tasks import (
+    BenchmarkTask,
+    COCODetection,
+    ImageNetClassification,
+    ModelNetClassification,
+    SomethingClassification,
+    VOCSegmentation,
+)
 from wsbench.tasks.base import TaskOptionError
-from wsbench.tasks.initialize import read_checkpoint
+from wsbench.tasks.formats import read_checkpoint
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -56,11 +63,16 @@ class TaskEntry:
     """The classes behind a task's name."""
 
     model: type[BenchmarkTask]
-    data: type[LightningDataModule]
-    is_present: Callable[[Path], bool]
+    data: type[BenchmarkData]
 
 
-ENTRIES = {"voc": TaskEntry(VOCSegmentation, VOC, voc_is_present)}
+ENTRIES = {
+    "imagenet": TaskEntry(ImageNetClassification, ImageNet),
+    "something": TaskEntry(SomethingClassification, SomethingSomething),
+    "voc": TaskEntry(VOCSegmentation, VOC),
+    "modelnet40": TaskEntry(ModelNetClassification, ModelNet40),
+    "coco": TaskEntry(COCODetection, COCO),
+}
 
 
 class FinishedError(Exception):
@@ -161,23 +173,26 @@ class BenchmarkCLI(LightningCLI):
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
         self._find_checkpoint(settings)
-        monitor = f"val/{ENTRIES[self.choice.task].model.monitor}"
+        model = ENTRIES[self.choice.task].model
         always: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False, "save_top_k": 1}
         callbacks: list[Callback] = [self.recorder]
         if settings.trainer.enable_progress_bar is not False:
             callbacks.append(progress_callback())
         if settings.trainer.enable_checkpointing is not False:
-            callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode="max", **always))
+            callbacks.append(
+                ModelCheckpoint(filename="best", monitor=f"val/{model.monitor}", mode=model.mode, **always)
+            )
             callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
         self.trainer_defaults["callbacks"] = callbacks
 
     def _before_evaluation(self, settings: Namespace) -> None:
-        if settings.ckpt_path is None:
-            raise UsageError(f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt")
-        if not Path(settings.ckpt_path).expanduser().is_file():
-            raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
-        _read_checkpoint(settings.ckpt_path)
-        settings.model.init_from = None  # the checkpoint has the weights
+        if settings.ckpt_path is None and settings.model.init_from is None:
+            raise UsageError(
+                f"{self.subcommand} needs --ckpt_path, for instance runs/{settings.task}/ID/last.ckpt; or published "
+                "weights of the whole network by --model.init_from"
+            )
+        if settings.ckpt_path is not None:
+            self._before_checkpoint(settings)
         settings.trainer.enable_checkpointing = False
         if self.subcommand != "predict":
             return
@@ -189,6 +204,12 @@ class BenchmarkCLI(LightningCLI):
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(progress_callback())
         settings.return_predictions = False
+
+    def _before_checkpoint(self, settings: Namespace) -> None:
+        if not Path(settings.ckpt_path).expanduser().is_file():
+            raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
+        _read_checkpoint(settings.ckpt_path)
+        settings.model.init_from = None  # the checkpoint has the weights
 
     def _find_folder(self, settings: Namespace) -> Path:
         data: Any = ENTRIES[self.choice.task].data(**settings.data.as_dict())
@@ -274,7 +295,7 @@ class BenchmarkCLI(LightningCLI):
                 "data": report.data_line(self.data_identity),
                 "norm": task.norm_report.summary(),
                 "batch": report.batch_line(task.batch_numbers()),
-                "steps": f"{self.trainer.max_steps}, seed {settings.seed_everything}, precision {precision}",
+                "steps": f"{task.planned_steps()}, seed {settings.seed_everything}, precision {precision}",
                 "run": str(self.folder),
             },
             _few(task.norm_report.notes),
@@ -307,7 +328,7 @@ class BenchmarkCLI(LightningCLI):
             batch=batch,
             data=self.data_identity,
             steps=trainer.global_step,
-            metrics=evaluation_metrics(task),
+            metrics=evaluation_metrics(task) | getattr(task, "training_metrics", {}),
             best=self.recorder.best,
             converted=task.norm_report.counts(),
             definitions=task.definitions(),
@@ -392,7 +413,7 @@ def main(argv: Sequence[str]) -> int:
     """Run fit, validate, test or predict; returns the exit status."""
     _quiet()
     try:
-        choice = choose(argv[1:], lambda task, root: ENTRIES[task].is_present(root))
+        choice = choose(argv[1:], lambda task, root: ENTRIES[task].data.is_present(root))
         BenchmarkCLI(choice, argv)
     except FinishedError as finished:
         report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsbench.leaderboard.paper import paper_rows
-from wsbench.leaderboard.tables import PAPER
+from wsbench.leaderboard.tables import network_of, paper_rows_of
 from wsbench.records import RECORD_NAME, read_record
 from wsbench.run import folder as run_folder
 from wsbench.run.report import results
@@ -18,11 +17,10 @@ def show(folder: Path, also: Sequence[Path] = ()) -> None:
         also: further paths to name.
     """
     record = read_record(folder / RECORD_NAME)
-    table = PAPER[record.task].number
-    model = record.network.rpartition("_")[2]
-    rows = [r for r in paper_rows(table) if r.norm == record.norm]
-    rows = [r for r in rows if r.model == model] or rows
+    rows = [r for r in paper_rows_of(record.task) if r.norm == record.norm]
+    rows = [r for r in rows if record.network.endswith(network_of(r))] or [r for r in rows if r.table == rows[0].table]
+    rows = [r for r in rows if network_of(r) == network_of(rows[0])]
     paper = {r.metric: r.value for r in rows}
     names = (RECORD_NAME, *run_folder.FILES)
-    title = f"paper Table {table}" + (f" ({rows[0].dataset}, {rows[0].model})" if rows else "")
+    title = f"{rows[0].source} ({rows[0].dataset}, {rows[0].model})" if rows else "paper"
     results(record, paper, title, [*(folder / n for n in names if (folder / n).exists()), *also])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsbench.leaderboard.paper import paper_rows
+from wsbench.leaderboard.paper import PaperRow, paper_rows
 from wsbench.records import RECORD_NAME, RunRecord, read_record, write_text_atomically
 
 
@@ -16,12 +16,31 @@ from wsbench.records import RECORD_NAME, RunRecord, read_record, write_text_atom
 class PaperTable:
     """Where the paper has a task's numbers."""
 
-    number: int
+    numbers: tuple[int, ...]
     data: str
     headline: str
+    """The metric that a summary shows; the task's main one."""
 
 
-PAPER = {"voc": PaperTable(7, "voc2012", "miou")}
+PAPER = {
+    "imagenet": PaperTable((1, 2, 3), "imagenet1k", "top1_error"),
+    "something": PaperTable((6,), "something_something_v1", "top1_acc"),
+    "voc": PaperTable((7,), "voc2012", "miou"),
+    "modelnet40": PaperTable((8,), "modelnet40", "overall_acc"),
+    "coco": PaperTable((4, 5), "coco2017", "box_AP"),
+}
+
+
+def network_of(row: PaperRow) -> str:
+    """The network of a paper's row; those of COCO are named by detector and backbone, as here."""
+    return f"{row.task}_{row.model}" if row.task in ("mask_rcnn", "faster_rcnn") else row.model
+
+
+def paper_rows_of(task: str) -> list[PaperRow]:
+    """All of the paper's rows for a task."""
+    return [row for number in PAPER[task].numbers for row in paper_rows(number)]
+
+
 COLUMNS = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
     "norm_batch", "seed", "metric", "value", "best_value", "n_eval", "steps", "overrides", "samples_per_second",
@@ -86,12 +105,12 @@ def _paper_rows(task: str) -> list[Row]:
             "task": task,
             "recipe": "paper",
             "data": PAPER[task].data,
-            "network": row.model,
+            "network": network_of(row),
             "norm": row.norm,
             "metric": row.metric,
         }
         | {"micro_batch": row.batch_per_gpu, "value": str(row.value), "source": row.source}
-        for row in paper_rows(PAPER[task].number)
+        for row in paper_rows_of(task)
     ]
 
 

@@ -5,28 +5,14 @@ dropout, no auxiliary head.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsbench.models.resnet import ResNetFeatures
+from wsbench.models.resnet import resnet_features
 
-
-@dataclass(frozen=True)
-class Depth:
-    """Size of a backbone."""
-
-    layers: tuple[int, int, int, int]
-    max_planes: int = 512
-
-
-BACKBONES = {
-    "resnet50": Depth((3, 4, 6, 3)),
-    "resnet101": Depth((3, 4, 23, 3)),
-    "resnet_mini": Depth((1, 1, 1, 1), max_planes=64),
-}
+BACKBONES = ("resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x4d", "resnet_mini")
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -94,8 +80,7 @@ class DeepLabV3(nn.Module):
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"unknown backbone '{backbone}'; choose from {', '.join(BACKBONES)}")
-        depth = BACKBONES[backbone]
-        self.backbone = ResNetFeatures(depth.layers, output_stride, depth.max_planes)
+        self.backbone = resnet_features(backbone, output_stride)
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum

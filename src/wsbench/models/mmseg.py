@@ -3,11 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsbench.parts import MissingPartError
+
 INSTALL = "build it with scripts/install-mmseg (mmsegmentation needs mmcv with compiled ops)"
-
-
-class MissingPartError(ImportError):
-    """An optional part that is not installed."""
 
 
 class MMSegNetwork(nn.Module):

@@ -33,8 +33,8 @@ def require_spec(checkpoint: Mapping[str, Any], spec: str | NormSpec, source: st
     if found is None:
         raise NormMismatchError(
             f"{source} does not say which normalization it was trained with (no {KEY!r} in it), and the model is "
-            f"'{wanted}'; weights cannot tell 'gn' from 'gn+ws'. If you know that it is '{wanted}', save it as "
-            f"{{'state_dict': ..., {KEY!r}: '{wanted}'}}"
+            f"'{wanted}'; weights cannot tell 'gn' from 'gn+ws'. If you know that it is '{wanted}', say "
+            f"{wanted}=CHECKPOINT, or save it as {{'state_dict': ..., {KEY!r}: '{wanted}'}}"
         )
     if str(NormSpec.parse(found)) != wanted:
         raise NormMismatchError(

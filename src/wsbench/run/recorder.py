@@ -45,8 +45,8 @@ class Recorder(Callback):
         if trainer.state.fn == "fit":
             self._running_since = time.monotonic()
         values = evaluation_metrics(pl_module)
-        monitor: str = pl_module.monitor  # type: ignore[assignment]
-        if values and (not self.best or values[monitor].value > self.best[monitor].value):
+        monitor, sign = str(pl_module.monitor), 1 if pl_module.mode == "max" else -1
+        if values and (not self.best or sign * values[monitor].value > sign * self.best[monitor].value):
             self.best = values
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

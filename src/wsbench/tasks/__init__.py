@@ -1,6 +1,17 @@
 """One LightningModule a task; base.py holds all that they share."""
 
 from wsbench.tasks.base import BenchmarkTask
+from wsbench.tasks.coco import COCODetection
+from wsbench.tasks.imagenet import ImageNetClassification
+from wsbench.tasks.modelnet40 import ModelNetClassification
+from wsbench.tasks.something import SomethingClassification
 from wsbench.tasks.voc import VOCSegmentation
 
-__all__ = ["BenchmarkTask", "VOCSegmentation"]
+__all__ = [
+    "BenchmarkTask",
+    "COCODetection",
+    "ImageNetClassification",
+    "ModelNetClassification",
+    "SomethingClassification",
+    "VOCSegmentation",
+]

@@ -1,8 +1,9 @@
 """What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -38,14 +39,17 @@ class BenchmarkTask(LightningModule, ABC):
 
     Args:
         norm: a :class:`~wsbench.norms.NormSpec`; on the command line --norm.
-        init_from: a checkpoint whose backbone to start from, or ``torchvision`` for its ImageNet weights.
+        init_from: a checkpoint whose backbone to start from, ``SPEC=CHECKPOINT`` for a published one that does not say
+            its normalization, or ``torchvision`` for its ImageNet weights.
         init_from_any_norm: start from it even if it was trained under another normalization.
     """
 
     #: name on the command line
     task: ClassVar[str]
-    #: the metric that says which evaluation is best, higher being better
+    #: the metric that says which evaluation is best
     monitor: ClassVar[str]
+    #: whether higher ("max") or lower ("min") is better
+    mode: ClassVar[Literal["max", "min"]] = "max"
 
     def __init__(self, norm: str = "gn+ws", init_from: str | None = None, init_from_any_norm: bool = False) -> None:
         super().__init__()
@@ -53,14 +57,15 @@ class BenchmarkTask(LightningModule, ABC):
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
         self.evaluation: Evaluation | None = None
         self.run_id: str | None = None
+        self.classes: tuple[str, ...] = ()
         self._sum: Tensor | None = None
         self._number: Tensor | None = None
         self._scale: float | None = None
 
-    def adopt(self, network: nn.Module, example: Any) -> None:
+    def adopt(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
         """Turn ``network`` over to the spec, initialize it, and make it this task's."""
         self.network = network
-        self.norm_report = normalize(network, self.spec, example)
+        self.norm_report = normalize(network, self.spec, example, include)
         if self._init_from is not None:
             try:
                 load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
@@ -110,6 +115,10 @@ class BenchmarkTask(LightningModule, ABC):
         """Check the Trainer."""
         if stage == "fit":
             self.check_trainer(self.trainer)
+
+    def on_fit_start(self) -> None:
+        """Remember the order of classes."""
+        self._check_classes()
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -165,6 +174,7 @@ class BenchmarkTask(LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Start anew."""
+        self._check_classes()
         self.reset_metrics()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -200,12 +210,38 @@ class BenchmarkTask(LightningModule, ABC):
         """Store the spec: the weights cannot tell ``gn`` from ``gn+ws``."""
         stamp_spec(checkpoint, self.spec)
         checkpoint["task"], checkpoint["run_id"] = self.task, self.run_id
+        checkpoint["classes"] = list(self.classes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or normalization, by name."""
         if checkpoint.get("task") != self.task:
             raise RuntimeError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
         require_spec(checkpoint, self.spec)
+        self.classes = tuple(checkpoint.get("classes", ()))
+
+    def _check_classes(self) -> None:
+        """Where the data names its classes: the weights were trained for an order of them, the data must have it."""
+        found: tuple[str, ...] = getattr(self.trainer.datamodule, "classes", ())  # type: ignore[attr-defined]
+        if not self.classes:
+            self.classes = found
+        if self.classes != found:
+            pairs = enumerate(zip(self.classes, found, strict=False))
+            first = next((i for i, (a, b) in pairs if a != b), min(len(self.classes), len(found)))
+            there, here = (names[first] if first < len(names) else "none" for names in (self.classes, found))
+            raise TaskOptionError(
+                f"the checkpoint's classes are not the data's: class {first} is '{there}' there and '{here}' here, so "
+                "the numbers would be meaningless; use the dataset, or the order of classes, that it was trained on"
+            )
+
+    def steps_in_epoch(self) -> int:
+        """Optimizer steps in an epoch, which a schedule by epochs counts in."""
+        return int(self._data("steps_in_epoch")())
+
+    def planned_steps(self) -> str:
+        """How long the run is to be, in words."""
+        if self.trainer.max_steps > 0:
+            return str(self.trainer.max_steps)
+        return f"{self.trainer.max_epochs} epochs of {self.steps_in_epoch()}"
 
     # -- records ----------------------------------------------------------------------------------------------------
 

@@ -1,70 +1,101 @@
-"""Starting a network from a checkpoint of another task, under the same normalization."""
+"""Starting a network from a checkpoint, of another task too, under the same normalization."""
 
-import pickle
-import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from wsbench.norms import NormSpec, require_spec, stamp_spec
+from wsbench.norms import NormSpec, SpecError, require_spec, stamp_spec
+from wsbench.norms.guard import KEY
+from wsbench.tasks.formats import network_state, read_checkpoint
+
+CLASSIFIERS = ("fc.", "head.fc.", "classifier.")
 
 
-def _torchvision(backbone: nn.Module) -> dict[str, Any]:
+def _torchvision(network: nn.Module) -> dict[str, Any]:
     """Torchvision's ImageNet V1 weights (BN) for a ResNet of this size, which the paper's BN rows start from."""
-    blocks = sum(1 for name, _ in backbone.named_modules() if name.endswith(".conv3"))
-    names = {16: "resnet50", 33: "resnet101"}
-    if blocks not in names:
-        raise ValueError(f"torchvision has no ImageNet weights for a bottleneck ResNet of {blocks} blocks")
-    weights = get_model_weights(names[blocks])["IMAGENET1K_V1"]
+    blocks = [m for name, m in network.named_modules() if name.endswith(("conv2", "conv2.net"))]
+    groups = {getattr(m, "groups", 1) for m in blocks}
+    names = {(16, 1): "resnet50", (33, 1): "resnet101", (16, 32): "resnext50_32x4d"}
+    size = (len(blocks), max(groups, default=1))
+    if size not in names:
+        raise ValueError(
+            f"torchvision has no ImageNet V1 weights for a bottleneck ResNet of {size[0]} blocks in {size[1]} groups"
+        )
+    weights = get_model_weights(names[size])["IMAGENET1K_V1"]
     checkpoint: dict[str, Any] = {"state_dict": weights.get_state_dict(progress=True, check_hash=True)}
     stamp_spec(checkpoint, "bn")
     return checkpoint
 
 
-def _backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a state dict: ``network.backbone.*``, or a whole classifier without its ``fc``."""
-    plain = {key.removeprefix("module.").removeprefix("network."): value for key, value in state.items()}
-    inner = {key.removeprefix("backbone."): value for key, value in plain.items() if key.startswith("backbone.")}
-    return inner or {key: value for key, value in plain.items() if not key.startswith("fc.")}
+def _read(source: str) -> tuple[dict[str, Any], str]:
+    """The checkpoint behind ``PATH`` or ``SPEC=PATH``, and its path for messages."""
+    named, separator, rest = source.partition("=")
+    stated: NormSpec | None = None
+    if separator:
+        try:
+            stated = NormSpec.parse(named)
+        except SpecError:
+            rest = source  # a file whose name holds '='
+    path = Path(rest if separator else source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--model.init_from '{path}' does not exist; give a checkpoint, SPEC=CHECKPOINT, or 'torchvision'"
+        )
+    checkpoint = read_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        checkpoint = {"state_dict": checkpoint}
+    if stated is not None:
+        own = checkpoint.get(KEY)
+        if own is not None and NormSpec.parse(own) != stated:
+            raise ValueError(f"you say that '{path}' is '{stated}', and it says itself that it is '{own}'")
+        stamp_spec(checkpoint, stated)
+    return checkpoint, str(path)
 
 
-def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    own = backbone.state_dict()
+def _of_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``backbone.*`` of a segmentation or detection network, ``backbone.body.*`` of the latter; else all of it."""
+    for prefix in ("backbone.body.", "backbone."):
+        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if inner:
+            return inner
+    return state
+
+
+def _without_wrappers(key: str) -> str:
+    """TSM's shifted convolutions are called ``conv1.net``."""
+    return key.replace("conv1.net.", "conv1.")
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    own = network.state_dict()
+    names = {_without_wrappers(key): key for key in own}
+    given = {names.get(_without_wrappers(k), k): v for k, v in state.items()}
+    for key in [k for k in (*own, *given) if k.startswith(CLASSIFIERS)]:
+        # another task's classifier, or of other classes, is left as it is here
+        if key not in own or key not in given or own[key].shape != given[key].shape:
+            given.pop(key, None)
+            if key in own:
+                given[key] = own[key]
     wrong = {
-        "missing": [k for k in own if k not in state],
-        "unexpected": [k for k in state if k not in own],
-        "of another shape": [k for k in state if k in own and state[k].shape != own[k].shape],
+        "missing": [k for k in own if k not in given],
+        "unexpected": [k for k in given if k not in own],
+        "of another shape": [k for k in given if k in own and given[k].shape != own[k].shape],
     }
     if any(wrong.values()):
         told = "; ".join(f"{len(keys)} keys {how} ({', '.join(keys[:3])} ...)" for how, keys in wrong.items() if keys)
-        raise ValueError(f"'{source}' does not fit this backbone: {told}")
-    backbone.load_state_dict(state)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint file's content, without running any code in it; ValueError if it is none."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error) as error:
-        raise ValueError(
-            f"'{path}' is not a checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' is not a checkpoint: it holds a {type(content).__name__}")
-    return content
+        raise ValueError(f"'{source}' does not fit this network: {told}")
+    network.load_state_dict(given)
 
 
 def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bool) -> None:
     """Load the backbone's weights from ``source``.
 
     Args:
-        backbone: turned over to ``spec`` already.
-        source: a checkpoint of wsbench, or ``torchvision``.
-        spec: the model's normalization.
+        backbone: turned over to ``spec`` already; a classifier's own last layer is loaded too if it has this shape.
+        source: a checkpoint, ``SPEC=CHECKPOINT`` for one that does not say its normalization, or ``torchvision``.
+        spec: the model's normalization; ``frozenbn`` takes a ``bn`` checkpoint.
         any_norm: load even if the checkpoint's normalization is another one; BN's statistics are then left out.
 
     Raises:
@@ -73,21 +104,19 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         ValueError: it is no checkpoint, or keys or shapes do not fit.
     """
     if source == "torchvision":
-        checkpoint = _torchvision(backbone)
+        checkpoint, path = _torchvision(backbone), source
     else:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"--model.init_from '{path}' does not exist; give a checkpoint, or 'torchvision'")
-        checkpoint = read_checkpoint(path)
-        if "state_dict" not in checkpoint:
-            checkpoint = {"state_dict": checkpoint}
+        checkpoint, path = _read(source)
     if not any_norm:
-        require_spec(checkpoint, spec, f"--model.init_from '{source}'")
-    state = _backbone_state(checkpoint["state_dict"])
+        trained = NormSpec("bn", None, spec.weight, spec.variant, spec.semantics) if spec.act == "frozenbn" else spec
+        found = checkpoint.get(KEY)
+        same = found is not None and NormSpec.parse(found) == spec
+        require_spec(checkpoint, spec if same else trained, f"--model.init_from '{path}'")
+    state = _of_backbone(network_state(checkpoint))
     if any_norm:
-        own = backbone.state_dict()
+        own = {_without_wrappers(k): v for k, v in backbone.state_dict().items()}
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         extra = ("weight_gain", "weight_shift", "mean_weight", "var_weight")
         state = {k: v for k, v in state.items() if k in own or not k.endswith((*statistics, *extra))}
         state = {k: v for k, v in own.items() if k.endswith((*statistics, *extra))} | state
-    _load(backbone, state, source)
+    _load(backbone, state, path)

@@ -1,0 +1,169 @@
+"""Point clouds: augmentations of both DGCNN codes, HDF5 files, meshes sampled with open3d."""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.sampling import Draw
+from wsbench.seeds import derived_seed
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def rotation_about_y(angle: float | Tensor) -> Tensor:
+    """3x3 for points as rows; y is up."""
+    a = torch.as_tensor(angle)
+    cos, sin, zero, one = a.cos(), a.sin(), torch.zeros_like(a), torch.ones_like(a)
+    return torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos]).view(3, 3)
+
+
+def _about_axes(angles: Tensor) -> Tensor:
+    """Rz Ry Rx for points as rows."""
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().tolist(), angles.sin().tolist()
+    x = torch.tensor([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    z = torch.tensor([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return z @ y @ x
+
+
+def augment_tf(cloud: Tensor, generator: torch.Generator) -> Tensor:
+    """The paper's: any turn about y, jitter, scale, a small turn about each axis, shift; in this order.
+
+    Source: train.py and provider.py of csrhddlam/dgcnn @ 16dbe64. ``cloud`` is (P, 3).
+    """
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return torch.rand(size, generator=generator) * (high - low) + low
+
+    cloud = cloud @ rotation_about_y(uniform(0, 2 * math.pi).squeeze())
+    cloud = cloud + (0.01 * torch.randn(cloud.shape, generator=generator)).clamp(-0.05, 0.05)
+    cloud = cloud * uniform(0.8, 1.25)
+    cloud = cloud @ _about_axes((0.06 * torch.randn(3, generator=generator)).clamp(-0.18, 0.18))
+    return cloud + uniform(-0.1, 0.1, 3)
+
+
+def augment_torch(cloud: Tensor, generator: torch.Generator) -> Tensor:
+    """The PyTorch release's: a scale and a shift of each axis, and the points in another order. ``cloud`` is (P, 3).
+
+    Source: data.py of WangYueFt/dgcnn @ f765b46.
+    """
+    scale = torch.rand(3, generator=generator) * (3 / 2 - 2 / 3) + 2 / 3
+    shift = torch.rand(3, generator=generator) * 0.4 - 0.2
+    return (cloud * scale + shift)[torch.randperm(len(cloud), generator=generator)]
+
+
+AUGMENTS: dict[str, Augment | None] = {"tf": augment_tf, "torch": augment_torch, "none": None}
+
+
+class CloudDataset(Dataset[dict[str, Any]]):
+    """Point clouds and their classes, in memory.
+
+    Args:
+        clouds: (n, P, 3) float32.
+        labels: (n,) int64.
+        augment: of training samples, drawn from the seed of each Draw.
+    """
+
+    def __init__(self, clouds: Tensor, labels: Tensor, augment: Augment | None = None) -> None:
+        self.clouds, self.labels, self.augment = clouds, labels, augment
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
+        """``cloud`` (P, 3) and ``label``."""
+        index = draw.index if isinstance(draw, Draw) else draw
+        cloud = self.clouds[index]
+        if self.augment is not None and isinstance(draw, Draw):
+            cloud = self.augment(cloud, torch.Generator().manual_seed(draw.seed))
+        return {"cloud": cloud, "label": int(self.labels[index])}
+
+
+def read_hdf5(path: Path, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The first ``points`` points of every cloud of a file of the HDF5 release, (n, points, 3), and labels (n,).
+
+    Raises:
+        DatasetError: it is missing, no such file, or has fewer points.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            data, label = file["data"], file["label"]
+            if data.ndim != 3 or data.shape[2] != 3 or data.shape[1] < points or len(label) != len(data):
+                raise DatasetError(
+                    f"'{path}' holds data {data.shape} and label {label.shape}, expected (n, {points} or more, 3) and "
+                    "(n, 1); set --data.points"
+                )
+            return data[:, :points].astype(np.float32), label[:].astype(np.int64).reshape(-1)
+    except (OSError, KeyError) as error:
+        raise DatasetError(f"cannot read '{path}' as HDF5 with data and label: {error}; unpack it again") from error
+
+
+def read_mesh(path: Path) -> Any:
+    """A triangle mesh of open3d from a file; quadrangles are split.
+
+    ModelNet's OFF files often have ``OFF490 518 0`` as their first line, of which open3d makes an empty mesh without an
+    error; that line is repaired.
+
+    Raises:
+        DatasetError: there is no triangle in it.
+        MissingPartError: open3d is not installed, or a system library that it needs is missing.
+    """
+    from wsbench.parts import open3d
+
+    o3d = open3d()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
+    first, _, rest = content.partition(b"\n")
+    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+        if path.suffix.lower() == ".off" and first.startswith(b"OFF") and first.strip() != b"OFF":
+            with tempfile.NamedTemporaryFile(suffix=".off") as repaired:
+                repaired.write(b"OFF\n" + first[3:].strip() + b"\n" + rest)
+                repaired.flush()
+                mesh = o3d.io.read_triangle_mesh(repaired.name)
+        else:
+            mesh = o3d.io.read_triangle_mesh(str(path))
+    if not len(mesh.triangles):
+        raise DatasetError(f"'{path}' holds no triangle mesh; unpack it again, or remove it")
+    return mesh
+
+
+def unit_sphere(points: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Points (P, 3) with mean zero and largest radius one."""
+    centred = points - points.mean(0)
+    radius = np.linalg.norm(centred, axis=1).max()
+    return (centred / max(radius, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def sample_mesh(path: Path, points: int) -> NDArray[np.float32]:
+    """``points`` points, uniform on a mesh's surface, in the unit sphere; the seed is a hash of the file's name."""
+    from wsbench.parts import open3d
+
+    mesh = read_mesh(path)
+    open3d().utility.random.seed(derived_seed(f"surface {path.name}") & 0x7FFFFFFF)
+    return unit_sphere(np.asarray(mesh.sample_points_uniformly(points).points))
+
+
+def sample_meshes(paths: Sequence[Path], points: int, cache: Path) -> NDArray[np.float32]:
+    """The clouds of many meshes, (n, points, 3); sampled once and kept in ``cache`` (.npy)."""
+    if cache.is_file():
+        clouds: NDArray[np.float32] = np.load(cache)
+        if clouds.shape == (len(paths), points, 3):
+            return clouds
+    clouds = np.stack([sample_mesh(path, points) for path in paths])
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npy", delete=False) as file:
+        np.save(file, clouds)
+    Path(file.name).replace(cache)
+    return clouds

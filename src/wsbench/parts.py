@@ -1,0 +1,40 @@
+"""Optional parts: what is missing, and the command that installs it."""
+
+from types import ModuleType
+
+#: system libraries that open3d's wheel links to, and Debian's packages with them
+OPEN3D_LIBRARIES = {
+    "libusb-1.0.so.0": "libusb-1.0-0", "libEGL.so.1": "libegl1", "libGL.so.1": "libgl1", "libX11.so.6": "libx11-6",
+    "libudev.so.1": "libudev1", "libidn2.so.0": "libidn2-0", "libgomp.so.1": "libgomp1",
+}  # fmt: skip
+
+
+class MissingPartError(ImportError):
+    """An optional part that is not installed; the message has the command that installs it."""
+
+
+def open3d() -> ModuleType:
+    """The module open3d; MissingPartError if it or a system library is not there."""
+    try:
+        import open3d as module
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            "meshes are read with open3d, which is not installed: pip install 'wsbench[modelnet40]'"
+        ) from error
+    except (ImportError, OSError) as error:
+        packages = " ".join(OPEN3D_LIBRARIES.values())
+        raise MissingPartError(
+            f"open3d cannot be loaded ({error}); install its system libraries: apt-get install {packages}"
+        ) from error
+    return module
+
+
+def plotly() -> ModuleType:
+    """The module plotly.graph_objects; MissingPartError if it is not there."""
+    try:
+        import plotly.graph_objects as module
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            "pictures of clouds are drawn with plotly, which is not installed: pip install 'wsbench[modelnet40]'"
+        ) from error
+    return module

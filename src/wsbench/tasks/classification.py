@@ -1,0 +1,158 @@
+"""What the three classification tasks share: cross-entropy, running training metrics, class order, predictions."""
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from wsbench.records import MetricValue, write_text_atomically
+from wsbench.tasks.base import BenchmarkTask, TaskOptionError
+
+
+class Classification(BenchmarkTask):
+    """Classification of samples; batches hold the network's input and ``label`` (N,).
+
+    Args:
+        norm: see :class:`~wsbench.tasks.base.BenchmarkTask`.
+        init_from: as there.
+        init_from_any_norm: as there.
+        label_smoothing: of the cross-entropy.
+    """
+
+    #: the network's input in a batch
+    input_key: ClassVar[str]
+
+    def __init__(
+        self,
+        norm: str = "gn+ws",
+        init_from: str | None = None,
+        init_from_any_norm: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(norm, init_from, init_from_any_norm)
+        if not 0 <= label_smoothing < 1:
+            raise TaskOptionError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
+        self._label_smoothing = label_smoothing
+        self.evaluated = SumMetric()
+        self.training_metrics: dict[str, MetricValue] = {}
+        self._training_hits: dict[str, int | Tensor] = {}
+        self._training_count = 0
+
+    def inputs(self, batch: Any) -> Tensor:
+        """The network's input from a batch."""
+        x: Tensor = batch[self.input_key]
+        return x
+
+    def logits(self, batch: Any) -> Tensor:
+        """(N, num_classes)."""
+        out: Tensor = self.network(self.inputs(batch))
+        return out
+
+    def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over samples, and their number."""
+        logits, labels = self.logits(batch), batch["label"]
+        total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._label_smoothing)
+        self._count_training(logits.detach(), labels)
+        return total, logits.new_tensor(len(labels))
+
+    # -- metrics ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def training_hits(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Metrics of a training batch as sums over its samples of a value in percent."""
+
+    def _count_training(self, logits: Tensor, labels: Tensor) -> None:
+        for name, total in self.training_hits(logits, labels).items():
+            self._training_hits[name] = self._training_hits.get(name, 0) + total
+        self._training_count += len(labels)
+
+    def on_train_epoch_start(self) -> None:
+        """The training metrics of an epoch begin."""
+        self._training_hits, self._training_count = {}, 0
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training metrics of the epoch: of the weights as they were while it ran, on augmented samples."""
+        names = sorted(self._training_hits)
+        sums = torch.stack([torch.as_tensor(self._training_hits[n], dtype=torch.float64).cpu() for n in names])
+        sums = torch.cat([sums, torch.tensor([self._training_count], dtype=torch.float64)]).to(self.device)
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        values = {n: float(sums[i] / sums[-1]) for i, n in enumerate(names)}
+        count = int(sums[-1])
+        self.training_metrics = {
+            f"train_{n}": MetricValue(value=round(v, 4), n_eval=count, step=self.global_step) for n, v in values.items()
+        }
+        self._write_log({f"train/{n}": v for n, v in values.items()}, self.global_step)
+
+    def reset_metrics(self) -> None:
+        """Forget."""
+        self.evaluated.reset()
+
+    # -- predictions ------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The five most probable classes of a sample."""
+        probabilities = self.logits(batch)[0].softmax(0)
+        best = probabilities.topk(min(5, len(probabilities)))
+        names = [self.classes[i] if self.classes else str(i) for i in best.indices.tolist()]
+        return {"path": batch["path"], "classes": dict(zip(names, best.values.tolist(), strict=True))}
+
+    def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
+        """Write ``NAME.json``: the file, and its five most probable classes with their probabilities."""
+        path = folder / f"{Path(prediction['path']).stem}.json"
+        classes = {name: round(value, 6) for name, value in prediction["classes"].items()}
+        write_text_atomically(path, json.dumps({"file": prediction["path"], "classes": classes}, indent=1) + "\n")
+        return [path]
+
+
+class TopK(Classification):
+    """Classification measured by its best and its five best guesses.
+
+    Args:
+        kwargs: of :class:`Classification`.
+    """
+
+    #: names of the metrics, and whether they count misses
+    top1: ClassVar[str]
+    top5: ClassVar[str]
+    errors: ClassVar[bool]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hits1, self.hits5 = SumMetric(), SumMetric()
+
+    def _hits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        right = best == labels[:, None]
+        return right[:, 0].sum(), right.sum()
+
+    def _percent(self, hits: Any, count: Any) -> Any:
+        return 100 * ((count - hits) if self.errors else hits)
+
+    def training_hits(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Top-1 and top-5."""
+        hits = self._hits(logits, labels)
+        return {n: self._percent(h, len(labels)) for n, h in zip((self.top1, self.top5), hits, strict=True)}
+
+    def reset_metrics(self) -> None:
+        """Forget."""
+        super().reset_metrics()
+        self.hits1.reset()
+        self.hits5.reset()
+
+    def evaluate(self, batch: Any) -> None:
+        """Count hits."""
+        hits = self._hits(self.logits(batch), batch["label"])
+        self.hits1.update(hits[0])
+        self.hits5.update(hits[1])
+        self.evaluated.update(len(batch["label"]))
+
+    def compute_metrics(self) -> tuple[dict[str, float], int]:
+        """Top-1 and top-5 in percent."""
+        count = self.evaluated.compute()
+        values = [float(self._percent(m.compute(), count) / count) for m in (self.hits1, self.hits5)]
+        return dict(zip((self.top1, self.top5), values, strict=True)), int(count)

@@ -1,0 +1,262 @@
+"""Mask R-CNN and Faster R-CNN on COCO: Tables 4 and 5 and Fig. 6 of the paper."""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pycocotools import mask as rle
+from pycocotools.coco import COCO as Annotations
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torch.optim import SGD
+from torchvision.io import write_jpeg
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from wsbench.models.detection import DETECTORS, build_detector, keep_all_boxes
+from wsbench.models.resnet import RESNETS
+from wsbench.records import write_text_atomically
+from wsbench.tasks.base import BenchmarkTask, TaskOptionError
+from wsbench.tasks.schedules import StepFactor, by_step
+
+#: the twelve figures in the order of pycocotools' stats, named as in the paper's tables
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080")
+
+
+def encode(masks: Tensor) -> list[dict[str, Any]]:
+    """Boolean masks (n, H, W) to COCO's run lengths."""
+    stacked = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    encoded = rle.encode(stacked)
+    return [{"size": e["size"], "counts": e["counts"].decode("ascii")} for e in encoded]
+
+
+def detections(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One picture's detections in COCO's results format; with a ``segmentation`` if there are masks."""
+    boxes = output["boxes"].float().cpu()
+    sizes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    labels, scores = output["labels"].tolist(), output["scores"].float().tolist()
+    found: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
+        for box, label, score in zip(sizes, labels, scores, strict=True)
+    ]
+    if "masks" in output:
+        for detection, mask in zip(found, encode(output["masks"][:, 0] > 0.5) if found else [], strict=True):
+            detection["segmentation"] = mask
+    return found
+
+
+def average_precision(
+    truth: Annotations, found: list[dict[str, Any]], image_ids: Sequence[int], kind: str
+) -> dict[str, float]:
+    """COCO's twelve figures in percent, by pycocotools; a figure without any object to find is left out.
+
+    Args:
+        truth: the annotations.
+        found: detections of all pictures.
+        image_ids: the pictures that were looked at.
+        kind: ``box`` or ``mask``.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        if found:
+            results = truth.loadRes([dict(f) for f in found])
+        else:  # loadRes refuses an empty list
+            results = Annotations()
+            results.dataset = {**truth.dataset, "annotations": []}
+            results.createIndex()
+        evaluation = COCOeval(truth, results, {"box": "bbox", "mask": "segm"}[kind])
+        evaluation.params.imgIds = list(image_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {f"{kind}_{n}": 100 * float(v) for n, v in zip(FIGURES, evaluation.stats, strict=True) if v > -1}
+
+
+class COCODetection(BenchmarkTask):
+    """Object detection and instance segmentation.
+
+    Args:
+        norm: normalization spec; on the command line --norm. ``frozenbn`` is the detectors' usual frozen BN.
+        network: ``mask_rcnn_`` or ``faster_rcnn_`` and a ResNet, for instance ``mask_rcnn_resnet50``.
+        num_classes: classes including background; follows --data.num_classes.
+        trainable_layers: parts of the body (stem, layer1 ... layer4), counted from the end, that are trained.
+        width: channels of FPN and heads.
+        head_convs: 3x3 convolutions in each head.
+        fc_width: of the box head's linear layer.
+        anchor_size: of the finest level in pixels.
+        min_size: shorter side that pictures are resized to.
+        max_size: limit of the longer side.
+        proposals: kept of a picture in training. The authors kept 2,000 of a batch, so 1,000 is 2 pictures a device.
+        rois: sampled of a picture for the heads.
+        lr: base learning rate.
+        momentum: of SGD.
+        weight_decay: on parameters that are no bias.
+        bias_lr_mult: factor of the rate of biases, a norm's too; they do not decay.
+        milestones: optimizer steps before which the rate falls by 10.
+        warmup_steps: of the linear warm-up from a third.
+        init_from: checkpoint whose backbone to start from, of the same normalization, or ``torchvision``.
+        init_from_any_norm: start from it whatever its normalization.
+    """
+
+    task = "coco"
+    monitor = "box_AP"
+
+    def __init__(
+        self,
+        norm: str = "gn+ws",
+        network: str = "mask_rcnn_resnet50",
+        num_classes: int = 81,
+        trainable_layers: int = 3,
+        width: int = 256,
+        head_convs: int = 4,
+        fc_width: int = 1024,
+        anchor_size: int = 32,
+        min_size: int = 800,
+        max_size: int = 1333,
+        proposals: int = 1000,
+        rois: int = 512,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        bias_lr_mult: float = 2.0,
+        milestones: Sequence[int] = (300_000, 340_000),
+        warmup_steps: int = 500,
+        init_from: str | None = None,
+        init_from_any_norm: bool = False,
+    ) -> None:
+        super().__init__(norm, init_from, init_from_any_norm)
+        self._network_name = network
+        self._lr, self._momentum, self._weight_decay, self._bias_lr_mult = lr, momentum, weight_decay, bias_lr_mult
+        self._milestones, self._warmup_steps = milestones, warmup_steps
+        kind = next((d for d in DETECTORS if network.startswith(f"{d}_")), "")
+        backbone = network.removeprefix(f"{kind}_")
+        if not kind or backbone not in RESNETS:
+            raise TaskOptionError(
+                f"unknown network '{network}'; choose one of {', '.join(f'{d}_' for d in DETECTORS)} and one of "
+                f"{', '.join(RESNETS)}"
+            )
+        self.has_masks = kind == "mask_rcnn"
+        try:
+            model = build_detector(
+                backbone, num_classes, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
+                min_size, max_size, proposals, rois,
+            )  # fmt: skip
+        except ValueError as error:
+            raise TaskOptionError(f"--model: {error}") from error
+        transform, small = model.transform, (128,)
+        before, transform.min_size = transform.min_size, small
+        with keep_all_boxes(model):
+            self.adopt(model, [torch.rand(3, 128, 128)])
+        transform.min_size = before
+        self._found: list[dict[str, Any]] = []
+        self._seen: list[int] = []
+
+    @property
+    def network_name(self) -> str:
+        """As on the command line."""
+        return self._network_name
+
+    def backbone(self) -> nn.Module:
+        """The body: the ResNet without the FPN."""
+        body: nn.Module = self.network.backbone.body  # type: ignore[union-attr, assignment]
+        return body
+
+    def definitions(self) -> dict[str, str]:
+        """How the loss is weighted, and where torchvision's parts differ from the authors' code."""
+        return super().definitions() | {
+            "loss": "each micro-batch's loss is a ratio over its sampled anchors and regions; the step takes their "
+            "mean, weighted by pictures, so N pictures at once and one at a time differ in the weights of their regions",
+            "box_AP": "pycocotools on all evaluation pictures, 100 detections a picture, original resolution",
+            "detector": "torchvision's: smooth L1 of the box head with beta 1/9 (authors: 1), no legacy +1, proposals "
+            "kept per picture (authors: per batch)",
+        }
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _floats(pictures: list[Tensor]) -> list[Tensor]:
+        return [picture.float() / 255 for picture in pictures]
+
+    def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The detector's five losses (four without masks), times pictures, and their number."""
+        losses = self.network(self._floats(batch["images"]), batch["targets"])
+        total = torch.stack(list(losses.values())).sum()
+        count = len(batch["images"])
+        return total * count, total.new_tensor(count)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD: biases at twice the rate and without decay; warm-up, then steps."""
+        named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        biases = [p for n, p in named if "bias" in n]
+        weights = [p for n, p in named if "bias" not in n]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "lr": self._lr, "weight_decay": self._weight_decay, "name": "weight"},
+            {"params": biases, "lr": self._lr * self._bias_lr_mult, "weight_decay": 0.0, "name": "bias"},
+        ]
+        optimizer = SGD(groups, lr=self._lr, momentum=self._momentum)
+        factor = StepFactor(self._milestones, warmup_steps=self._warmup_steps)
+        return by_step(optimizer, factor)  # type: ignore[return-value]
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def reset_metrics(self) -> None:
+        """Forget."""
+        self._found, self._seen = [], []
+
+    def evaluate(self, batch: Any) -> None:
+        """Gather detections."""
+        outputs = self.network(self._floats(batch["images"]))
+        for output, target in zip(outputs, batch["targets"], strict=True):
+            self._seen.append(target["image_id"])
+            self._found += detections(output, target["image_id"], self._data("category_ids"))
+
+    def compute_metrics(self) -> tuple[dict[str, float], int]:
+        """The twelve figures of boxes, and of masks."""
+        found, seen = self._found, self._seen
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, (found, seen))
+            found = [f for part, _ in gathered for f in part]
+            seen = [s for _, part in gathered for s in part]
+        values: dict[str, float] = {}
+        for kind in ("box", "mask") if self.has_masks else ("box",):
+            values |= average_precision(self._data("val_annotations"), found, sorted(set(seen)), kind)
+        return values, len(seen)
+
+    # -- predictions ------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """A picture's detections."""
+        (output,) = self.network(self._floats(list(batch["image"])))
+        return {"path": batch["path"], "image": batch["image"][0].cpu(), **{k: v.cpu() for k, v in output.items()}}
+
+    def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
+        """Write ``NAME.jpg``, boxes and masks of a score of 0.5 or more drawn, and ``NAME.json``, all detections."""
+        stem = Path(prediction["path"]).stem
+        paths = [folder / f"{stem}.json", folder / f"{stem}.jpg"]
+        names = [self._class_name(label) for label in prediction["labels"].tolist()]
+        boxes, scores = prediction["boxes"].tolist(), prediction["scores"].tolist()
+        rows = [
+            {"class": name, "score": round(score, 4), "box": [round(v, 1) for v in box]}
+            for name, score, box in zip(names, scores, boxes, strict=True)
+        ]
+        write_text_atomically(paths[0], json.dumps({"file": prediction["path"], "detections": rows}, indent=1) + "\n")
+        shown = (prediction["scores"] >= 0.5).nonzero().flatten().tolist()
+        picture = prediction["image"]
+        colours = [COLOURS[int(prediction["labels"][i]) % len(COLOURS)] for i in shown]
+        if shown and "masks" in prediction:
+            picture = draw_segmentation_masks(picture, prediction["masks"][shown, 0] > 0.5, alpha=0.5, colors=colours)
+        if shown:
+            labels = [f"{names[i]} {scores[i]:.2f}" for i in shown]
+            picture = draw_bounding_boxes(picture, prediction["boxes"][shown], labels, colors=colours, width=2)
+        write_jpeg(picture, str(paths[1]), quality=92)
+        return paths
+
+    def _class_name(self, label: int) -> str:
+        return self.classes[label - 1] if self.classes else str(label)

@@ -1,0 +1,87 @@
+"""ResNet and ResNeXt on ImageNet: Tables 1 to 3 and Fig. 5 of the paper."""
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import SGD
+
+from wsbench.models.resnet import ResNetClassifier
+from wsbench.models.resnetv2 import STANDARDIZED, ResNetV2, is_resnetv2
+from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.classification import TopK
+from wsbench.tasks.pictures import normalized
+from wsbench.tasks.schedules import StepFactor, by_step
+
+
+class ImageNetClassification(TopK):
+    """Image classification.
+
+    Args:
+        norm: normalization spec; on the command line --norm.
+        network: ``resnet50``, ``resnet101``, ``resnext50_32x4d``, ``resnext101_32x4d``, ``resnet_mini``, or the
+            pre-activation ``resnetv2_50x1``, ``resnetv2_101x1`` of Big Transfer.
+        num_classes: classes; follows --data.num_classes.
+        lr: base learning rate.
+        momentum: of SGD.
+        weight_decay: on all parameters.
+        milestones: epochs (of --data.steps_per_epoch) before which the rate falls by 10; the first epoch is 0.
+        label_smoothing: of the cross-entropy; none in the paper.
+        init_from: a checkpoint to start from, of the same normalization, or ``torchvision``.
+        init_from_any_norm: start from it whatever its normalization.
+    """
+
+    task = "imagenet"
+    monitor, mode = "top1_error", "min"
+    top1, top5, errors = "top1_error", "top5_error", True
+    input_key = "image"
+
+    def __init__(
+        self,
+        norm: str = "gn+ws",
+        network: str = "resnet50",
+        num_classes: int = 1000,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        milestones: Sequence[int] = (30, 60),
+        label_smoothing: float = 0.0,
+        init_from: str | None = None,
+        init_from_any_norm: bool = False,
+    ) -> None:
+        super().__init__(
+            norm=norm, init_from=init_from, init_from_any_norm=init_from_any_norm, label_smoothing=label_smoothing
+        )
+        self._network_name = network
+        self._lr, self._momentum, self._weight_decay, self._milestones = lr, momentum, weight_decay, milestones
+        try:
+            build = ResNetV2 if is_resnetv2(network) else ResNetClassifier
+            model = build(network, num_classes)
+        except ValueError as error:
+            raise TaskOptionError(f"--model.network: {error}") from error
+        self.adopt(model, torch.zeros(1, 3, 64, 64), STANDARDIZED if isinstance(model, ResNetV2) else ())
+
+    @property
+    def network_name(self) -> str:
+        """As on the command line."""
+        return self._network_name
+
+    def definitions(self) -> dict[str, str]:
+        """What an epoch is, what the errors are of."""
+        return super().definitions() | {
+            "top1_error": "single centre crop; metrics are of the last epoch, best of the best by top-1",
+            "train_top1_error": "of the last epoch, counted while it ran, on augmented pictures",
+        }
+
+    def inputs(self, batch: dict[str, Tensor]) -> Tensor:
+        """Normalized pictures."""
+        return normalized(batch["image"], next(self.network.parameters()))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD with weight decay on everything; the rate falls at epochs, as counted by optimizer steps."""
+        optimizer = SGD(
+            self.network.parameters(), lr=self._lr, momentum=self._momentum, weight_decay=self._weight_decay
+        )
+        per_epoch = self.steps_in_epoch()
+        return by_step(optimizer, StepFactor([m * per_epoch for m in self._milestones]))  # type: ignore[return-value]

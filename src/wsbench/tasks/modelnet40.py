@@ -1,0 +1,185 @@
+"""DGCNN on ModelNet40: Table 8 of the paper."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Adam, Optimizer
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from wsbench.datamodules.clouds import rotation_about_y
+from wsbench.models.dgcnn import DGCNN, DGCNN_FORMS
+from wsbench.parts import plotly
+from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.classification import Classification
+from wsbench.tasks.schedules import by_step
+
+
+def tensorflow_rate(samples: int, lr: float, decay_samples: int = 200_000, rate: float = 0.7) -> float:
+    """Learning rate after so many samples: a staircase with a floor of 1e-5 (train.py of csrhddlam/dgcnn)."""
+    return max(float(lr * rate ** (samples // decay_samples)), 1e-5)
+
+
+def tensorflow_bn_momentum(samples: int, decay_samples: int = 200_000) -> float:
+    """BN's momentum in PyTorch's convention after so many samples: 1 - min(0.99, 1 - 0.5 * 0.5^floor)."""
+    return max(0.01, 0.5 * 0.5 ** (samples // decay_samples))
+
+
+class ModelNetClassification(Classification):
+    """Point-cloud classification.
+
+    Args:
+        norm: normalization spec; on the command line --norm. The paper's GN has 16 groups here: ``gn16``.
+        network: ``dgcnn_tf``, the paper's, or ``dgcnn``, the PyTorch release.
+        num_classes: classes; follows --data.num_classes.
+        k: neighbours.
+        width: factor on DGCNN's channels, for small networks.
+        dropout: behind the hidden linear layers.
+        label_smoothing: of the cross-entropy. The PyTorch release's 0.2 is 0.2 * 40 / 39 in this convention.
+        optimizer: ``adam`` or ``sgd`` (momentum 0.9).
+        lr: base learning rate.
+        weight_decay: on all parameters; none in the paper's code.
+        schedule: ``staircase``: times 0.7 every 200,000 samples, not below 1e-5; ``cosine``: to ``lr_end`` at the end.
+        lr_end: of the cosine.
+        bn_decay: BN's momentum falls with the samples seen, as in the paper's code; false: it stays 0.1.
+        votes: turns about the vertical axis whose logits are summed in evaluation; 12 in the authors' evaluate.py.
+        init_from: a checkpoint to start from, of the same normalization.
+        init_from_any_norm: start from it whatever its normalization.
+    """
+
+    task = "modelnet40"
+    monitor = "overall_acc"
+    input_key = "cloud"
+
+    def __init__(
+        self,
+        norm: str = "gn+ws",
+        network: str = "dgcnn_tf",
+        num_classes: int = 40,
+        k: int = 20,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        label_smoothing: float = 0.2,
+        optimizer: Literal["adam", "sgd"] = "adam",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        schedule: Literal["staircase", "cosine"] = "staircase",
+        lr_end: float = 1e-3,
+        bn_decay: bool = True,
+        votes: int = 1,
+        init_from: str | None = None,
+        init_from_any_norm: bool = False,
+    ) -> None:
+        super().__init__(
+            norm=norm, init_from=init_from, init_from_any_norm=init_from_any_norm, label_smoothing=label_smoothing
+        )
+        if network not in DGCNN_FORMS:
+            raise TaskOptionError(f"unknown network '{network}'; choose from {', '.join(DGCNN_FORMS)}")
+        for name, value in {"k": k, "votes": votes, "width": width}.items():
+            if value <= 0:
+                raise TaskOptionError(f"--model.{name} must be positive, got {value}")
+        self._network_name, self._optimizer, self._lr, self._weight_decay = network, optimizer, lr, weight_decay
+        self._schedule, self._lr_end, self._bn_decay, self._votes = schedule, lr_end, bn_decay, votes
+        model = DGCNN(network, num_classes, k, dropout, width)  # type: ignore[arg-type]
+        with model.hold_edges():
+            self.adopt(model, torch.zeros(2, max(k, 2), 3))
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+
+    @property
+    def network_name(self) -> str:
+        """As on the command line."""
+        return self._network_name
+
+    def definitions(self) -> dict[str, str]:
+        """What the paper does not say."""
+        return super().definitions() | {
+            "overall_acc": f"over every test shape, {'no' if self._votes == 1 else self._votes} votes",
+            "mean_class_acc": "mean of the classes' recalls, over classes that occur",
+        }
+
+    def check_trainer(self, trainer: Any) -> None:
+        """The cosine needs to know where it ends."""
+        if self._schedule == "cosine" and trainer.max_steps <= 0 and (trainer.max_epochs or 0) <= 0:
+            raise TaskOptionError("the cosine schedule needs --trainer.max_epochs or --trainer.max_steps")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set BN's momentum by the samples seen."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._bn_decay:
+            momentum = tensorflow_bn_momentum(self.global_step * int(self._data("effective_batch")))
+            for module in self.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.momentum = momentum
+
+    # -- metrics ----------------------------------------------------------------------------------------------------
+
+    def training_hits(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Overall accuracy."""
+        return {"overall_acc": 100 * (logits.argmax(1) == labels).sum()}
+
+    def reset_metrics(self) -> None:
+        """Forget."""
+        super().reset_metrics()
+        self.confusion.reset()
+
+    def voted_logits(self, batch: Any) -> Tensor:
+        """Logits summed over turns about the vertical axis."""
+        clouds = self.inputs(batch)
+        if self._votes == 1:
+            return self.logits(batch)
+        turns = [rotation_about_y(2 * math.pi * v / self._votes).to(clouds) for v in range(self._votes)]
+        return torch.stack([self.network(clouds @ turn) for turn in turns]).sum(0)
+
+    def evaluate(self, batch: Any) -> None:
+        """Count into the confusion matrix."""
+        self.confusion.update(self.voted_logits(batch).argmax(1), batch["label"])
+        self.evaluated.update(len(batch["label"]))
+
+    def compute_metrics(self) -> tuple[dict[str, float], int]:
+        """Overall and mean class accuracy in percent."""
+        confusion = self.confusion.compute().double()
+        present = confusion.sum(1) > 0
+        recalls = confusion.diagonal()[present] / confusion.sum(1)[present]
+        overall = confusion.diagonal().sum() / confusion.sum()
+        values = {"overall_acc": 100 * float(overall), "mean_class_acc": 100 * float(recalls.mean())}
+        return values, int(self.evaluated.compute())
+
+    # -- predictions ------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The most probable classes of a cloud, and the cloud."""
+        return super().predict_step(batch, batch_idx) | {"cloud": batch["cloud"][0].cpu()}
+
+    def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
+        """Write ``NAME.json``, and ``NAME.html``, the cloud to turn with the mouse; ``plotly.min.js`` lies beside."""
+        written = super().write_prediction(prediction, folder)
+        go = plotly()
+        x, z, y = prediction["cloud"].T.tolist()  # plotly's z is up, ModelNet's y
+        marker = {"size": 2.5, "color": y, "colorscale": "Viridis"}
+        best = ", ".join(f"{name} {100 * p:.1f} %" for name, p in list(prediction["classes"].items())[:3])
+        figure = go.Figure(go.Scatter3d(x=x, y=z, z=y, mode="markers", marker=marker, hoverinfo="skip"))
+        figure.update_layout(title=f"{Path(prediction['path']).name}: {best}", scene={"aspectmode": "data"})
+        page = folder / f"{Path(prediction['path']).stem}.html"
+        figure.write_html(page, include_plotlyjs="directory")
+        return [*written, page]
+
+    # -- optimizer --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam and a staircase in samples (the paper), or SGD and a cosine (the PyTorch release)."""
+        parameters = self.network.parameters()
+        if self._optimizer == "adam":
+            optimizer: Optimizer = Adam(parameters, lr=self._lr, weight_decay=self._weight_decay)
+        else:
+            optimizer = SGD(parameters, lr=self._lr, momentum=0.9, weight_decay=self._weight_decay)
+        batch = int(self._data("effective_batch"))
+        if self._schedule == "staircase":
+            return by_step(optimizer, lambda step: tensorflow_rate(step * batch, self._lr) / self._lr)  # type: ignore[return-value]
+        trainer = self.trainer
+        steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.max_epochs or 0) * self.steps_in_epoch()
+        end = self._lr_end / self._lr
+        return by_step(optimizer, lambda step: end + (1 - end) * (1 + math.cos(math.pi * min(1, step / steps))) / 2)  # type: ignore[return-value]
