@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -40,9 +40,9 @@ class BenchmarkData(LightningDataModule, ABC):
     #: writes the miniature: its NAME, and ``write(folder)``
     mini: ClassVar[ModuleType]
     #: collates a training or evaluation batch
-    collate: ClassVar[Callable[[list[Any]], Any] | None] = None
+    collate: ClassVar[Any] = None
     #: collates a batch of one for prediction
-    collate_prediction: ClassVar[Callable[[list[Any]], Any] | None] = None
+    collate_prediction: ClassVar[Any] = None
 
     def __init__(
         self,

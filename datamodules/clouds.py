@@ -143,7 +143,8 @@ def unit_sphere(points: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Points (P, 3) with mean zero and largest radius one."""
     centred = points - points.mean(0)
     radius = np.linalg.norm(centred, axis=1).max()
-    return (centred / max(radius, np.finfo(np.float32).tiny)).astype(np.float32)
+    scaled: NDArray[np.float32] = (centred / max(radius, np.finfo(np.float32).tiny)).astype(np.float32)
+    return scaled
 
 
 def sample_mesh(path: Path, points: int) -> NDArray[np.float32]:

@@ -4,7 +4,8 @@ import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -145,7 +146,9 @@ class COCO(BenchmarkData):
             or coco. ``eval_batch`` is best 1.
     """
 
-    task, title, mini = "coco", "COCO 2017", mini
+    task = "coco"
+    title = "COCO 2017"
+    mini: ClassVar[ModuleType] = mini
     collate = staticmethod(collate)
     collate_prediction = staticmethod(collate_one)
     is_present = staticmethod(is_present)

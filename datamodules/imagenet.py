@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -55,7 +56,9 @@ class ImageNet(BenchmarkData):
         kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds train and val, or ILSVRC2012.
     """
 
-    task, title, mini = "imagenet", "ImageNet (ILSVRC 2012)", mini
+    task = "imagenet"
+    title = "ImageNet (ILSVRC 2012)"
+    mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
     is_present = staticmethod(is_present)
 

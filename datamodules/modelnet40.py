@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -75,7 +76,9 @@ class ModelNet40(BenchmarkData):
             ``pictures`` is a folder of meshes.
     """
 
-    task, title, mini = "modelnet40", "ModelNet40", mini
+    task = "modelnet40"
+    title = "ModelNet40"
+    mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
     is_present = staticmethod(is_present)
 

@@ -20,7 +20,8 @@ def read_picture(path: str | Path, upright: bool = False) -> Tensor:
     ``upright`` turns it as its camera says. Datasets' pictures are taken as they lie, as their labels were made.
     """
     try:
-        return decode_image(read_file(str(path)), mode=ImageReadMode.RGB, apply_exif_orientation=upright)
+        picture: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB, apply_exif_orientation=upright)
+        return picture
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"cannot read '{path}': {reason}; replace the file") from error

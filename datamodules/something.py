@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -105,7 +106,9 @@ class SomethingSomething(BenchmarkData):
             For ``predict``, ``pictures`` is a folder of clips, each a folder of frames.
     """
 
-    task, title, mini = "something", "Something-Something V1", mini
+    task = "something"
+    title = "Something-Something V1"
+    mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
     is_present = staticmethod(is_present)
 

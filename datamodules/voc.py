@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, ClassVar, Literal
 
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
@@ -63,7 +64,9 @@ class VOC(BenchmarkData):
             ``eval_batch`` above 1 only where padding makes the pictures equally large.
     """
 
-    task, title, mini = "voc", "PASCAL VOC 2012", mini
+    task = "voc"
+    title = "PASCAL VOC 2012"
+    mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
     is_present = staticmethod(is_present)
 

@@ -41,7 +41,8 @@ def write(folder: Path) -> None:
         rng = np.random.default_rng(400 + seed)
         place = folder / f"{split}2017"
         place.mkdir()
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for i in range(1, count + 1):
             picture, classes, numbers = scene(rng, split)
             name = f"{i:012d}.jpg"

@@ -55,7 +55,8 @@ def surface_points(
     s, t = rng.random((2, count, 1))
     points = corner[which] + s * (right - corner)[which] + t * (up - corner)[which]
     points -= points.mean(0)
-    return (points / np.linalg.norm(points, axis=1).max()).astype(np.float32)
+    scaled: NDArray[np.float32] = (points / np.linalg.norm(points, axis=1).max()).astype(np.float32)
+    return scaled
 
 
 def shape(rng: np.random.Generator, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """Optional parts: what is missing, and the command that installs it."""
 
-from types import ModuleType
+from typing import Any
 
 #: system libraries that open3d's wheel links to, and Debian's packages with them
 OPEN3D_LIBRARIES = {
@@ -13,7 +13,7 @@ class MissingPartError(ImportError):
     """An optional part that is not installed; the message has the command that installs it."""
 
 
-def open3d() -> ModuleType:
+def open3d() -> Any:
     """The module open3d; MissingPartError if it or a system library is not there."""
     try:
         import open3d as module
@@ -29,7 +29,7 @@ def open3d() -> ModuleType:
     return module
 
 
-def plotly() -> ModuleType:
+def plotly() -> Any:
     """The module plotly.graph_objects; MissingPartError if it is not there."""
     try:
         import plotly.graph_objects as module

@@ -109,16 +109,18 @@ class TransformNet(nn.Module):
 
     Args:
         k: neighbours.
+        width: factor on all channels.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, width: float = 1.0) -> None:
         super().__init__()
-        self.edge = EdgeConv(3, 64, k, 0.0, bias=True, difference_first=False)
-        self.conv2, self.norm2 = nn.Conv2d(64, 128, 1), cast(nn.Module, nn.BatchNorm2d(128))
-        self.conv3, self.norm3 = nn.Conv1d(128, 1024, 1), cast(nn.Module, nn.BatchNorm1d(1024))
-        self.fc1, self.norm_fc1 = nn.Linear(1024, 512), cast(nn.Module, nn.BatchNorm1d(512))
-        self.fc2, self.norm_fc2 = nn.Linear(512, 256), cast(nn.Module, nn.BatchNorm1d(256))
-        self.transform = nn.Linear(256, 9)
+        edge1, edge2, wide, fc1, fc2 = (round(c * width) for c in (64, 128, 1024, 512, 256))
+        self.edge = EdgeConv(3, edge1, k, 0.0, bias=True, difference_first=False)
+        self.conv2, self.norm2 = nn.Conv2d(edge1, edge2, 1), cast(nn.Module, nn.BatchNorm2d(edge2))
+        self.conv3, self.norm3 = nn.Conv1d(edge2, wide, 1), cast(nn.Module, nn.BatchNorm1d(wide))
+        self.fc1, self.norm_fc1 = nn.Linear(wide, fc1), cast(nn.Module, nn.BatchNorm1d(fc1))
+        self.fc2, self.norm_fc2 = nn.Linear(fc1, fc2), cast(nn.Module, nn.BatchNorm1d(fc2))
+        self.transform = nn.Linear(fc2, 9)
         self.k = k
 
     def _edges_direct(self, points: Tensor, graph: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class DGCNN(nn.Module):
         num_classes: classes.
         k: neighbours of a point.
         dropout: behind each of the two hidden linear layers.
-        width: factor on all channels, for small networks; T-Net aside.
+        width: factor on all channels, for small networks.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class DGCNN(nn.Module):
         self.slope = 0.0 if tf else 0.2
         outputs = [round(c * width) for c in ((64, 64, 64, 128) if tf else (64, 64, 128, 256))]
         wide, fc1, fc2 = (round(c * width) for c in (1024, 512, 256))
-        self.transform = TransformNet(k) if tf else None
+        self.transform = TransformNet(k, width) if tf else None
         inputs = [3, *outputs[:-1]]
         self.edges = nn.ModuleList(
             EdgeConv(i, o, k, self.slope, bias=tf, difference_first=not tf)

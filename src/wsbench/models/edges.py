@@ -81,7 +81,7 @@ class _Reduce(torch.autograd.Function):
         return maximum, F.embedding_bag(graph, rows, mode="sum")
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_maximum: Tensor, grad_sum: Tensor) -> tuple[Tensor, None]:
         graph, which = ctx.saved_tensors
         grad = torch.zeros_like(grad_maximum).scatter_add_(0, graph.gather(1, which.long()), grad_maximum)
@@ -158,7 +158,7 @@ class _EdgeLayer(torch.autograd.Function):
         return torch.stack(maxima), mean, torch.stack(covariances)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_maximum: Tensor, grad_mean: Tensor, grad_cov: Tensor) -> tuple[Tensor | None, ...]:
         u, v, columns, weight, number, mean = ctx.saved_tensors
         grad_u, grad_v = torch.zeros_like(u), torch.empty_like(v)

@@ -43,7 +43,13 @@ class _LimitedResNet(ResNet):  # type: ignore[misc]
         self.out_channels = self.inplanes
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        inputs = self.inplanes
         stage: nn.Sequential = super()._make_layer(block, min(planes, self._max_planes), *args, **kwargs)
+        if stage[0].downsample is None:
+            # equal widths, and dilated instead of strided: project all the same, so that a network has the same weights
+            # at every output stride, and one trained on classification fits segmentation
+            projection = nn.Conv2d(inputs, self.inplanes, 1, bias=False)
+            stage[0].downsample = nn.Sequential(projection, self._norm_layer(self.inplanes))
         return stage
 
 
@@ -85,7 +91,7 @@ class ResNetClassifier(_LimitedResNet):
             form.layers, form.max_planes, groups=form.groups, width_per_group=form.width_per_group,
             num_classes=num_classes,
         )  # fmt: skip
-        if self.out_channels != self.fc.in_features:
+        if form.max_planes < 512:
             self.fc = nn.Linear(self.out_channels, num_classes)
 
 

@@ -25,7 +25,7 @@ class _Shift(torch.autograd.Function):
         return out.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         segments, fold, ahead = ctx.form
         return cast(Tensor, _Shift.apply(grad.contiguous(), segments, fold, not ahead)), None, None, None
 

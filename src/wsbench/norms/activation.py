@@ -143,8 +143,8 @@ class FrozenBatchNorm(nn.Module):
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As :meth:`GroupNorm.from_moments`, whatever the moments are."""
-        fixed = (t[None].to(mean.dtype) for t in (self.running_mean, self.running_var))
-        return scale_and_shift(*fixed, self.eps, self.weight, self.bias)
+        fixed_mean, fixed_var = self.running_mean[None].to(mean.dtype), self.running_var[None].to(var.dtype)
+        return scale_and_shift(fixed_mean, fixed_var, self.eps, self.weight, self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
@@ -201,8 +201,8 @@ class GroupNorm(nn.GroupNorm):
             return self.weight[None].to(mean.dtype), self.bias[None].to(mean.dtype)
         split = (len(mean), self.num_groups, members)
         group_mean, group_var = pooled(mean.view(split), var.view(split), 2)
-        whole = (t.expand(split).reshape(mean.shape) for t in (group_mean, group_var))
-        return scale_and_shift(*whole, self.eps, self.weight, self.bias)
+        mean, var = group_mean.expand(split).reshape(mean.shape), group_var.expand(split).reshape(var.shape)
+        return scale_and_shift(mean, var, self.eps, self.weight, self.bias)
 
 
 @register_activation("ln")

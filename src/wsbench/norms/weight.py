@@ -65,30 +65,24 @@ class _Standardize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(rows: Tensor, eps: float, unbiased: bool, inside: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, rows: Tensor, eps: float, unbiased: bool, inside: bool) -> Tensor:
         channels, fan_in = rows.shape
-        rows = rows.contiguous()
+        contiguous = rows.contiguous()
         floor = eps if inside else _VARIANCE_FLOOR[rows.dtype]
-        out, mean, inv_sigma = torch.native_group_norm(rows[None], None, None, 1, channels, fan_in, channels, floor)
-        out = out.view_as(rows)
+        out, mean, inv_sigma = torch.native_group_norm(
+            contiguous[None], None, None, 1, channels, fan_in, channels, floor
+        )
+        out = out.view_as(contiguous)
         if not inside:
             k = math.sqrt(fan_in / (fan_in - 1)) if unbiased else 1.0
             out.mul_((inv_sigma.view(-1, 1) * eps + k).reciprocal_())
-        return out, mean, inv_sigma
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, float, bool, bool], output: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        rows, ctx.eps, ctx.unbiased, ctx.inside = inputs
-        _, mean, inv_sigma = output
-        ctx.mark_non_differentiable(mean, inv_sigma)
+        ctx.eps, ctx.unbiased, ctx.inside = eps, unbiased, inside
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(rows, mean, inv_sigma)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        grad = grads[0]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         rows, mean, inv_sigma = ctx.saved_tensors
         if grad is None:
             return None, None, None, None
@@ -120,7 +114,7 @@ def standardize(rows: Tensor, eps: float = 1e-5, unbiased: bool = False, inside:
         unbiased: sigma with 1/(I-1), as the authors' PyTorch code has it, instead of Eq. 4's 1/I.
         inside: sqrt(var + eps) instead of sigma + eps; always with the biased variance.
     """
-    out: Tensor = _Standardize.apply(rows, eps, unbiased, inside)[0]
+    out: Tensor = _Standardize.apply(rows, eps, unbiased, inside)
     return out
 
 

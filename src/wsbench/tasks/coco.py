@@ -171,7 +171,7 @@ class COCODetection(BenchmarkTask):
         """How the loss is weighted, and where torchvision's parts differ from the authors' code."""
         return super().definitions() | {
             "loss": "each micro-batch's loss is a ratio over its sampled anchors and regions; the step takes their "
-            "mean, weighted by pictures, so N pictures at once and one at a time differ in the weights of their regions",
+            "mean, weighted by pictures, so N pictures at once and one at a time weigh their regions differently",
             "box_AP": "pycocotools on all evaluation pictures, 100 detections a picture, original resolution",
             "detector": "torchvision's: smooth L1 of the box head with beta 1/9 (authors: 1), no legacy +1, proposals "
             "kept per picture (authors: per batch)",
