@@ -39,7 +39,8 @@ def is_present(root: Path) -> bool:
     return (root / FRAMES).is_dir() and (has_csv(root) or has_lists(root))
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a list file, without empty ones."""
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
@@ -49,7 +50,7 @@ def read_classes(root: Path, order: ClassOrder) -> tuple[str, ...]:
     Raises:
         DatasetError: two labels are equal.
     """
-    labels = [line.strip() for line in _lines(root / CSV["labels"])]
+    labels = [line.strip() for line in lines_of(root / CSV["labels"])]
     if len(set(labels)) < len(labels):
         raise DatasetError(f"'{root / CSV['labels']}' names a label twice")
     return tuple(sorted(labels) if order == "alphabetical" else labels)
@@ -68,7 +69,7 @@ def read_official(root: Path, split: str, classes: tuple[str, ...]) -> list[Clip
     path = root / CSV["validation" if split == "val" else split]
     number = {label: i for i, label in enumerate(classes)}
     clips = []
-    for line in _lines(path):
+    for line in lines_of(path):
         name, separator, label = line.partition(";")
         if not separator or label.strip() not in number:
             raise DatasetError(f"'{path}': expected 'id;label' with a label of '{CSV['labels']}', got '{line}'")
@@ -81,7 +82,7 @@ def read_list(root: Path, split: str, classes: tuple[str, ...]) -> list[Clip]:
     """The clips of a list of TRN or TSM: ``folder frames class``."""
     path = root / LISTS[split]
     clips = []
-    for line in _lines(path):
+    for line in lines_of(path):
         parts = line.rsplit(maxsplit=2)
         if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit() and int(parts[2]) < len(classes)):
             raise DatasetError(f"'{path}': expected 'folder frames class' with a class below {len(classes)}: '{line}'")
@@ -151,7 +152,7 @@ class SomethingSomething(BenchmarkData):
         if self.official:
             self.classes = read_classes(root, self.class_order)
         else:
-            self.classes = tuple(line.strip() for line in _lines(root / LISTS["labels"]))
+            self.classes = tuple(line.strip() for line in lines_of(root / LISTS["labels"]))
         if len(self.classes) != self.num_classes:
             raise DatasetError(f"there are {len(self.classes)} classes, expected {self.num_classes}; set "
                                "--data.num_classes")  # fmt: skip
@@ -173,7 +174,7 @@ class SomethingSomething(BenchmarkData):
 
     def identity(self) -> DataIdentity:
         """Lists are clips with their frames and class numbers, so the order of classes is part of it."""
-        order = self.class_order if self.official else LISTS["labels"]
+        order = "alphabetical" if list(self.classes) == sorted(self.classes) else "as listed"
 
         def names(data: ClipDataset) -> Iterable[str]:
             return (f"{clip.folder.name} {clip.frames} {clip.label}" for clip in data.clips)

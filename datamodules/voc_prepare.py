@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 from torchvision.datasets.utils import download_and_extract_archive
 
+from wsbench.datamodules.checks import Finding
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.segmentation import open_picture
@@ -36,16 +36,6 @@ and, built by this command:
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012"
 SBD_ARCHIVE = "benchmark.tgz of the Semantic Boundaries Dataset (Hariharan et al. 2011, University of California)"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a verification."""
-
-    what: str
-    expected: str
-    found: str
-    ok: bool
 
 
 def find_sbd(root: Path) -> Path | None:
@@ -112,6 +102,29 @@ def build_trainaug(root: Path, train_masks: Literal["voc", "sbd"] = "voc", quiet
         shutil.rmtree(temporary, ignore_errors=True)
     write_text_atomically(lists / "trainaug.txt", "\n".join(names) + "\n")
     return names
+
+
+def build(root: Path, train_masks: Literal["voc", "sbd"] | None = None, rebuild: bool = False) -> str | None:
+    """Build trainaug where VOC and SBD lie and it is missing; says so.
+
+    Args:
+        root: as for :func:`build_trainaug`.
+        train_masks: as there; None is ``voc``, or whatever it was built with.
+        rebuild: build it even if it is there.
+
+    Raises:
+        DatasetError: it was built with other masks.
+    """
+    listed = devkit(root) / "ImageSets" / "Segmentation" / "trainaug.txt"
+    if is_present(root) and find_sbd(root) and (rebuild or not listed.is_file()):
+        masks = train_masks or "voc"
+        names = build_trainaug(root, masks)
+        return f"built trainaug: {len(names)} pictures, masks of VOC's own training pictures by {masks}"
+    source = devkit(root) / "SegmentationClassAug" / MASK_SOURCE
+    built_with = source.read_text().strip() if source.is_file() else None
+    if built_with and train_masks not in (None, built_with):
+        raise DatasetError(f"trainaug was built with {built_with} masks; add --rebuild to change it")
+    return None
 
 
 def _check_list(root: Path, split: str, labels: str) -> list[Finding]:

@@ -112,3 +112,11 @@ TINY = (
     "--data.effective_batch", "2", "--data.steps_per_epoch", "2", "--trainer.max_steps", "4",
     "--trainer.accelerator", "cpu", "--model.aspp_width", "32",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A few samples of every task in its official layout; no test changes them."""
+    from tests import tiny
+
+    return {task: tiny.write(task, tmp_path_factory.mktemp(task) / "data") for task in tiny.TASKS}

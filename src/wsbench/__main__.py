@@ -14,11 +14,12 @@ commands
   validate     evaluate a checkpoint                       validate --ckpt_path runs/voc/ID/last.ckpt
   test         the same on the test split
   predict      apply a checkpoint to a folder of pictures  predict --ckpt_path X --data.pictures FOLDER
-  data         verify, fetch and prepare a dataset         data voc --root FOLDER
+  data         verify and prepare a dataset                data voc --root FOLDER
   leaderboard  result records to CSV                       leaderboard
+  doctor       versions, devices, optional parts           doctor
 
 options of fit, validate, test and predict (COMMAND --task voc --help shows every field)
-  --task NAME         voc
+  --task NAME         imagenet, something, voc, modelnet40, coco
   --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
   --recipe NAME       paper or mini; default: paper where the dataset is found under --data.root or $WSBENCH_DATA
   --seed_everything N initialization, shuffling and augmentation (default: 0)
@@ -46,10 +47,17 @@ def _leaderboard(argv: Sequence[str]) -> int:
     return main(argv[1:])
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    from wsbench.doctor import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **dict.fromkeys(TRAINER, _trainer),
     "data": _data,
     "leaderboard": _leaderboard,
+    "doctor": _doctor,
 }
 
 

@@ -1,0 +1,118 @@
+"""``python -m wsbench doctor``: versions, devices, optional parts, and what installs those that are missing."""
+
+import argparse
+import ctypes
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from rich.table import Table
+
+from wsbench.parts import OPEN3D_LIBRARIES
+from wsbench.run.report import console
+
+#: optional part: (module, distribution, what it is for, how to get it)
+OPTIONAL = (
+    ("open3d", ("open3d-cpu", "open3d"), "ModelNet40's meshes", "pip install 'wsbench[modelnet40]'"),
+    ("plotly", ("plotly",), "pictures of clouds", "pip install 'wsbench[modelnet40]'"),
+    ("mmseg", ("mmsegmentation",), "mmsegmentation's networks", "scripts/install-mmseg"),
+    ("timm", ("timm",), "tests and benchmarks", "pip install 'wsbench[dev]'"),
+)
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def required() -> list[tuple[str, str, str, bool]]:
+    """(name, wanted, found, ok) of every package that wsbench needs."""
+    rows = []
+    for text in requires("wsbench") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None:  # extras
+            continue
+        found = _version(requirement.name)
+        ok = found is not None and requirement.specifier.contains(found, prereleases=True)
+        rows.append((requirement.name, str(requirement.specifier) or "any", found or "missing", ok))
+    return rows
+
+
+def missing_libraries() -> dict[str, str]:
+    """System libraries that open3d needs and the loader does not find, to Debian's packages with them."""
+    missing = {}
+    for library, package in OPEN3D_LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            missing[library] = package
+    return missing
+
+
+def devices() -> list[str]:
+    """The processors and accelerators, in words."""
+    import torch
+
+    found = [f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        found.append(f"cuda:{i} {properties.name}, {properties.total_memory >> 20} MiB, {bf16}")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _optional(libraries: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for module, names, purpose, remedy in OPTIONAL:
+        found, what = _version(*names), ""
+        if found is None:
+            what = remedy
+        elif module == "open3d" and libraries:
+            what = f"apt-get install {' '.join(libraries.values())}"
+        else:
+            try:
+                import_module(module)
+            except (ImportError, OSError) as error:
+                what = f"cannot be imported: {error}"
+        rows.append((names[0], purpose, found or "not installed", what))
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0 if everything that wsbench needs is there, else 1; optional parts do not matter."""
+    argparse.ArgumentParser(prog="wsbench doctor", description=__doc__).parse_args(argv[1:])
+    out = console()
+    needed = required()
+    table = Table("", "package", "wanted", "found", title=f"wsbench {_version('wsbench')}, Python "
+                  f"{platform.python_version()}, {platform.platform()}")  # fmt: skip
+    for name, wanted, found, ok in needed:
+        table.add_row("ok" if ok else "!!", name, wanted, found)
+    out.print(table)
+    for device in devices():
+        out.print(f"device: {device}", markup=False)
+    libraries = missing_libraries()
+    table = Table("", "optional part", "for", "found", "to do", title="optional parts")
+    for name, purpose, found, what in _optional(libraries):
+        table.add_row("--" if what else "ok", name, purpose, found, what)
+    out.print(table)
+    for library, package in libraries.items():
+        out.print(f"system library {library} is missing: apt-get install {package}", markup=False)
+    data, cache = os.environ.get("WSBENCH_DATA"), Path(os.environ.get("WSBENCH_CACHE") or Path.home())
+    out.print(f"datasets: $WSBENCH_DATA is {data or 'not set; miniatures are used'}", markup=False)
+    free = shutil.disk_usage(cache if cache.exists() else Path.home()).free >> 30
+    out.print(f"free disk space for miniatures: {free} GiB")
+    wrong = [name for name, _, _, ok in needed if not ok]
+    if wrong:
+        out.print(f"repair: pip install -U {' '.join(wrong)}")
+    return 1 if wrong else 0
