@@ -147,22 +147,26 @@ def unit_sphere(points: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return scaled
 
 
-def sample_mesh(path: Path, points: int) -> NDArray[np.float32]:
-    """``points`` points, uniform on a mesh's surface, in the unit sphere; the seed is a hash of the file's name."""
+def sample_mesh(path: Path, points: int, up: str = "y") -> NDArray[np.float32]:
+    """``points`` points, uniform on a mesh's surface, in the unit sphere, y up; the seed is a hash of the file's name.
+
+    ``up`` is the vertical axis in the file, ``y`` or ``z``.
+    """
     from wsbench.parts import open3d
 
     mesh = read_mesh(path)
     open3d().utility.random.seed(derived_seed(f"surface {path.name}") & 0x7FFFFFFF)
-    return unit_sphere(np.asarray(mesh.sample_points_uniformly(points).points))
+    cloud = unit_sphere(np.asarray(mesh.sample_points_uniformly(points).points))
+    return cloud if up == "y" else np.ascontiguousarray(np.stack([cloud[:, 0], cloud[:, 2], -cloud[:, 1]], 1))
 
 
-def sample_meshes(paths: Sequence[Path], points: int, cache: Path) -> NDArray[np.float32]:
+def sample_meshes(paths: Sequence[Path], points: int, cache: Path, up: str = "y") -> NDArray[np.float32]:
     """The clouds of many meshes, (n, points, 3); sampled once and kept in ``cache`` (.npy)."""
     if cache.is_file():
         clouds: NDArray[np.float32] = np.load(cache)
         if clouds.shape == (len(paths), points, 3):
             return clouds
-    clouds = np.stack([sample_mesh(path, points) for path in paths])
+    clouds = np.stack([sample_mesh(path, points, up) for path in paths])
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npy", delete=False) as file:
         np.save(file, clouds)

@@ -82,9 +82,9 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         return len(self.ids)
 
     def wide(self) -> list[int]:
-        """0 for pictures that are higher than wide, else 1: what aspect-ratio grouping keeps apart."""
+        """1 for pictures that are wider than high, else 0: what aspect-ratio grouping keeps apart."""
         pictures = (self.annotations.imgs[i] for i in self.ids)
-        return [int(picture["width"] >= picture["height"]) for picture in pictures]
+        return [int(picture["width"] > picture["height"]) for picture in pictures]
 
     def __getitem__(self, draw: Draw | int) -> tuple[Tensor, dict[str, Any]]:
         """uint8 (3, H, W), and ``boxes`` (n, 4; x1, y1, x2, y2), ``labels`` (n,), ``masks`` (n, H, W), ``image_id``."""
@@ -138,7 +138,7 @@ class COCO(BenchmarkData):
 
     Args:
         num_classes: classes including background.
-        masks: whether instances have masks; follows --model.masks.
+        masks: whether samples have masks; follows --model.network.
         flip: probability of the mirror.
         group_by_aspect: micro-batches of pictures that are all wide or all high, as the reference has them; each pass
             over the data then leaves out up to ``micro_batch - 1`` pictures of each kind.

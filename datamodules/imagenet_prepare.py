@@ -7,7 +7,6 @@ from torchvision.datasets.imagenet import (
     parse_devkit_archive,
     parse_train_archive,
     parse_val_archive,
-    prepare_val_folder,
 )
 
 from wsbench.datamodules.checks import Finding, count, readable
@@ -44,11 +43,21 @@ def build(root: Path) -> str | None:
             parse_val_archive(str(root))
             done.append("unpacked val")
         elif is_flat and (root / "meta.bin").is_file():
-            prepare_val_folder(str(flat), load_meta_file(str(root))[1])
+            _sort(flat, load_meta_file(str(root))[1])
             done.append("sorted val into classes")
     except RuntimeError as error:
         raise DatasetError(f"an archive in '{root}' cannot be unpacked: {error}") from error
     return ", ".join(done) or None
+
+
+def _sort(flat: Path, wnids: list[str]) -> None:
+    """Move the pictures of a flat folder into class folders; the devkit names a class for each, in order."""
+    pictures = sorted(flat.glob("*.JPEG"))
+    if len(pictures) != len(wnids):
+        raise DatasetError(f"'{flat}' holds {len(pictures)} pictures, the devkit names {len(wnids)}; unpack it again")
+    for wnid, picture in zip(wnids, pictures, strict=True):
+        (flat / wnid).mkdir(exist_ok=True)
+        picture.rename(flat / wnid / picture.name)
 
 
 def verify(root: Path) -> list[Finding]:

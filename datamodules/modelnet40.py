@@ -71,6 +71,7 @@ class ModelNet40(BenchmarkData):
         source: ``hdf5``, the release of PointNet with 2,048 points of each shape; ``off``, the meshes, sampled by
             open3d (another test set than the release's); ``auto`` prefers the former.
         points: of a cloud; the first ones of those that were sampled.
+        up: the vertical axis of meshes (``off``, ``predict``), which becomes y; ModelNet40's are z up.
         augment: ``tf``, the paper's; ``torch``, of the PyTorch release; ``none``.
         kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds either form. For ``predict``,
             ``pictures`` is a folder of meshes.
@@ -88,11 +89,12 @@ class ModelNet40(BenchmarkData):
         source: Source = "auto",
         points: int = 1024,
         augment: Literal["tf", "torch", "none"] = "tf",
+        up: Literal["y", "z"] = "z",
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.require_positive(points=points)
-        self.source, self.points, self.augment = source, points, augment
+        self.source, self.points, self.augment, self.up = source, points, augment, up
         self.classes: tuple[str, ...] = ()
 
     def setup(self, stage: str) -> None:
@@ -128,8 +130,8 @@ class ModelNet40(BenchmarkData):
         if self.form == "off":
             files = mesh_files(root, split)
             sizes = [f"{p.relative_to(root)} {p.stat().st_size}" for p in files]
-            cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{checksum(sizes)[:16]}.npy"
-            clouds = sample_meshes(files, max(SAMPLED, self.points), cache)[:, : self.points]
+            cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{self.up}-{checksum(sizes)[:16]}.npy"
+            clouds = sample_meshes(files, max(SAMPLED, self.points), cache, self.up)[:, : self.points]
             labels = np.array([self.classes.index(p.parent.parent.name) for p in files])
         else:
             parts = [read_hdf5(path, self.points) for path in hdf5_files(root, split)]
@@ -140,7 +142,7 @@ class ModelNet40(BenchmarkData):
         return CloudDataset(torch.from_numpy(np.ascontiguousarray(clouds)), torch.from_numpy(labels), augment)
 
     def _read(self, path: Path) -> Tensor:
-        return torch.from_numpy(sample_mesh(path, max(SAMPLED, self.points))[: self.points])
+        return torch.from_numpy(sample_mesh(path, max(SAMPLED, self.points), self.up)[: self.points])
 
     def identity(self) -> DataIdentity:
         """The release has no names; a sample is identified by its label and first point."""

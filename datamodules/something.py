@@ -102,7 +102,7 @@ class SomethingSomething(BenchmarkData):
         lists: ``csv``, the official files, whose clips' frames are counted at every start; ``videofolder``, the lists
             of TRN and TSM, which state them; ``auto`` prefers the latter.
         class_order: ``alphabetical`` as TRN's and TSM's checkpoints have it, ``csv`` as mmaction2's. Lists have theirs
-            in ``category.txt``.
+            in ``category.txt``, which must be alphabetical or not as is said here.
         kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds ``20bn-something-something-v1``.
             For ``predict``, ``pictures`` is a folder of clips, each a folder of frames.
     """
@@ -143,7 +143,9 @@ class SomethingSomething(BenchmarkData):
             self.predict_data = PredictionFolder(folders, self._read, "clip")
             return
         root = self.root()
-        wanted = {"csv": [has_csv], "videofolder": [has_lists], "auto": [has_lists, has_csv]}[self.lists]
+        # built lists are alphabetical
+        either = [has_lists, has_csv] if self.class_order == "alphabetical" else [has_csv, has_lists]
+        wanted = {"csv": [has_csv], "videofolder": [has_lists], "auto": either}[self.lists]
         found = next((f for f in wanted if f(root)), None)
         if found is None:
             names = LISTS if self.lists == "videofolder" else CSV
@@ -153,6 +155,10 @@ class SomethingSomething(BenchmarkData):
             self.classes = read_classes(root, self.class_order)
         else:
             self.classes = tuple(line.strip() for line in lines_of(root / LISTS["labels"]))
+            if (list(self.classes) == sorted(self.classes)) != (self.class_order == "alphabetical"):
+                order = "not alphabetical" if self.class_order == "alphabetical" else "alphabetical"
+                raise DatasetError(f"'{root / LISTS['labels']}' is {order}, but --data.class_order is "
+                                   f"{self.class_order}; set it as the list is, or use --data.lists csv")  # fmt: skip
         if len(self.classes) != self.num_classes:
             raise DatasetError(f"there are {len(self.classes)} classes, expected {self.num_classes}; set "
                                "--data.num_classes")  # fmt: skip

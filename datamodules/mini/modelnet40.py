@@ -83,7 +83,8 @@ def write(folder: Path) -> None:
             place = meshes / name / official
             place.mkdir(parents=True, exist_ok=True)
             number = i // len(CLASSES) + (0 if split == "train" else COUNTS["train"] // len(CLASSES)) + 1
-            write_off(place / f"{name}_{number:04d}.off", vertices, faces, broken=i % 3 == 0)
+            upright = vertices[:, [0, 2, 1]] * [1, -1, 1]  # z up, as ModelNet40's meshes are
+            write_off(place / f"{name}_{number:04d}.off", upright, faces, broken=i % 3 == 0)
             clouds.append(surface_points(rng, vertices, faces, POINTS))
             classes.append(label)
         order = rng.permutation(count)

@@ -149,9 +149,23 @@ class BenchmarkCLI(LightningCLI):
         parser.link_arguments("norm", "model.norm")
         parser.link_arguments("data.num_classes", "model.num_classes")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        if self.choice.task == "something":
+            parser.link_arguments("data.segments", "model.segments")
+        if self.choice.task == "coco":
+            parser.link_arguments("model.network", "data.masks", compute_fn=_has_masks)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the command line and the configuration decide, never hyper-parameters inside a checkpoint."""
+
+    def _refuse_half_a_network(self) -> None:
+        """Evaluating needs every weight: by a checkpoint of the run, or published weights of the whole network."""
+        if self.settings.ckpt_path is None and not self.task.wholly_initialized:
+            raise UsageError(
+                f"{self.subcommand} --model.init_from: the file has no weights for all of '{self.task.network_name}' "
+                "(another last layer, or a backbone only), so its output would be random; use --ckpt_path"
+            )
+
+    before_validate = before_test = before_predict = _refuse_half_a_network
 
     # -- before ---------------------------------------------------------------------------------------------------
 
@@ -329,7 +343,7 @@ class BenchmarkCLI(LightningCLI):
             data=self.data_identity,
             steps=trainer.global_step,
             metrics=evaluation_metrics(task) | getattr(task, "training_metrics", {}),
-            best=self.recorder.best,
+            best=self.recorder.best | getattr(task, "best_training_metrics", {}),
             converted=task.norm_report.counts(),
             definitions=task.definitions(),
             cost=self.recorder.cost(task, trainer.global_step * batch.effective_batch),
@@ -382,6 +396,10 @@ def _seed(value: bool | int) -> int:
     if isinstance(value, bool):
         raise ValueError("--seed_everything must be a number: it is part of the run's identity")
     return value
+
+
+def _has_masks(network: str) -> bool:
+    return not network.startswith("faster_rcnn_")
 
 
 def _plain(settings: Namespace) -> dict[str, Any]:

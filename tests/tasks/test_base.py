@@ -203,7 +203,7 @@ def test_torchvision_weights_are_bn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(task.backbone().layer4[2].conv3.weight, theirs.layer4[2].conv3.weight)
     with pytest.raises(NormMismatchError, match="'torchvision' was trained with 'bn'"):
         VOCSegmentation(norm="gn", network="deeplabv3_resnet50", init_from="torchvision")
-    with pytest.raises(TaskOptionError, match="no ImageNet weights"):
+    with pytest.raises(TaskOptionError, match="no ImageNet V1 weights"):
         mini("bn", init_from="torchvision")
 
 

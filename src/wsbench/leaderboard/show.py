@@ -18,7 +18,7 @@ def show(folder: Path, also: Sequence[Path] = ()) -> None:
     """
     record = read_record(folder / RECORD_NAME)
     rows = [r for r in paper_rows_of(record.task) if r.norm == record.norm]
-    rows = [r for r in rows if record.network.endswith(network_of(r))] or [r for r in rows if r.table == rows[0].table]
+    rows = [r for r in rows if record.network == network_of(r)] or [r for r in rows if r.table == rows[0].table]
     rows = [r for r in rows if network_of(r) == network_of(rows[0])]
     paper = {r.metric: r.value for r in rows}
     names = (RECORD_NAME, *run_folder.FILES)

@@ -32,8 +32,10 @@ PAPER = {
 
 
 def network_of(row: PaperRow) -> str:
-    """The network of a paper's row; those of COCO are named by detector and backbone, as here."""
-    return f"{row.task}_{row.model}" if row.task in ("mask_rcnn", "faster_rcnn") else row.model
+    """The network of a paper's row, as it is called here."""
+    if row.task in ("mask_rcnn", "faster_rcnn", "tsm"):
+        return f"{row.task}_{row.model}"
+    return {"voc": f"deeplabv3_{row.model}", "modelnet40": "dgcnn_tf"}.get(row.task, row.model)
 
 
 def paper_rows_of(task: str) -> list[PaperRow]:

@@ -35,9 +35,12 @@ def build_detector(
     max_size: int = 1333,
     proposals: int = 1000,
     rois: int = 512,
+    normalized_heads: bool = True,
     **kwargs: Any,
 ) -> FasterRCNN:
     """A detector with BN wherever the paper's have a normalization: body, FPN, box head, mask head.
+
+    Under ``gn+ws`` and ResNet-50 that makes 69 standardized convolutions; RPN, predictors and fc6 have none.
 
     Args:
         backbone: name of a ResNet.
@@ -52,6 +55,7 @@ def build_detector(
         max_size: limit of the longer side.
         proposals: kept of a picture in training after non-maximum suppression.
         rois: sampled of a picture to train the heads.
+        normalized_heads: false: FPN and heads are plain convolutions with biases, as in detectors with frozen BN.
         kwargs: further arguments of torchvision's FasterRCNN.
 
     Raises:
@@ -62,8 +66,9 @@ def build_detector(
     body = resnet_features(backbone)
     channels = [getattr(body, f"layer{i}")[-1].conv3.out_channels for i in (1, 2, 3, 4)]
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
-    features = BackboneWithFPN(body, layers, channels, width, norm_layer=nn.BatchNorm2d)
-    box_head = FastRCNNConvFCHead((width, 7, 7), [width] * head_convs, [fc_width], norm_layer=nn.BatchNorm2d)
+    norm = nn.BatchNorm2d if normalized_heads else None
+    features = BackboneWithFPN(body, layers, channels, width, norm_layer=norm)
+    box_head = FastRCNNConvFCHead((width, 7, 7), [width] * head_convs, [fc_width], norm_layer=norm)
     parts: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(
             tuple((anchor_size * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5
@@ -76,14 +81,18 @@ def build_detector(
         "max_size": max_size,
     }
     if masks:
-        parts["mask_head"] = MaskRCNNHeads(width, [width] * head_convs, 1, norm_layer=nn.BatchNorm2d)
+        parts["mask_head"] = MaskRCNNHeads(width, [width] * head_convs, 1, norm_layer=norm)
         parts["mask_predictor"] = MaskRCNNPredictor(width, width, num_classes)
     model: FasterRCNN = (MaskRCNN if masks else FasterRCNN)(features, **(parts | kwargs))
     _initialize(model)
-    for part in _PARTS[: len(_PARTS) - trainable_layers]:
-        for name in part:
-            features.body[name].requires_grad_(False)
+    freeze(model, trainable_layers)
     return model
+
+
+def freeze(model: FasterRCNN, trainable_layers: int) -> list[nn.Module]:
+    """Freeze the body's parts from the front, save the last ``trainable_layers``; returns the frozen modules."""
+    names = [name for part in _PARTS[: len(_PARTS) - trainable_layers] for name in part]
+    return [model.backbone.body[name].requires_grad_(False) for name in names]
 
 
 def _initialize(model: FasterRCNN) -> None:
@@ -94,6 +103,8 @@ def _initialize(model: FasterRCNN) -> None:
     for module in model.roi_heads.box_head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=1)
             nn.init.zeros_(module.bias)
@@ -101,6 +112,10 @@ def _initialize(model: FasterRCNN) -> None:
     for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
+    if model.roi_heads.has_mask():
+        for name, parameter in model.roi_heads.mask_predictor.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
 
 @contextmanager

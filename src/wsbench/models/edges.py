@@ -27,8 +27,10 @@ def nearest_neighbours(points: Tensor, k: int) -> Tensor:
         (B, N, k) int64.
 
     Raises:
-        ValueError: there are fewer than k points.
+        ValueError: there are fewer than k points, or k is above 256.
     """
+    if k > 256:
+        raise ValueError(f"at most 256 neighbours, got {k}: their numbers are kept in a byte")
     if points.shape[1] < k:
         raise ValueError(f"{points.shape[1]} points have no {k} nearest neighbours; use more points or a smaller k")
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):

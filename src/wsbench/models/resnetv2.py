@@ -47,6 +47,9 @@ class ResNetV2(nn.Module):
         num_classes: classes.
     """
 
+    #: of pictures in [0, 1], taken out of the network's input
+    mean = std = (0.5, 0.5, 0.5)
+
     def __init__(self, name: str, num_classes: int = 1000) -> None:
         super().__init__()
         base, _, factor = name.partition("x")

@@ -71,10 +71,16 @@ class NormalizedLayer(nn.Module):
             )
         self.spec, self.method = spec, method
         self._extra: tuple[str, ...] = ()
-        for name, value in method.extra_parameters(rows).items():
-            shape = (-1, *(1 for _ in range(self.weight.dim() - 1)))
-            self.register_parameter(name, nn.Parameter(value.to(self.weight.dtype).reshape(shape)))
+        for name, value in self.initial_extra_parameters().items():
+            self.register_parameter(name, nn.Parameter(value, self.weight.requires_grad))
             self._extra += (name,)
+
+    @torch.no_grad()
+    def initial_extra_parameters(self) -> dict[str, Tensor]:
+        """What the method's added parameters start from, given the weight as it is now; in their shape and dtype."""
+        shape = (-1, *(1 for _ in range(self.weight.dim() - 1)))
+        values = self.method.extra_parameters(self._rows().detach())
+        return {name: value.to(self.weight.dtype).reshape(shape) for name, value in values.items()}
 
     def _rows(self) -> Tensor:
         rows = to_rows(self.weight, self.transposed_weight, getattr(self, "groups", 1))

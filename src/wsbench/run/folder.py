@@ -57,7 +57,7 @@ def overrides(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str,
 
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Identity fields of ``config`` that ``other`` has otherwise, as plain JSON values; what is linked is left out."""
-    linked = ("model.norm", "model.num_classes", "data.seed")
+    linked = ("model.norm", "model.num_classes", "model.segments", "data.masks", "data.seed")
     ours, theirs = (json.loads(json.dumps(identity_fields(c), default=str)) for c in (config, other))
     return {k: v for k, v in ours.items() if k not in linked and v != theirs.get(k)}
 

@@ -55,6 +55,7 @@ class BenchmarkTask(LightningModule, ABC):
         super().__init__()
         self.spec = NormSpec.parse(norm)
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
+        self.wholly_initialized = False
         self.evaluation: Evaluation | None = None
         self.run_id: str | None = None
         self.classes: tuple[str, ...] = ()
@@ -68,9 +69,10 @@ class BenchmarkTask(LightningModule, ABC):
         self.norm_report = normalize(network, self.spec, example, include)
         if self._init_from is not None:
             try:
-                load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
+                left = load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
             except ValueError as error:
                 raise TaskOptionError(f"--model.init_from: {error}") from error
+            self.wholly_initialized = not left and self.backbone() is self.network
 
     def backbone(self) -> nn.Module:
         """The part of the network that ``init_from`` initializes."""
@@ -133,7 +135,7 @@ class BenchmarkTask(LightningModule, ABC):
         total, number = self.loss(batch)
         if self._scale is None:
             self._scale = 1.0 / max(1.0, self.items_in_micro_batch(batch))
-        self._sum = total.detach() + (0 if self._sum is None else self._sum)
+        self._sum = total.detach().float() + (0 if self._sum is None else self._sum)
         self._number = number.detach() + (0 if self._number is None else self._number)
         return total * self._scale
 

@@ -40,6 +40,7 @@ class Classification(BenchmarkTask):
         self._label_smoothing = label_smoothing
         self.evaluated = SumMetric()
         self.training_metrics: dict[str, MetricValue] = {}
+        self.best_training_metrics: dict[str, MetricValue] = {}
         self._training_hits: dict[str, int | Tensor] = {}
         self._training_count = 0
 
@@ -58,7 +59,7 @@ class Classification(BenchmarkTask):
         logits, labels = self.logits(batch), batch["label"]
         total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._label_smoothing)
         self._count_training(logits.detach(), labels)
-        return total, logits.new_tensor(len(labels))
+        return total, torch.tensor(float(len(labels)), device=logits.device)  # not in the dtype of autocast
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
@@ -77,6 +78,8 @@ class Classification(BenchmarkTask):
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics of the epoch: of the weights as they were while it ran, on augmented samples."""
+        if not self._training_count:  # a run that is resumed at its end trains nothing
+            return
         names = sorted(self._training_hits)
         sums = torch.stack([torch.as_tensor(self._training_hits[n], dtype=torch.float64).cpu() for n in names])
         sums = torch.cat([sums, torch.tensor([self._training_count], dtype=torch.float64)]).to(self.device)
@@ -87,6 +90,28 @@ class Classification(BenchmarkTask):
             f"train_{n}": MetricValue(value=round(v, 4), n_eval=count, step=self.global_step) for n, v in values.items()
         }
         self._write_log({f"train/{n}": v for n, v in values.items()}, self.global_step)
+        sign = 1 if self.mode == "max" else -1
+        main = f"train_{self.monitor}"
+        if (
+            not self.best_training_metrics
+            or sign * values[self.monitor] > sign * self.best_training_metrics[main].value
+        ):
+            self.best_training_metrics = self.training_metrics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the training metrics too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["training_metrics"] = {
+            "last": {n: m.model_dump() for n, m in self.training_metrics.items()},
+            "best": {n: m.model_dump() for n, m in self.best_training_metrics.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them along."""
+        super().on_load_checkpoint(checkpoint)
+        stored = checkpoint.get("training_metrics", {})
+        self.training_metrics = {n: MetricValue(**m) for n, m in stored.get("last", {}).items()}
+        self.best_training_metrics = {n: MetricValue(**m) for n, m in stored.get("best", {}).items()}
 
     def reset_metrics(self) -> None:
         """Forget."""

@@ -19,7 +19,7 @@ from torch.optim import SGD
 from torchvision.io import write_jpeg
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from wsbench.models.detection import DETECTORS, build_detector, keep_all_boxes
+from wsbench.models.detection import DETECTORS, build_detector, freeze, keep_all_boxes
 from wsbench.models.resnet import RESNETS
 from wsbench.records import write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
@@ -65,7 +65,9 @@ def average_precision(
     """
     with contextlib.redirect_stdout(io.StringIO()):
         if found:
-            results = truth.loadRes([dict(f) for f in found])
+            # beside a box pycocotools takes a detection's area from it, and masks would be sorted by size wrongly
+            unwanted = "bbox" if kind == "mask" else "segmentation"
+            results = truth.loadRes([{k: v for k, v in f.items() if k != unwanted} for f in found])
         else:  # loadRes refuses an empty list
             results = Annotations()
             results.dataset = {**truth.dataset, "annotations": []}
@@ -145,7 +147,7 @@ class COCODetection(BenchmarkTask):
         try:
             model = build_detector(
                 backbone, num_classes, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
-                min_size, max_size, proposals, rois,
+                min_size, max_size, proposals, rois, normalized_heads=self.spec.act != "frozenbn",
             )  # fmt: skip
         except ValueError as error:
             raise TaskOptionError(f"--model: {error}") from error
@@ -154,6 +156,7 @@ class COCODetection(BenchmarkTask):
         with keep_all_boxes(model):
             self.adopt(model, [torch.rand(3, 128, 128)])
         transform.min_size = before
+        self._frozen = freeze(model, trainable_layers)  # again: the specification may have brought new parameters
         self._found: list[dict[str, Any]] = []
         self._seen: list[int] = []
 
@@ -174,8 +177,16 @@ class COCODetection(BenchmarkTask):
             "mean, weighted by pictures, so N pictures at once and one at a time weigh their regions differently",
             "box_AP": "pycocotools on all evaluation pictures, 100 detections a picture, original resolution",
             "detector": "torchvision's: smooth L1 of the box head with beta 1/9 (authors: 1), no legacy +1, proposals "
-            "kept per picture (authors: per batch)",
+            "kept per picture (authors: per batch), pictures resized without antialiasing (authors: "
+            "Pillow); frozen parts use BN's running statistics",
         }
+
+    def train(self, mode: bool = True) -> "COCODetection":
+        """Frozen parts stay in evaluation mode: their BN uses its running statistics and does not move them."""
+        super().train(mode)
+        for part in getattr(self, "_frozen", ()):
+            part.eval()
+        return self
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -211,8 +222,9 @@ class COCODetection(BenchmarkTask):
 
     def evaluate(self, batch: Any) -> None:
         """Gather detections."""
-        outputs = self.network(self._floats(batch["images"]))
-        for output, target in zip(outputs, batch["targets"], strict=True):
+        for picture, target in zip(batch["images"], batch["targets"], strict=True):
+            # one at a time: beside a larger picture it would be padded, and GN, LN and IN would see the padding
+            (output,) = self.network(self._floats([picture]))
             self._seen.append(target["image_id"])
             self._found += detections(output, target["image_id"], self._data("category_ids"))
 

@@ -75,8 +75,11 @@ class ImageNetClassification(TopK):
         }
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        """Normalized pictures."""
-        return normalized(batch["image"], next(self.network.parameters()))
+        """Normalized pictures; Big Transfer's networks want [-1, 1]."""
+        like = next(self.network.parameters())
+        if isinstance(self.network, ResNetV2):
+            return normalized(batch["image"], like, self.network.mean, self.network.std)
+        return normalized(batch["image"], like)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with weight decay on everything; the rate falls at epochs, as counted by optimizer steps."""

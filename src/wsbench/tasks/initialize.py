@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from wsbench.norms import NormSpec, SpecError, require_spec, stamp_spec
+from wsbench.norms import NormalizedLayer, NormSpec, SpecError, require_spec, stamp_spec
 from wsbench.norms.guard import KEY
 from wsbench.tasks.formats import network_state, read_checkpoint
 
@@ -68,16 +69,19 @@ def _without_wrappers(key: str) -> str:
     return key.replace("conv1.net.", "conv1.")
 
 
-def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
+    """Load; returns the keys of a classifier that kept its own values."""
     own = network.state_dict()
     names = {_without_wrappers(key): key for key in own}
     given = {names.get(_without_wrappers(k), k): v for k, v in state.items()}
-    for key in [k for k in (*own, *given) if k.startswith(CLASSIFIERS)]:
+    left = []
+    for key in dict.fromkeys(k for k in (*own, *given) if k.startswith(CLASSIFIERS)):
         # another task's classifier, or of other classes, is left as it is here
         if key not in own or key not in given or own[key].shape != given[key].shape:
             given.pop(key, None)
             if key in own:
                 given[key] = own[key]
+                left.append(key)
     wrong = {
         "missing": [k for k in own if k not in given],
         "unexpected": [k for k in given if k not in own],
@@ -87,9 +91,10 @@ def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
         told = "; ".join(f"{len(keys)} keys {how} ({', '.join(keys[:3])} ...)" for how, keys in wrong.items() if keys)
         raise ValueError(f"'{source}' does not fit this network: {told}")
     network.load_state_dict(given)
+    return left
 
 
-def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bool) -> None:
+def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bool) -> list[str]:
     """Load the backbone's weights from ``source``.
 
     Args:
@@ -97,6 +102,9 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         source: a checkpoint, ``SPEC=CHECKPOINT`` for one that does not say its normalization, or ``torchvision``.
         spec: the model's normalization; ``frozenbn`` takes a ``bn`` checkpoint.
         any_norm: load even if the checkpoint's normalization is another one; BN's statistics are then left out.
+
+    Returns:
+        Keys of a last layer of another shape, which kept its initialization.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -113,10 +121,24 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         same = found is not None and NormSpec.parse(found) == spec
         require_spec(checkpoint, spec if same else trained, f"--model.init_from '{path}'")
     state = _of_backbone(network_state(checkpoint))
+    loaded = [_without_wrappers(k) for k in state]
     if any_norm:
         own = {_without_wrappers(k): v for k, v in backbone.state_dict().items()}
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         extra = ("weight_gain", "weight_shift", "mean_weight", "var_weight")
         state = {k: v for k, v in state.items() if k in own or not k.endswith((*statistics, *extra))}
         state = {k: v for k, v in own.items() if k.endswith((*statistics, *extra))} | state
-    _load(backbone, state, path)
+    left = _load(backbone, state, path)
+    if any_norm:
+        _renew_gains(backbone, set(loaded))
+    return left
+
+
+@torch.no_grad()
+def _renew_gains(network: nn.Module, loaded: set[str]) -> None:
+    """Where the checkpoint had no gains of a weight normalization, set those that keep the loaded weights' function."""
+    for name, module in network.named_modules():
+        if isinstance(module, NormalizedLayer):
+            for extra, value in module.initial_extra_parameters().items():
+                if f"{_without_wrappers(f'{name}.')}{extra}" not in loaded:
+                    getattr(module, extra).copy_(value)

@@ -43,7 +43,8 @@ class ModelNetClassification(Classification):
         optimizer: ``adam`` or ``sgd`` (momentum 0.9).
         lr: base learning rate.
         weight_decay: on all parameters; none in the paper's code.
-        schedule: ``staircase``: times 0.7 every 200,000 samples, not below 1e-5; ``cosine``: to ``lr_end`` at the end.
+        schedule: ``staircase``: times 0.7 every 200,000 samples, not below 1e-5; ``cosine``: to
+            ``lr_end`` at the end, epoch by epoch.
         lr_end: of the cosine.
         bn_decay: BN's momentum falls with the samples seen, as in the paper's code; false: it stays 0.1.
         votes: turns about the vertical axis whose logits are summed in evaluation; 12 in the authors' evaluate.py.
@@ -179,7 +180,11 @@ class ModelNetClassification(Classification):
         batch = int(self._data("effective_batch"))
         if self._schedule == "staircase":
             return by_step(optimizer, lambda step: tensorflow_rate(step * batch, self._lr) / self._lr)  # type: ignore[return-value]
-        trainer = self.trainer
-        steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.max_epochs or 0) * self.steps_in_epoch()
+        trainer, per_epoch = self.trainer, self.steps_in_epoch()
+        epochs = trainer.max_steps / per_epoch if trainer.max_steps > 0 else int(trainer.max_epochs or 0)
         end = self._lr_end / self._lr
-        return by_step(optimizer, lambda step: end + (1 - end) * (1 + math.cos(math.pi * min(1, step / steps))) / 2)  # type: ignore[return-value]
+
+        def cosine(step: int) -> float:
+            return end + (1 - end) * (1 + math.cos(math.pi * min(1, step // per_epoch / epochs))) / 2
+
+        return by_step(optimizer, cosine)  # type: ignore[return-value]
