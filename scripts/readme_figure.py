@@ -1,89 +1,154 @@
-"""The README's picture from published records and two runs: ``python scripts/readme_figure.py RUN_A RUN_B``.
+"""The README's picture and table from published records: ``python scripts/readme_figure.py``.
 
-Left: validation mIoU of the VOC miniature against optimizer steps, every seed a thin line, their mean a thick one.
-Right: validation scenes, their masks, and what the two runs' checkpoints make of them.
+Above: the main metric of every miniature and normalization, a dot a seed, and what a predictor that has learned nothing
+gets. Below: a sample of each miniature. The table is printed.
 """
 
-import sys
+import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import yaml
 from matplotlib import pyplot as plt
 from PIL import Image
+from torchvision.utils import draw_bounding_boxes
 
-from wsbench.datamodules import VOC
-from wsbench.datamodules.palette import palette_image
+from wsbench.cli import ENTRIES
+from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.voc import devkit
-from wsbench.records import read_record
-from wsbench.run.logger import read_metrics
-from wsbench.tasks import VOCSegmentation
+from wsbench.records import RunRecord, read_record
+from wsbench.tasks.coco import average_precision
+from wsbench.tasks.voc import mean_iou
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"bn": "#4477aa", "bn+ws": "#66ccee", "gn": "#cc6677", "gn+ws": "#228833"}
+PANELS = {
+    "imagenet": ("top1_error", "top-1 accuracy, 1 at a time"),
+    "something": ("top1_acc", "top-1 accuracy, 1 clip at a time"),
+    "voc": ("miou", "mIoU, 1 at a time"),
+    "modelnet40": ("overall_acc", "accuracy, 16 at a time"),
+    "coco": ("box_AP", "box AP, 2 at a time"),
+}
+CONSTRUCTOR = {
+    "imagenet": {"num_classes": 10, "crop": 48, "resize": 48},
+    "something": {"num_classes": 6, "crop": 64, "resize": 64},
+    "voc": {"num_classes": 11, "crop": 97, "train_set": "train"},
+    "modelnet40": {"num_classes": 10, "points": 512},
+    "coco": {"num_classes": 11},
+}
 
 
-def curves(axis: plt.Axes) -> None:
-    """Validation mIoU of every published record of the miniature."""
-    groups = defaultdict(list)
-    for path in sorted((ROOT / "leaderboards/records/voc").glob("*.json")):
+def records() -> dict[str, dict[str, list[RunRecord]]]:
+    """``{task: {norm: records}}``; the 16 groups of DGCNN's GN are called gn here."""
+    found: dict[str, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted((ROOT / "leaderboards/records").glob("*/*.json")):
         record = read_record(path)
-        groups[record.norm].append(read_metrics(path.with_suffix(".metrics.jsonl"))["val/miou"])
-    for norm, runs in groups.items():
-        steps = sorted(runs[0])
-        values = np.array([[run[s] for s in steps] for run in runs])
-        axis.plot(steps, values.T, color=COLOURS[norm], linewidth=0.7, alpha=0.5)
-        axis.plot(
-            steps, values.mean(0), color=COLOURS[norm], linewidth=2.4, label=f"{norm}  {values[:, -1].mean():.1f}"
-        )
-    axis.set(xlabel="optimizer steps (4 pictures each, one at a time)", ylabel="validation mIoU, %", ylim=(0, 100))
-    axis.legend(title="norm, final mean of three seeds", loc="upper left", frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
+        found[record.task][record.norm.replace("gn16", "gn")].append(record)
+    return found
 
 
-def load(run: Path) -> tuple[str, VOCSegmentation]:
-    """The task of a run with its final weights."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    task = VOCSegmentation(norm=config["norm"], num_classes=config["data"]["num_classes"], **config["model"])
-    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
-    task.on_load_checkpoint(checkpoint)
-    task.load_state_dict(checkpoint["state_dict"])
-    return config["norm"], task.eval()
-
-
-@torch.no_grad()
-def scenes(axes: np.ndarray, runs: list[Path]) -> None:
-    """Pictures, masks and predictions."""
-    data = VOC(miniature=True, train_set="train", num_classes=11, crop=97)
+def miniature(task: str) -> Any:
+    """The datamodule of a miniature, set up."""
+    options: dict[str, Any] = CONSTRUCTOR[task]
+    data: BenchmarkData = ENTRIES[task].data(miniature=True, num_workers=0, **options)
+    data.prepare_data()
     data.setup("fit")
-    tasks = [load(run) for run in runs]
-    titles = ["picture", "mask", *(norm for norm, _ in tasks)]
-    for row, index in enumerate((3, 8, 17)):
-        name = data.val_names[index]
-        picture = Image.open(devkit(data.root()) / "JPEGImages" / f"{name}.jpg")
-        mask = Image.open(devkit(data.root()) / "SegmentationClass" / f"{name}.png")
-        shown = [picture, mask.convert("RGB")]
-        for _, task in tasks:
-            prediction = task(data.val_data[index]["image"][None])[0, :, : picture.height, : picture.width].argmax(0)
-            shown.append(palette_image(prediction.byte().numpy()).convert("RGB"))
-        for axis, image, title in zip(axes[row], shown, titles, strict=True):
-            axis.imshow(image)
-            axis.axis("off")
-            if row == 0:
-                axis.set_title(title, fontsize=10)
+    return data
+
+
+def trivial(task: str, data: Any) -> float:
+    """The metric of a predictor that has learned nothing, higher being better.
+
+    The commonest class; on COCO a box around the whole picture for every class.
+    """
+    if task == "voc":
+        confusion = torch.zeros(11, 11)
+        for i in range(len(data.val_data)):
+            mask = data.val_data[i]["mask"].long()
+            confusion[:, 0] += torch.bincount(mask[mask != 255], minlength=11)
+        return 100 * float(mean_iou(confusion))
+    if task == "coco":
+        truth = data.val_annotations
+        boxes = [
+            {"image_id": i, "category_id": c, "bbox": [0, 0, picture["width"], picture["height"]], "score": 0.5}
+            for i, picture in truth.imgs.items()
+            for c in data.category_ids
+        ]
+        return average_precision(truth, boxes, sorted(truth.imgs), "box")["box_AP"]
+    labels = {"imagenet": lambda: [s[1] for s in data.val_data.samples],
+              "something": lambda: [c.label for c in data.val_data.clips],
+              "modelnet40": lambda: data.val_data.labels.tolist()}[task]()  # fmt: skip
+    return 100 * float(np.bincount(labels).max() / len(labels))
+
+
+def bars(axis: plt.Axes, task: str, groups: dict[str, list[RunRecord]], nothing: float) -> None:
+    """One panel."""
+    metric, title = PANELS[task]
+    for x, (norm, colour) in enumerate(COLOURS.items()):
+        values = [100 - r.metrics[metric].value if metric.endswith("error") else r.metrics[metric].value
+                  for r in groups.get(norm, [])]  # fmt: skip
+        if values:
+            axis.bar(x, statistics.mean(values), color=colour, width=0.75)
+            axis.plot([x + d for d in np.linspace(-0.2, 0.2, len(values))], values, ".", color="black", markersize=4)
+            axis.text(x, max(values) + 2, f"{statistics.mean(values):.0f}", ha="center", fontsize=8)
+    axis.axhline(nothing, color="black", linewidth=1, linestyle=":")
+    axis.set_xticks(range(len(COLOURS)), list(COLOURS), fontsize=7)
+    axis.set(ylim=(0, 108), title=task)
+    axis.set_xlabel(title, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(axis="y", labelsize=7)
+
+
+def sample(axis: plt.Axes, task: str, data: Any) -> None:
+    """One picture of a miniature."""
+    if task == "imagenet":
+        tiles = [data.val_data[i]["image"].permute(1, 2, 0).numpy() for i in range(0, 500, 125)]
+        axis.imshow(np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])]))
+    elif task == "something":
+        frames = data.val_data[2]["clip"].permute(0, 2, 3, 1).numpy()
+        axis.imshow(np.vstack([np.hstack(list(frames[:4])), np.hstack(list(frames[4:]))]))
+    elif task == "voc":
+        name, folder = data.val_names[8], devkit(data.root())
+        picture = Image.open(folder / "JPEGImages" / f"{name}.jpg")
+        mask = Image.open(folder / "SegmentationClass" / f"{name}.png").convert("RGB")
+        axis.imshow(np.hstack([np.asarray(picture), np.asarray(mask)]))
+    elif task == "modelnet40":
+        x, y, z = data.val_data.clouds[3].T.numpy()
+        axis.scatter(x + 0.35 * z, y + 0.2 * z, s=1.5, c=z, cmap="viridis")
+        axis.set_aspect("equal")
+    else:
+        i = data.val_data.ids[4]
+        picture, _ = data.val_data[4]
+        objects = data.val_annotations.imgToAnns[i]
+        corners = torch.tensor([o["bbox"] for o in objects])
+        boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
+        axis.imshow(draw_bounding_boxes(picture, boxes, colors="white", width=1).permute(1, 2, 0).numpy())
+    axis.axis("off")
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw it, print the table."""
     matplotlib.use("Agg")
-    figure = plt.figure(figsize=(11, 4), dpi=110, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.05, 1))
-    curves(left.subplots())
-    scenes(right.subplots(3, 4), [Path(run) for run in sys.argv[1:3]])
-    figure.savefig(ROOT / "docs" / "voc-mini.png")
+    figure, axes = plt.subplots(2, len(PANELS), figsize=(13, 4.6), dpi=100, layout="constrained",
+                                height_ratios=(1.25, 1))  # fmt: skip
+    found = records()
+    print("| task (metric) | learned nothing | " + " | ".join(f"`{norm}`" for norm in COLOURS) + " |")
+    print("|---|---|" + "---|" * len(COLOURS))
+    for column, (task, (metric, _)) in enumerate(PANELS.items()):
+        data = miniature(task)
+        nothing = trivial(task, data)
+        bars(axes[0, column], task, found[task], nothing)
+        sample(axes[1, column], task, data)
+        cells = []
+        for norm in COLOURS:
+            values = [r.metrics[metric].value for r in sorted(found[task].get(norm, []), key=lambda r: r.seed)]
+            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else "-")
+        shown = 100 - nothing if metric.endswith("error") else nothing
+        print(f"| {task} (`{metric}`) | {shown:.1f} | {' | '.join(cells)} |")
+    figure.savefig(ROOT / "docs" / "miniatures.png")
 
 
 if __name__ == "__main__":

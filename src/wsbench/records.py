@@ -88,7 +88,7 @@ class RunRecord(_Strict):
 
     schema_version: Literal[1] = Field(1, description="version of this schema")
     id: str = Field(description="content hash of the resolved configuration, seed and data included")
-    task: str = Field(description="voc, ...")
+    task: str = Field(description="imagenet, something, voc, modelnet40, coco")
     recipe: str = Field(description="paper or mini")
     overrides: dict[str, Any] = Field(description="fields that differ from the recipe, norm, seed and folders aside")
     norm: str = Field(description="canonical NormSpec")
@@ -97,9 +97,12 @@ class RunRecord(_Strict):
     batch: BatchNumbers
     data: DataIdentity
     steps: int = Field(ge=0, description="optimizer steps taken")
-    metrics: dict[str, MetricValue] = Field(description="of the final weights")
+    metrics: dict[str, MetricValue] = Field(
+        description="of the final weights; `train_` ones are of the last epoch, counted while it ran"
+    )
     best: dict[str, MetricValue] = Field(
-        description="the evaluation during training at which the task's main metric was best"
+        description="the evaluation during training at which the task's main metric was best; `train_` ones of "
+        "the best epoch"
     )
     converted: dict[str, int] = Field(description="layers turned over: activation, weight, kept, plain")
     definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")

@@ -1,12 +1,15 @@
 import hashlib
+from importlib import import_module
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 from torchvision.datasets import VOCSegmentation
 
-from wsbench.datamodules.mini import voc
+from wsbench.datamodules.mini import coco, modelnet40, voc
 from wsbench.datamodules.mini.digits import digits, stamp
 from wsbench.datamodules.mini.store import ensure, is_intact
 
@@ -103,3 +106,75 @@ def test_store_leaves_nothing_behind_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         ensure("thing", write, tmp_path)
     assert list((tmp_path / "mini").iterdir()) == []
+
+
+def pinned(task: str, root: Path) -> str:
+    """A checksum of what the labels of a miniature are; pixels go through a JPEG encoder and are left out."""
+    digest = hashlib.sha256()
+    if task == "imagenet":
+        for path in sorted(root.rglob("*.JPEG")):
+            with Image.open(path) as picture:
+                digest.update(f"{path.relative_to(root).as_posix()} {picture.size}\n".encode())
+    elif task == "something":
+        for path in sorted(root.glob("*.csv")):
+            digest.update(path.read_bytes())
+        for path in sorted((root / "20bn-something-something-v1").iterdir(), key=lambda p: int(p.name)):
+            digest.update(f"{path.name} {sum(1 for _ in path.iterdir())}\n".encode())
+    elif task == "modelnet40":
+        for path in sorted(root.rglob("*.off")):
+            digest.update(path.read_bytes())
+        for path in sorted(root.rglob("*.h5")):
+            with h5py.File(path) as file:
+                digest.update(np.round(file["data"][:, :8], 3).tobytes() + file["label"][:].tobytes())
+    else:
+        for path in sorted((root / "annotations").iterdir()):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("task", "checksum"),
+    [
+        ("imagenet", "20817f1f88364c1d"),
+        ("something", "df626b37d80d0c64"),
+        ("modelnet40", "4708de005fbdc191"),
+        ("coco", "4b75b683f5add962"),
+    ],
+)
+def test_labels_are_those_of_the_published_numbers(task: str, checksum: str) -> None:
+    """A change to a miniature needs a new name: the records belong to this one."""
+    module = import_module(f"wsbench.datamodules.mini.{task}")
+    assert f"{task}-mini-v1" == module.NAME
+    assert pinned(task, ensure(module.NAME, module.write)) == checksum
+
+
+def test_coco_and_voc_show_the_same_kind_of_scene() -> None:
+    """Boxes enclose what is visible; categories are digit + 1; the areas are those of the masks."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        _, classes, numbers = voc.scene(rng, "val")
+        for found in coco.instances(classes, numbers):
+            mask = rle.decode(found["segmentation"])
+            rows, columns = np.nonzero(mask)
+            assert found["area"] == mask.sum()
+            x, y, width, height = found["bbox"]
+            assert (columns.min(), rows.min()) == (x, y)
+            assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (width, height)
+            assert set(classes[mask == 1]) == {found["category_id"]}
+
+
+def test_extruded_digits_are_closed_surfaces() -> None:
+    """Every edge of a slab belongs to faces on both sides; its area is that of a sum of squares."""
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1] = True
+    vertices, faces = modelnet40.extrude(mask, 0.5)
+    edges: dict[tuple[int, int], int] = {}
+    for face in faces.tolist():
+        for a, b in zip(face, face[1:] + face[:1], strict=True):
+            edges[a, b] = edges.get((a, b), 0) + 1
+    assert all(edges.get((b, a)) == count for (a, b), count in edges.items()), "orientable and closed"
+    corner, right, up = vertices[faces[:, 0]], vertices[faces[:, 1]], vertices[faces[:, 3]]
+    area = np.linalg.norm(np.cross(right - corner, up - corner), axis=1).sum()
+    assert area == pytest.approx(2 * 2 / 16 + 6 * 0.25 * 0.5)
+    points = modelnet40.surface_points(np.random.default_rng(0), vertices, faces, 4000)
+    assert points.mean(0) == pytest.approx([0, 0, 0], abs=1e-5)
