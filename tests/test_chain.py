@@ -91,3 +91,28 @@ def test_on_the_command_line(
             checkpoint = run / "last.ckpt"  # noqa: F841
         assert main(["test", "--ckpt_path", str(run / "last.ckpt"), "--trainer.accelerator", "cpu"]) == 0
     assert "3 samples" in capsys.readouterr().out
+
+
+def test_published_weights_are_evaluated_without_a_run(
+    tiny_roots: dict[str, Path], checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """validate --model.init_from needs weights for the whole network; anything else would be a random head's number."""
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(checkpoints["gn+ws"], weights_only=True)["state_dict"]
+    weights = {f"module.{k.removeprefix('network.')}": v for k, v in state.items() if k.startswith("network.")}
+    torch.save({"state_dict": weights}, "published.pth.tar")
+    common = ("--recipe", "mini", "--data.miniature", "false", "--trainer.accelerator", "cpu", "--norm", "gn+ws",
+              "--model.init_from", "gn+ws=published.pth.tar")  # fmt: skip
+    imagenet = ("--task", "imagenet", "--data.root", str(tiny_roots["imagenet"]))
+    assert main(["validate", *imagenet, *common]) == 0
+    assert "over 10 samples" in capsys.readouterr().out
+    voc = ("--task", "voc", "--data.root", str(tiny_roots["voc"]), "--data.eval_batch", "1")
+    assert main(["validate", *voc, *common]) == 2
+    assert "has no weights for all of 'deeplabv3_resnet_mini'" in capsys.readouterr().err
+    assert main(["validate", *imagenet, *common[:-2]]) == 2
+    assert "or published weights of the whole network by --model.init_from" in capsys.readouterr().err
+    del weights["module.fc.bias"]
+    weights["module.fc.weight"] = torch.zeros(3, 256)
+    torch.save({"state_dict": weights}, "published.pth.tar")
+    assert main(["validate", *imagenet, *common]) == 2

@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[1]
 BELOW = {
     "norms": {"norms"},
     "records": set(),
-    "models": {"models", "norms"},
+    "models": {"models", "norms", "parts"},
+    "parts": set(),
     "seeds": set(),
-    "datamodules": {"datamodules", "records", "seeds"},
+    "datamodules": {"datamodules", "records", "seeds", "parts"},
     "run": {"run", "records", "__init__"},
-    "tasks": {"tasks", "models", "norms", "datamodules", "records", "seeds"},
+    "tasks": {"tasks", "models", "norms", "datamodules", "records", "seeds", "parts"},
     "leaderboard": {"leaderboard", "run", "records"},
 }
 
