@@ -51,11 +51,6 @@ def test_paper_rows_stand_without_records() -> None:
     (row, *_) = rows(derive([])["voc.csv"])
     assert (row["norm"], row["metric"], float(row["value"])) == ("gn", "miou", 74.9)
     assert row["network"] == "deeplabv3_resnet101"
-        "gn",
-        "miou",
-        74.9,
-        "deeplabv3_resnet101",
-    )
 
 
 def test_all_of_the_papers_numbers_stand_under_names_that_runs_have() -> None:
