@@ -24,14 +24,19 @@ SAMPLED = 2048
 Source = Literal["auto", "hdf5", "off"]
 
 
+def folder(root: Path, name: str) -> Path:
+    """``root/name``, or ``root`` itself if it is called so."""
+    return root if root.name == name and not (root / name).is_dir() else root / name
+
+
 def has_hdf5(root: Path) -> bool:
     """Whether the HDF5 release lies under ``root``."""
-    return (root / HDF5 / "train_files.txt").is_file()
+    return (folder(root, HDF5) / "train_files.txt").is_file()
 
 
 def has_meshes(root: Path) -> bool:
     """Whether the meshes lie under ``root``."""
-    return (root / MESHES).is_dir()
+    return folder(root, MESHES).is_dir()
 
 
 def is_present(root: Path) -> bool:
@@ -41,24 +46,24 @@ def is_present(root: Path) -> bool:
 
 def hdf5_files(root: Path, split: str) -> list[Path]:
     """The files of a split in the order of its list, which is not that of a directory listing."""
-    listed = root / HDF5 / f"{split}_files.txt"
+    listed = folder(root, HDF5) / f"{split}_files.txt"
     if not listed.is_file():
         raise DatasetError(f"'{listed}' is missing; unpack {HDF5}.zip again")
-    return [root / HDF5 / Path(line.strip()).name for line in listed.read_text().splitlines() if line.strip()]
+    return [folder(root, HDF5) / Path(line.strip()).name for line in listed.read_text().splitlines() if line.strip()]
 
 
 def mesh_classes(root: Path) -> tuple[str, ...]:
     """The class folders, alphabetically."""
-    return tuple(sorted(p.name for p in (root / MESHES).iterdir() if p.is_dir()))
+    return tuple(sorted(p.name for p in folder(root, MESHES).iterdir() if p.is_dir()))
 
 
 def mesh_files(root: Path, split: str) -> list[Path]:
     """The meshes of a split, class by class; DatasetError names a class without any."""
     files: list[Path] = []
     for name in mesh_classes(root):
-        found = sorted((root / MESHES / name / split).glob("*.off"))
+        found = sorted((folder(root, MESHES) / name / split).glob("*.off"))
         if not found:
-            raise DatasetError(f"no meshes in '{root / MESHES / name / split}'; unpack ModelNet40.zip again")
+            raise DatasetError(f"no meshes in '{folder(root, MESHES) / name / split}'; unpack ModelNet40.zip again")
         files += found
     return files
 
@@ -121,7 +126,7 @@ class ModelNet40(BenchmarkData):
     def _classes(self, root: Path) -> tuple[str, ...]:
         if self.form == "off":
             return mesh_classes(root)
-        names = root / HDF5 / "shape_names.txt"
+        names = folder(root, HDF5) / "shape_names.txt"
         if not names.is_file():
             raise DatasetError(f"'{names}' is missing; unpack {HDF5}.zip again")
         return tuple(names.read_text().split())

@@ -13,6 +13,7 @@ from wsbench.datamodules.modelnet40 import (
     HDF5,
     MESHES,
     SAMPLED,
+    folder,
     has_hdf5,
     has_meshes,
     hdf5_files,
@@ -48,7 +49,7 @@ def verify(root: Path) -> list[Finding]:
 
 def _hdf5(root: Path) -> list[Finding]:
     again = f"unpack {HDF5}.zip again"
-    names = root / HDF5 / "shape_names.txt"
+    names = folder(root, HDF5) / "shape_names.txt"
     labels = len(names.read_text().split()) if names.is_file() else 0
     findings = [count("shape_names.txt", 40, labels, again, "names")]
     for split, expected in COUNTS["hdf5"].items():

@@ -52,6 +52,12 @@ def test_hdf5_in_the_order_of_its_list(root: Path) -> None:
     assert np.array_equal(set_up(root).train_data.clouds.numpy(), np.roll(expected, 10, axis=0))
 
 
+def test_the_root_may_be_the_release_itself(root: Path) -> None:
+    direct = set_up(root / HDF5)
+    assert torch.equal(direct.train_data.clouds, set_up(root).train_data.clouds)
+    assert len(set_up(root / MESHES).train_data) == 20
+
+
 def test_broken_hdf5_is_named(root: Path) -> None:
     with pytest.raises(DatasetError, match=r"ply_data_train0\.h5' holds data \(10, 512, 3\).*set --data.points"):
         set_up(root, points=1024)

@@ -91,11 +91,8 @@ class Classification(BenchmarkTask):
         }
         self._write_log({f"train/{n}": v for n, v in values.items()}, self.global_step)
         sign = 1 if self.mode == "max" else -1
-        main = f"train_{self.monitor}"
-        if (
-            not self.best_training_metrics
-            or sign * values[self.monitor] > sign * self.best_training_metrics[main].value
-        ):
+        best = self.best_training_metrics.get(f"train_{self.monitor}")
+        if best is None or sign * values[self.monitor] > sign * best.value:
             self.best_training_metrics = self.training_metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
