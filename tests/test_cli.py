@@ -68,7 +68,7 @@ def test_choice_of_recipe(root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert choose(["--task", "voc", "--recipe", "mini"], present).recipe == "mini"
     wrong = {
         (): "say what to run with --task",
-        ("--task", "x"): "choose from voc",
+        ("--task", "x"): "choose from imagenet",
         ("--task", "voc", "--recipe", "x"): "paper, mini",
         ("--config", "none.yaml"): "none.yaml",
     }
@@ -111,7 +111,7 @@ def test_wrong_options_are_refused_before_anything_runs(
         (["--data.flip", "2"], "--data.flip is a probability"),
         (["--trainer.max_steps", "-1"], "--trainer.max_steps"),
         (["--model.output_stride", "4"], "output_stride must be 8, 16 or 32"),
-        (["--model.init_from", "torchvision", "--norm", "bn"], "no ImageNet weights"),
+        (["--model.init_from", "torchvision", "--norm", "bn"], "no ImageNet V1 weights"),
         (["--model.network", "mmseg:deeplabv3/none"], "mmseg"),
     ],
 )
@@ -134,7 +134,7 @@ def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.Capt
     for part in (
         "deeplabv3_resnet_mini",
         "custom: 6 train (train), 5 val (val)",
-        "21 layers weight-normalized, 1 plain",
+        "23 layers weight-normalized, 1 plain",
         "1 a device x 2 micro-steps x 1 device(s) = 2",
         "steps   4, seed 3",
         "77.20",
