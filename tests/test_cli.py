@@ -150,7 +150,7 @@ def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.Capt
     assert record.id == folder.name
     assert (record.norm, record.seed, record.steps, record.batch.accumulate) == ("gn+ws", 3, 4, 2)
     assert record.metrics["miou"].n_eval == 5
-    assert record.converted == {"activation": 21, "weight": 21, "kept": 0, "plain": 1}
+    assert record.converted == {"activation": 23, "weight": 23, "kept": 0, "plain": 1}
     assert {"data.crop", "model.aspp_width", "trainer.max_steps"} <= set(record.overrides)
     assert not {"norm", "seed_everything", "data.root", "data.seed", "model.norm"} & set(record.overrides)
     assert record.best["miou"].value >= record.metrics["miou"].value
