@@ -17,7 +17,7 @@ from benchmarks.timing import interleaved
 from wsbench.datamodules import ImageNet
 from wsbench.datamodules.imagenet import folder
 from wsbench.datamodules.sampling import Draw
-from wsbench.tasks.pictures import IMAGENET_MEAN, IMAGENET_STD
+from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def main() -> None:

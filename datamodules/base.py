@@ -78,6 +78,31 @@ class BenchmarkData(LightningDataModule, ABC):
                 raise BatchError(f"--data.{name} must be at least 1, got {value}")
 
     @staticmethod
+    def require_probability(**values: float) -> None:
+        """Refuse what is no probability, by the option's name."""
+        for name, value in values.items():
+            if not 0 <= value <= 1:
+                raise DatasetError(f"--data.{name} is a probability, got {value}")
+
+    @staticmethod
+    def require_range(**values: tuple[float, float]) -> None:
+        """Refuse what is no range of positive numbers, by the option's name."""
+        for name, (low, high) in values.items():
+            if not 0 < low <= high:
+                raise DatasetError(f"--data.{name} must be two positive numbers, the smaller first, got {[low, high]}")
+
+    @staticmethod
+    def require_room(resize: int, crop: int) -> None:
+        """Refuse pictures to evaluate that are smaller than what is cut out of them."""
+        if resize < crop:
+            raise DatasetError(f"--data.resize {resize} is smaller than --data.crop {crop}")
+
+    def require_classes(self, classes: Sequence[str]) -> None:
+        """Refuse data of another number of classes."""
+        if len(classes) != self.num_classes:
+            raise DatasetError(f"there are {len(classes)} classes, expected {self.num_classes}; set --data.num_classes")
+
+    @staticmethod
     @abstractmethod
     def is_present(root: Path) -> bool:
         """Whether the dataset lies under ``root``."""

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import Draw
+from wsbench.parts import open3d
 from wsbench.seeds import derived_seed
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -118,8 +119,6 @@ def read_mesh(path: Path) -> Any:
         DatasetError: there is no triangle in it.
         MissingPartError: open3d is not installed, or a system library that it needs is missing.
     """
-    from wsbench.parts import open3d
-
     o3d = open3d()
     try:
         content = path.read_bytes()
@@ -152,8 +151,6 @@ def sample_mesh(path: Path, points: int, up: str = "y") -> NDArray[np.float32]:
 
     ``up`` is the vertical axis in the file, ``y`` or ``z``.
     """
-    from wsbench.parts import open3d
-
     mesh = read_mesh(path)
     open3d().utility.random.seed(derived_seed(f"surface {path.name}") & 0x7FFFFFFF)
     cloud = unit_sphere(np.asarray(mesh.sample_points_uniformly(points).points))

@@ -58,6 +58,10 @@ def is_valid(objects: Sequence[dict[str, Any]]) -> bool:
     return any(min(o["bbox"][2:]) > 1 for o in objects)
 
 
+def _uniform(seed: int) -> float:
+    return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+
+
 class CocoDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
     """Pictures and their instances.
 
@@ -97,11 +101,8 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             raise DatasetError(f"'{path}' is {width}x{height}, its annotation says {facts['width']}x{facts['height']}")
         if not self.train:
             return picture, {"image_id": number}
-        picture, target = picture, self._target(number, height, width)
-        if (
-            isinstance(draw, Draw)
-            and float(torch.rand((), generator=torch.Generator().manual_seed(draw.seed))) < self.flip
-        ):
+        target = self._target(number, height, width)
+        if isinstance(draw, Draw) and _uniform(draw.seed) < self.flip:
             picture = picture.flip(2)
             boxes = target["boxes"]
             target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
@@ -162,8 +163,7 @@ class COCO(BenchmarkData):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
-        if not 0 <= flip <= 1:
-            raise DatasetError(f"--data.flip is a probability, got {flip}")
+        self.require_probability(flip=flip)
         self.masks, self.flip, self.group_by_aspect = masks, flip, group_by_aspect
         self.classes: tuple[str, ...] = ()
 

@@ -1,6 +1,7 @@
 """ImageNet classification: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, or any dataset in such folders."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -35,10 +36,8 @@ class _Folders(ImageFolder):  # type: ignore[misc]
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         path, label = self.samples[draw.index if isinstance(draw, Draw) else draw]
-        if isinstance(draw, Draw):
-            with seeded(draw.seed):
-                return {"image": self.transform(read_picture(path)), "label": label}
-        return {"image": self.transform(read_picture(path)), "label": label}
+        with seeded(draw.seed) if isinstance(draw, Draw) else nullcontext():
+            return {"image": self.transform(read_picture(path)), "label": label}
 
 
 class ImageNet(BenchmarkData):
@@ -73,12 +72,9 @@ class ImageNet(BenchmarkData):
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.require_positive(crop=crop, resize=resize)
-        if not 0 < scale[0] <= scale[1]:
-            raise DatasetError(f"--data.scale must be two positive numbers, the smaller first, got {list(scale)}")
-        if not 0 <= flip <= 1:
-            raise DatasetError(f"--data.flip is a probability, got {flip}")
-        if resize < crop:
-            raise DatasetError(f"--data.resize {resize} is smaller than --data.crop {crop}")
+        self.require_range(scale=scale)
+        self.require_probability(flip=flip)
+        self.require_room(resize, crop)
         self.train_transform = v2.Compose(
             [v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip(flip)]
         )
@@ -91,9 +87,10 @@ class ImageNet(BenchmarkData):
             paths = picture_paths(self.prediction_folder("pictures"))
             self.predict_data = PredictionFolder(paths, self._read, "image")
             return
+        place = folder(self.root())
         if stage == "fit":
-            self.train_data = self._folders("train", self.train_transform)
-        self.val_data = self._folders("val", self.val_transform)
+            self.train_data = self._folders(place / "train", self.train_transform)
+        self.val_data = self._folders(place / "val", self.val_transform)
         self.classes = tuple(self.val_data.classes)
         if stage == "fit" and self.train_data.classes != self.val_data.classes:
             differ = sorted(set(self.train_data.classes) ^ set(self.classes))
@@ -103,8 +100,7 @@ class ImageNet(BenchmarkData):
         picture: Tensor = self.val_transform(read_picture(path, upright=True))
         return picture
 
-    def _folders(self, split: str, transform: Callable[[Tensor], Tensor]) -> Dataset[Any]:
-        path = folder(self.root()) / split
+    def _folders(self, path: Path, transform: Callable[[Tensor], Tensor]) -> Dataset[Any]:
         try:
             data = _Folders(str(path), transform)
         except FileNotFoundError as error:  # a class without pictures, or no classes

@@ -12,6 +12,7 @@ from torch import Tensor
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.clouds import AUGMENTS, Augment, CloudDataset, read_hdf5, sample_mesh, sample_meshes
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.lists import lines_of
 from wsbench.datamodules.mini import modelnet40 as mini
 from wsbench.datamodules.mini.store import cache_root
 from wsbench.datamodules.pictures import PredictionFolder, collate_one, without_clashes
@@ -49,7 +50,7 @@ def hdf5_files(root: Path, split: str) -> list[Path]:
     listed = folder(root, HDF5) / f"{split}_files.txt"
     if not listed.is_file():
         raise DatasetError(f"'{listed}' is missing; unpack {HDF5}.zip again")
-    return [folder(root, HDF5) / Path(line.strip()).name for line in listed.read_text().splitlines() if line.strip()]
+    return [folder(root, HDF5) / Path(line).name for line in lines_of(listed)]
 
 
 def mesh_classes(root: Path) -> tuple[str, ...]:
@@ -116,9 +117,7 @@ class ModelNet40(BenchmarkData):
         if not (has_hdf5 if self.form == "hdf5" else has_meshes)(root):
             raise DatasetError(f"'{root}' has no {HDF5 if self.form == 'hdf5' else MESHES}; see `{self.command}`")
         self.classes = self._classes(root)
-        if len(self.classes) != self.num_classes:
-            raise DatasetError(f"there are {len(self.classes)} classes, expected {self.num_classes}; set "
-                               "--data.num_classes")  # fmt: skip
+        self.require_classes(self.classes)
         if stage == "fit":
             self.train_data = self._dataset(root, "train", AUGMENTS[self.augment])
         self.val_data = self._dataset(root, "test", None)

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch.utils.data import Sampler
@@ -54,7 +53,8 @@ class StreamSampler(Sampler[Draw]):
             raise ValueError("cannot sample from an empty dataset")
         self.length, self.steps, self.effective_batch, self.micro_batch = length, steps, effective_batch, micro_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self._items, self._kinds = length, cast(list[int] | None, None)
+        self._items = length
+        self._kinds: list[int] | None = None
         self.accumulate = accumulation(effective_batch, micro_batch, world_size)
         self.steps_taken = steps_taken
 

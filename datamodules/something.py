@@ -11,6 +11,7 @@ from torch import Tensor
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.clips import Clip, ClipDataset, MultiScaleCrop, centre_crop, evaluation_frames, read_frames
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.lists import lines_of
 from wsbench.datamodules.mini import something as mini
 from wsbench.datamodules.pictures import PredictionFolder, collate_one
 from wsbench.records import DataIdentity
@@ -39,18 +40,13 @@ def is_present(root: Path) -> bool:
     return (root / FRAMES).is_dir() and (has_csv(root) or has_lists(root))
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a list file, without empty ones."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def read_classes(root: Path, order: ClassOrder) -> tuple[str, ...]:
     """The labels, alphabetically as TRN and TSM number them, or as the official file lists them.
 
     Raises:
         DatasetError: two labels are equal.
     """
-    labels = [line.strip() for line in lines_of(root / CSV["labels"])]
+    labels = lines_of(root / CSV["labels"])
     if len(set(labels)) < len(labels):
         raise DatasetError(f"'{root / CSV['labels']}' names a label twice")
     return tuple(sorted(labels) if order == "alphabetical" else labels)
@@ -128,8 +124,7 @@ class SomethingSomething(BenchmarkData):
         self.require_positive(segments=segments, crop=crop, resize=resize)
         if not scales or not all(0 < s <= 1 for s in scales):
             raise DatasetError(f"--data.scales must be in (0, 1], got {list(scales)}")
-        if resize < crop:
-            raise DatasetError(f"--data.resize {resize} is smaller than --data.crop {crop}")
+        self.require_room(resize, crop)
         self.segments, self.crop, self.resize, self.lists, self.class_order = segments, crop, resize, lists, class_order
         self.transform = MultiScaleCrop(crop, tuple(scales))
         self.classes: tuple[str, ...] = ()
@@ -154,14 +149,12 @@ class SomethingSomething(BenchmarkData):
         if self.official:
             self.classes = read_classes(root, self.class_order)
         else:
-            self.classes = tuple(line.strip() for line in lines_of(root / LISTS["labels"]))
+            self.classes = tuple(lines_of(root / LISTS["labels"]))
             if (list(self.classes) == sorted(self.classes)) != (self.class_order == "alphabetical"):
                 order = "not alphabetical" if self.class_order == "alphabetical" else "alphabetical"
                 raise DatasetError(f"'{root / LISTS['labels']}' is {order}, but --data.class_order is "
                                    f"{self.class_order}; set it as the list is, or use --data.lists csv")  # fmt: skip
-        if len(self.classes) != self.num_classes:
-            raise DatasetError(f"there are {len(self.classes)} classes, expected {self.num_classes}; set "
-                               "--data.num_classes")  # fmt: skip
+        self.require_classes(self.classes)
         if stage == "fit":
             self.train_data = self._dataset(root, "train", self.transform)
         self.val_data = self._dataset(root, "val", None)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wsbench.datamodules.checks import Finding, count, readable
 from wsbench.datamodules.clips import Clip
+from wsbench.datamodules.lists import lines_of
 from wsbench.datamodules.pictures import read_picture
 from wsbench.datamodules.something import (
     COUNTS,
@@ -14,7 +15,6 @@ from wsbench.datamodules.something import (
     LISTS,
     has_csv,
     has_lists,
-    lines_of,
     read_classes,
     read_official,
 )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.lists import lines_of
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.pictures import collate_one
 from wsbench.datamodules.segmentation import PictureFolder, SegmentationDataset
@@ -30,11 +31,6 @@ def devkit(root: Path) -> Path:
 def is_present(root: Path) -> bool:
     """Whether VOC 2012 segmentation lies under ``root``."""
     return (devkit(root) / "ImageSets" / "Segmentation" / "val.txt").is_file()
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a list file, without empty ones."""
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def read_names(root: Path, split: str) -> list[str]:
@@ -84,10 +80,8 @@ class VOC(BenchmarkData):
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.require_positive(crop=crop)
-        if not 0 < scale[0] <= scale[1]:
-            raise DatasetError(f"--data.scale must be two positive numbers, the smaller first, got {list(scale)}")
-        if not 0 <= flip <= 1:
-            raise DatasetError(f"--data.flip is a probability, got {flip}")
+        self.require_range(scale=scale)
+        self.require_probability(flip=flip)
         self.train_set, self.val_set, self.train_labels, self.crop = train_set, val_set, train_labels, crop
         self.transform = SegmentationTransform(crop, scale, flip, interpolation)
 

@@ -14,11 +14,12 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 from torchvision.datasets.utils import download_and_extract_archive
 
-from wsbench.datamodules.checks import Finding
+from wsbench.datamodules.checks import Finding, readable
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.lists import lines_of
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.segmentation import open_picture
-from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, MASK_SOURCE, devkit, is_present, lines_of
+from wsbench.datamodules.voc import COUNTS, DATA_COMMAND, MASK_SOURCE, devkit, is_present
 from wsbench.records import write_text_atomically
 
 LAYOUT = """\
@@ -141,25 +142,11 @@ def _check_list(root: Path, split: str, labels: str) -> list[Finding]:
     present = [n for n in names if (folder / "JPEGImages" / f"{n}.jpg").is_file()]
     tried = [folder / "JPEGImages" / f"{n}.jpg" for n in _sample(present)]
     tried += [path for n in _sample(present) if (path := folder / labels / f"{n}.png").is_file()]
-    broken = _unreadable(tried)
-    checked = len(tried)
-    findings.append(Finding(f"{split}: readable", f"{checked} of {checked} tried", f"{checked - len(broken)}" +
-                            "".join(f", broken: {b}" for b in broken[:3]), not broken))  # fmt: skip
-    return findings
+    return [*findings, readable(f"{split}: readable", tried, open_picture, "", most=max(1, len(tried)))]
 
 
 def _sample(names: Sequence[str], most: int = 50) -> Sequence[str]:
     return names[:: max(1, len(names) // most)]
-
-
-def _unreadable(paths: Sequence[Path]) -> list[str]:
-    broken = []
-    for path in paths:
-        try:
-            open_picture(path)
-        except DatasetError:
-            broken.append(path.name)
-    return broken
 
 
 def verify(root: Path) -> list[Finding]:

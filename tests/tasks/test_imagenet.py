@@ -11,9 +11,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms.v2 import functional as T
 
 from tests import tiny
+from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.imagenet import ImageNetClassification
-from wsbench.tasks.pictures import IMAGENET_MEAN, IMAGENET_STD, normalized
+from wsbench.tasks.pictures import normalized
 
 
 def test_sgd_decays_everything_and_falls_at_epochs(tiny_roots: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from wsbench.norms import NormSpec, normalize, require_spec, stamp_spec
-from wsbench.records import BatchNumbers
+from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
 from wsbench.tasks.initialize import load_backbone
 
@@ -59,6 +59,9 @@ class BenchmarkTask(LightningModule, ABC):
         self.evaluation: Evaluation | None = None
         self.run_id: str | None = None
         self.classes: tuple[str, ...] = ()
+        #: of the last and the best epoch, for the record; a task that measures itself while it trains fills them
+        self.training_metrics: dict[str, MetricValue] = {}
+        self.best_training_metrics: dict[str, MetricValue] = {}
         self._sum: Tensor | None = None
         self._number: Tensor | None = None
         self._scale: float | None = None

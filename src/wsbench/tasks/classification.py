@@ -39,8 +39,6 @@ class Classification(BenchmarkTask):
             raise TaskOptionError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
         self._label_smoothing = label_smoothing
         self.evaluated = SumMetric()
-        self.training_metrics: dict[str, MetricValue] = {}
-        self.best_training_metrics: dict[str, MetricValue] = {}
         self._training_hits: dict[str, int | Tensor] = {}
         self._training_count = 0
 

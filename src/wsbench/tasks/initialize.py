@@ -1,5 +1,6 @@
 """Starting a network from a checkpoint, of another task too, under the same normalization."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,12 @@ def _torchvision(network: nn.Module) -> dict[str, Any]:
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
     """The checkpoint behind ``PATH`` or ``SPEC=PATH``, and its path for messages."""
+    stated, file = None, source
     named, separator, rest = source.partition("=")
-    stated: NormSpec | None = None
     if separator:
-        try:
-            stated = NormSpec.parse(named)
-        except SpecError:
-            rest = source  # a file whose name holds '='
-    path = Path(rest if separator else source).expanduser()
+        with contextlib.suppress(SpecError):  # else a file whose name holds '='
+            stated, file = NormSpec.parse(named), rest
+    path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"--model.init_from '{path}' does not exist; give a checkpoint, SPEC=CHECKPOINT, or 'torchvision'"

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def normalized(
