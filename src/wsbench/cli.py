@@ -24,7 +24,7 @@ from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import BatchError, accumulation
 from wsbench.leaderboard import tables
 from wsbench.leaderboard.show import show
-from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError
+from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError, WindowError
 from wsbench.parts import MissingPartError
 from wsbench.records import (
     RECORD_NAME,
@@ -54,7 +54,8 @@ from wsbench.tasks.formats import read_checkpoint
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
     BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError,
-    MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, run_folder.RunExistsError,
+    MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, WindowError,
+    run_folder.RunExistsError,
 )  # fmt: skip
 
 

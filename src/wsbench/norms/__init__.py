@@ -26,10 +26,12 @@ from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, re
 from wsbench.norms.spec import NormSpec, SpecError
 from wsbench.norms.switch import SwitchNorm
 from wsbench.norms.weight import WeightNorm, standardize
+from wsbench.norms.window import AccumulationWindow, WindowError
 
 __all__ = [
     "ACTIVATIONS",
     "WEIGHTS",
+    "AccumulationWindow",
     "BatchNorm",
     "FanInError",
     "FrozenBatchNorm",
@@ -54,6 +56,7 @@ __all__ = [
     "SpecError",
     "SwitchNorm",
     "WeightNorm",
+    "WindowError",
     "effective_weight",
     "fold",
     "normalize",

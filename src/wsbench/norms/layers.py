@@ -4,6 +4,7 @@ They are subclasses, not parametrizations: the key of the weight stays ``*.weigh
 on ``.weight``, and checkpoints of plain networks load.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -54,6 +55,9 @@ class NormalizedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     spec: NormSpec
+    #: what an open accumulation window lets forward compute with, and what its gradient goes through (norms/window.py)
+    _held: Tensor | None = None
+    _add: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, *args: Any, spec: str | NormSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,6 +103,25 @@ class NormalizedLayer(nn.Module):
             out = self.method.effective(rows, **extra).to(self.weight.dtype)
             return from_rows(out, self.weight, self.transposed_weight, getattr(self, "groups", 1))
 
+    def weight_in_use(self) -> Tensor:
+        """What forward computes with: the effective weight that an open accumulation window holds, else a fresh one.
+
+        Without gradients and in evaluation it is always fresh: weights may have been swapped there, for instance for
+        their average, and swapped back afterwards.
+        """
+        held = self._held
+        if held is None or not self.training or not torch.is_grad_enabled():
+            return self.effective_weight()
+        return held if self._add is None or torch.compiler.is_compiling() else cast(Tensor, _Add.apply(held, self._add))
+
+    @property
+    def normalized_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that the effective weight is a function of: the weight and what the method added."""
+        return (cast(nn.Parameter, self.weight), *(getattr(self, name) for name in self._extra))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_A_WINDOW}  # a copy belongs to none
+
     def extra_repr(self) -> str:
         """Arguments, for print."""
         return f"{super().extra_repr()}, spec={self.spec}"
@@ -115,6 +138,8 @@ class NormalizedLayer(nn.Module):
         new = _reclass(self, self.plain)
         for name in ("spec", "method", "_extra"):
             del new.__dict__[name]
+        for name in _OF_A_WINDOW:
+            new.__dict__.pop(name, None)
         for name in self._extra:
             del new._parameters[name]
         if weight is not None:
@@ -122,9 +147,29 @@ class NormalizedLayer(nn.Module):
         return new
 
 
+_OF_A_WINDOW = ("_held", "_add")
+
+
+class _Add(torch.autograd.Function):
+    """The weight itself; its gradient goes through ``add``, right behind the layer's own backward.
+
+    (A hook of the weight runs no sooner than the backward of its graph, which, being older than all of the forward, is
+    the last thing a backward does: until then it would hold a gradient beside what gathered, for every layer.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, add: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.add = add
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.add(grad), None
+
+
 def effective_weight(layer: nn.Module) -> Tensor:
     """The weight that a convolution or linear layer computes with, whether it has a weight normalization or not."""
-    return layer.effective_weight() if isinstance(layer, NormalizedLayer) else cast(Tensor, layer.weight)
+    return layer.weight_in_use() if isinstance(layer, NormalizedLayer) else cast(Tensor, layer.weight)
 
 
 def _reclass(layer: nn.Module, cls: type[nn.Module]) -> nn.Module:
@@ -139,7 +184,7 @@ class _NormalizedConv(NormalizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain convolution."""
-        return cast(Tensor, self._conv_forward(input, self.effective_weight(), self.bias))
+        return cast(Tensor, self._conv_forward(input, self.weight_in_use(), self.bias))
 
 
 class NormalizedConv1d(_NormalizedConv, nn.Conv1d):
@@ -175,7 +220,7 @@ class _NormalizedConvTranspose(NormalizedLayer):
         return cast(
             Tensor,
             function(
-                input, self.effective_weight(), self.bias, layer.stride, layer.padding, output_padding, layer.groups,
+                input, self.weight_in_use(), self.bias, layer.stride, layer.padding, output_padding, layer.groups,
                 layer.dilation,
             ),
         )  # fmt: skip
@@ -206,7 +251,7 @@ class NormalizedLinear(NormalizedLayer, nn.Linear):  # type: ignore[misc]  # bia
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain linear layer."""
-        return F.linear(input, self.effective_weight(), self.bias)
+        return F.linear(input, self.weight_in_use(), self.bias)
 
 
 #: Plain layer to its normalized subclass; only these exact classes are turned over.

@@ -15,13 +15,13 @@ BEST = "best.ckpt"
 NORMS = "norms.txt"
 FILES = (CONFIG, NORMS, METRICS, LAST, BEST)
 
-#: Fields that say where and how to run, and change no number.
+#: Fields that say where and how to run, and change no number but by rounding.
 NOT_IDENTITY = (
     "config", "ckpt_path", "runs", "overwrite", "weights_only", "verbose", "return_predictions", "print_config",
     "data.root", "data.num_workers", "data.pictures", "data.eval_batch",
     "trainer.accelerator", "trainer.barebones", "trainer.default_root_dir", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",
-    "trainer.num_sanity_val_steps", "trainer.profiler",
+    "trainer.num_sanity_val_steps", "trainer.profiler", "model.window", "model.compile", "model.memory_format",
 )  # fmt: skip
 
 

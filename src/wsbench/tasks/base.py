@@ -7,12 +7,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from wsbench.norms import NormSpec, normalize, require_spec, stamp_spec
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
 from wsbench.tasks.initialize import load_backbone
+from wsbench.tasks.memory import MemoryFormat, memory_format_for
+from wsbench.tasks.window import WindowCallback
 
 
 class TaskOptionError(ValueError):
@@ -42,6 +45,9 @@ class BenchmarkTask(LightningModule, ABC):
         init_from: a checkpoint whose backbone to start from, ``SPEC=CHECKPOINT`` for a published one that does not say
             its normalization, or ``torchvision`` for its ImageNet weights.
         init_from_any_norm: start from it even if it was trained under another normalization.
+        window: standardize weights once per optimizer step instead of once per micro-step; exact.
+        compile: compile the network with torch.compile.
+        memory_format: of the network's weights, and so of its features; ``auto`` is what measured fastest.
     """
 
     #: name on the command line
@@ -51,7 +57,15 @@ class BenchmarkTask(LightningModule, ABC):
     #: whether higher ("max") or lower ("min") is better
     mode: ClassVar[Literal["max", "min"]] = "max"
 
-    def __init__(self, norm: str = "gn+ws", init_from: str | None = None, init_from_any_norm: bool = False) -> None:
+    def __init__(
+        self,
+        norm: str = "gn+ws",
+        init_from: str | None = None,
+        init_from_any_norm: bool = False,
+        window: bool = True,
+        compile: bool = False,
+        memory_format: MemoryFormat = "auto",
+    ) -> None:
         super().__init__()
         self.spec = NormSpec.parse(norm)
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
@@ -65,6 +79,13 @@ class BenchmarkTask(LightningModule, ABC):
         self._sum: Tensor | None = None
         self._number: Tensor | None = None
         self._scale: float | None = None
+        self._window = WindowCallback() if window and self.spec.weight is not None else None
+        self._compile, self._memory_format = compile, memory_format
+        self._execution: dict[str, str] = {}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The accumulation window, under any Trainer."""
+        return [] if self._window is None else [self._window]
 
     def adopt(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
         """Turn ``network`` over to the spec, initialize it, and make it this task's."""
@@ -92,9 +113,8 @@ class BenchmarkTask(LightningModule, ABC):
     def definitions(self) -> dict[str, str]:
         """Choices that the paper leaves open, in words, for the record."""
         notes = "; ".join(self.norm_report.notes)
-        return {"accumulation": "sum over the effective batch divided by its number of items"} | (
-            {"norms": notes} if notes else {}
-        )
+        accumulation = {"accumulation": "sum over the effective batch divided by its number of items"}
+        return accumulation | ({"norms": notes} if notes else {}) | self._execution
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -117,13 +137,30 @@ class BenchmarkTask(LightningModule, ABC):
         return self.network(x)
 
     def setup(self, stage: str) -> None:
-        """Check the Trainer."""
-        if stage == "fit":
-            self.check_trainer(self.trainer)
+        """Check the Trainer; choose the memory format, which DDP must find as it is to stay."""
+        if stage != "fit":
+            return
+        self.check_trainer(self.trainer)
+        device = self.trainer.strategy.root_device
+        layout, why = memory_format_for(self._memory_format, device, self.spec, int(self._data("micro_batch")))
+        if layout != torch.contiguous_format:
+            self.network.to(memory_format=layout)
+        self._execution = {"memory_format": why}
+        if self._window is not None and self.trainer.accumulate_grad_batches > 1:
+            self._execution["window"] = "effective weights are computed once per optimizer step"
+        if self._compile:
+            self._execution["compile"] = "torch.compile"
 
     def on_fit_start(self) -> None:
-        """Remember the order of classes."""
+        """Remember the order of classes; compile."""
         self._check_classes()
+        if self._compile:
+            for part in self.compiled_parts():
+                part.compile()
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What ``compile`` compiles."""
+        return [self.network]
 
     # -- training ---------------------------------------------------------------------------------------------------
 

@@ -18,23 +18,15 @@ class Classification(BenchmarkTask):
     """Classification of samples; batches hold the network's input and ``label`` (N,).
 
     Args:
-        norm: see :class:`~wsbench.tasks.base.BenchmarkTask`.
-        init_from: as there.
-        init_from_any_norm: as there.
         label_smoothing: of the cross-entropy.
+        kwargs: of :class:`~wsbench.tasks.base.BenchmarkTask`.
     """
 
     #: the network's input in a batch
     input_key: ClassVar[str]
 
-    def __init__(
-        self,
-        norm: str = "gn+ws",
-        init_from: str | None = None,
-        init_from_any_norm: bool = False,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__(norm, init_from, init_from_any_norm)
+    def __init__(self, label_smoothing: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if not 0 <= label_smoothing < 1:
             raise TaskOptionError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
         self._label_smoothing = label_smoothing

@@ -81,10 +81,9 @@ def average_precision(
 
 
 class COCODetection(BenchmarkTask):
-    """Object detection and instance segmentation.
+    """Object detection and instance segmentation; ``--norm frozenbn`` is the detectors' usual frozen BN.
 
     Args:
-        norm: normalization spec; on the command line --norm. ``frozenbn`` is the detectors' usual frozen BN.
         network: ``mask_rcnn_`` or ``faster_rcnn_`` and a ResNet, for instance ``mask_rcnn_resnet50``.
         num_classes: classes including background; follows --data.num_classes.
         trainable_layers: parts of the body (stem, layer1 ... layer4), counted from the end, that are trained.
@@ -102,8 +101,7 @@ class COCODetection(BenchmarkTask):
         bias_lr_mult: factor of the rate of biases, a norm's too; they do not decay.
         milestones: optimizer steps before which the rate falls by 10.
         warmup_steps: of the linear warm-up from a third.
-        init_from: checkpoint whose backbone to start from, of the same normalization, or ``torchvision``.
-        init_from_any_norm: start from it whatever its normalization.
+        kwargs: of :class:`~wsbench.tasks.base.BenchmarkTask`.
     """
 
     task = "coco"
@@ -111,7 +109,6 @@ class COCODetection(BenchmarkTask):
 
     def __init__(
         self,
-        norm: str = "gn+ws",
         network: str = "mask_rcnn_resnet50",
         num_classes: int = 81,
         trainable_layers: int = 3,
@@ -129,10 +126,9 @@ class COCODetection(BenchmarkTask):
         bias_lr_mult: float = 2.0,
         milestones: Sequence[int] = (300_000, 340_000),
         warmup_steps: int = 500,
-        init_from: str | None = None,
-        init_from_any_norm: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(norm, init_from, init_from_any_norm)
+        super().__init__(**kwargs)
         self._network_name = network
         self._lr, self._momentum, self._weight_decay, self._bias_lr_mult = lr, momentum, weight_decay, bias_lr_mult
         self._milestones, self._warmup_steps = milestones, warmup_steps

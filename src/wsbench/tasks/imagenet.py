@@ -1,6 +1,7 @@
 """ResNet and ResNeXt on ImageNet: Tables 1 to 3 and Fig. 5 of the paper."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,7 +20,6 @@ class ImageNetClassification(TopK):
     """Image classification.
 
     Args:
-        norm: normalization spec; on the command line --norm.
         network: ``resnet50``, ``resnet101``, ``resnext50_32x4d``, ``resnext101_32x4d``, ``resnet_mini``, or the
             pre-activation ``resnetv2_50x1``, ``resnetv2_101x1`` of Big Transfer.
         num_classes: classes; follows --data.num_classes.
@@ -27,9 +27,7 @@ class ImageNetClassification(TopK):
         momentum: of SGD.
         weight_decay: on all parameters.
         milestones: epochs (of --data.steps_per_epoch) before which the rate falls by 10; the first epoch is 0.
-        label_smoothing: of the cross-entropy; none in the paper.
-        init_from: a checkpoint to start from, of the same normalization, or ``torchvision``.
-        init_from_any_norm: start from it whatever its normalization.
+        kwargs: of :class:`~wsbench.tasks.classification.TopK`; the paper smooths no labels.
     """
 
     task = "imagenet"
@@ -39,20 +37,15 @@ class ImageNetClassification(TopK):
 
     def __init__(
         self,
-        norm: str = "gn+ws",
         network: str = "resnet50",
         num_classes: int = 1000,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         milestones: Sequence[int] = (30, 60),
-        label_smoothing: float = 0.0,
-        init_from: str | None = None,
-        init_from_any_norm: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            norm=norm, init_from=init_from, init_from_any_norm=init_from_any_norm, label_smoothing=label_smoothing
-        )
+        super().__init__(**kwargs)
         self._network_name = network
         self._lr, self._momentum, self._weight_decay, self._milestones = lr, momentum, weight_decay, milestones
         try:

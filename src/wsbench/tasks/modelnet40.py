@@ -30,10 +30,9 @@ def tensorflow_bn_momentum(samples: int, decay_samples: int = 200_000) -> float:
 
 
 class ModelNetClassification(Classification):
-    """Point-cloud classification.
+    """Point-cloud classification. The paper's GN has 16 groups here: ``--norm gn16``.
 
     Args:
-        norm: normalization spec; on the command line --norm. The paper's GN has 16 groups here: ``gn16``.
         network: ``dgcnn_tf``, the paper's, or ``dgcnn``, the PyTorch release.
         num_classes: classes; follows --data.num_classes.
         k: neighbours.
@@ -48,8 +47,7 @@ class ModelNetClassification(Classification):
         lr_end: of the cosine.
         bn_decay: BN's momentum falls with the samples seen, as in the paper's code; false: it stays 0.1.
         votes: turns about the vertical axis whose logits are summed in evaluation; 12 in the authors' evaluate.py.
-        init_from: a checkpoint to start from, of the same normalization.
-        init_from_any_norm: start from it whatever its normalization.
+        kwargs: of :class:`~wsbench.tasks.base.BenchmarkTask`.
     """
 
     task = "modelnet40"
@@ -58,7 +56,6 @@ class ModelNetClassification(Classification):
 
     def __init__(
         self,
-        norm: str = "gn+ws",
         network: str = "dgcnn_tf",
         num_classes: int = 40,
         k: int = 20,
@@ -72,12 +69,9 @@ class ModelNetClassification(Classification):
         lr_end: float = 1e-3,
         bn_decay: bool = True,
         votes: int = 1,
-        init_from: str | None = None,
-        init_from_any_norm: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            norm=norm, init_from=init_from, init_from_any_norm=init_from_any_norm, label_smoothing=label_smoothing
-        )
+        super().__init__(label_smoothing=label_smoothing, **kwargs)
         if network not in DGCNN_FORMS:
             raise TaskOptionError(f"unknown network '{network}'; choose from {', '.join(DGCNN_FORMS)}")
         for name, value in {"k": k, "votes": votes, "width": width}.items():

@@ -53,7 +53,6 @@ class SomethingClassification(TopK):
     """Video classification.
 
     Args:
-        norm: normalization spec; on the command line --norm.
         network: ``tsm_`` or ``tsn_`` (without the shift) and a ResNet: ``tsm_resnet50``, ``tsm_resnet_mini``.
         num_classes: classes; follows --data.num_classes.
         segments: frames of a clip; follows --data.segments.
@@ -65,8 +64,7 @@ class SomethingClassification(TopK):
         head_lr: the rates of the classifier's weight and bias are 5 and 10 times the base, as TSM's code has it;
             false: 1 and 2 times, as TRN's.
         milestones: epochs (of --data.steps_per_epoch) before which the rate falls by 10; the first epoch is 0.
-        init_from: a checkpoint whose backbone to start from, of the same normalization, or ``torchvision``.
-        init_from_any_norm: start from it whatever its normalization.
+        kwargs: of :class:`~wsbench.tasks.base.BenchmarkTask`.
     """
 
     task = "something"
@@ -76,7 +74,6 @@ class SomethingClassification(TopK):
 
     def __init__(
         self,
-        norm: str = "gn+ws",
         network: str = "tsm_resnet50",
         num_classes: int = 174,
         segments: int = 8,
@@ -87,10 +84,9 @@ class SomethingClassification(TopK):
         weight_decay: float = 5e-4,
         head_lr: bool = True,
         milestones: Sequence[int] = (26, 36),
-        init_from: str | None = None,
-        init_from_any_norm: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(norm=norm, init_from=init_from, init_from_any_norm=init_from_any_norm)
+        super().__init__(label_smoothing=0.0, **kwargs)
         self._network_name = network
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._head_lr, self._milestones = head_lr, milestones

@@ -38,7 +38,6 @@ class VOCSegmentation(BenchmarkTask):
     """Semantic segmentation.
 
     Args:
-        norm: normalization spec; on the command line --norm.
         network: ``deeplabv3_resnet101``, ``deeplabv3_resnet50``, ``deeplabv3_resnet_mini``, or ``mmseg:<config name>``.
         num_classes: classes including background; follows --data.num_classes.
         output_stride: of DeepLabv3's backbone.
@@ -53,8 +52,7 @@ class VOCSegmentation(BenchmarkTask):
         momentum: of SGD.
         weight_decay: on all parameters.
         poly_power: lr (1 - step / max_steps) ^ power.
-        init_from: checkpoint whose backbone to start from, of the same normalization, or ``torchvision``.
-        init_from_any_norm: start from it whatever its normalization.
+        kwargs: of :class:`~wsbench.tasks.base.BenchmarkTask`.
     """
 
     task = "voc"
@@ -62,7 +60,6 @@ class VOCSegmentation(BenchmarkTask):
 
     def __init__(
         self,
-        norm: str = "gn+ws",
         network: str = "deeplabv3_resnet101",
         num_classes: int = 21,
         output_stride: int = 16,
@@ -76,10 +73,9 @@ class VOCSegmentation(BenchmarkTask):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         poly_power: float = 0.9,
-        init_from: str | None = None,
-        init_from_any_norm: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(norm, init_from, init_from_any_norm)
+        super().__init__(**kwargs)
         self._network_name = network
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._head_lr_mult, self._poly_power = head_lr_mult, poly_power

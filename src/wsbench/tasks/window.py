@@ -1,0 +1,71 @@
+"""Lightning's side of the accumulation window: effective weights once per optimizer step."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.optim import Optimizer
+
+from wsbench.norms import AccumulationWindow, WindowError
+
+
+class WindowCallback(Callback):
+    """Drives an :class:`~wsbench.norms.AccumulationWindow` over a module's micro-steps; nothing without accumulation.
+
+    Works with any module that optimizes automatically, on one device and under DDP.
+    """
+
+    def __init__(self) -> None:
+        self.window: AccumulationWindow | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers."""
+        window = AccumulationWindow(pl_module)
+        if not len(window):
+            window.close()
+            return
+        if trainer.accumulate_grad_batches > 1:
+            if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+                raise WindowError(
+                    f"the accumulation window works on one device and under DDP, not with "
+                    f"{type(trainer.strategy).__name__}; add --model.window false"
+                )
+            if not pl_module.automatic_optimization:
+                raise WindowError(
+                    f"{type(pl_module).__name__} optimizes by itself, so the end of a window is not known; use "
+                    "AccumulationWindow.micro_step there instead of this callback"
+                )
+        self.window = window
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A micro-step begins."""
+        if self.window is not None:
+            # the loop's own answer: it counts an epoch's end that cuts a window short. There is no public one.
+            last = not trainer.fit_loop._should_accumulate()
+            with trainer.precision_plugin.train_step_context():
+                self.window.begin(last)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A micro-step has ended; gradients are not unscaled, clipped or looked at yet."""
+        if self.window is not None:
+            self.window.end()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Where the last training step was skipped (it returned None) there was no backward to end the window."""
+        if self.window is None or not self.window.gathered:
+            return
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            self.window.flush()
+        else:  # gradients are unscaled already, and Lightning leaves the optimizer's step out
+            self.window.drop()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close it."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close it."""
+        self.on_train_end(trainer, pl_module)
