@@ -1,5 +1,7 @@
 """Activation normalizations against torch's layers and plain formulas, and every degenerate cell."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,6 +141,70 @@ def test_switch_norm_by_definition(shape: tuple[int, ...], use: list[bool]) -> N
     x = torch.randn(shape, dtype=torch.double, requires_grad=True)
     torch.testing.assert_close(layer(x), reference_switch_norm(x, layer, use))
     torch.autograd.gradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("shape", [(3, 8, 5, 4), (1, 8, 5), (3, 8, 1, 1), (3, 8), (1, 8)])
+def test_switch_norm_gradients(shape: tuple[int, ...], seen: bool, training: bool) -> None:
+    """Of input and parameters, in training and in evaluation, with running statistics and without: as autograd's."""
+    layer = build("sn")
+    assert isinstance(layer, SwitchNorm)
+    if seen:
+        layer(torch.randn(4, 8, 3, dtype=torch.double))
+    layer.train(training)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(torch.randn_like(p))
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    g = torch.randn_like(x)
+    other = copy.deepcopy(layer)
+    ours, theirs = layer(x), other.in_primitive_operations(x)
+    torch.testing.assert_close(ours, theirs)
+    found = torch.autograd.grad(ours, (x, *layer.parameters()), g)
+    expected = torch.autograd.grad(theirs, (x, *other.parameters()), g, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(layer.state_dict(), other.state_dict())
+    tracked = layer.num_batches_tracked.clone()
+    torch.autograd.gradgradcheck(layer.eval(), (x,))
+    assert torch.equal(layer.num_batches_tracked, tracked)
+
+
+def test_switch_norm_of_constant_channels_has_finite_gradients() -> None:
+    layer = SwitchNorm(8)
+    x = torch.full((2, 8, 3, 3), 7.0, requires_grad=True)
+    layer(x).square().sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+
+
+def test_switch_norm_frozen_and_partly_frozen() -> None:
+    layer = SwitchNorm(8).requires_grad_(False)
+    x = torch.randn(2, 8, 3, 3, requires_grad=True)
+    layer(x).sum().backward()
+    layer.var_weight.requires_grad_(True)
+    layer(x.detach()).square().sum().backward()
+    assert layer.var_weight.grad is not None
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize(("spec", "most"), [("gn", 2), ("ln", 2), ("in", 2), ("sn", 10)])
+def test_saves_its_input_and_statistics_only(spec: str, most: int) -> None:
+    """At most ``most`` values a channel of a sample, of the 400 that there are."""
+    layer = build(spec, 8).float()
+    x = torch.randn(4, 8, 20, 20, requires_grad=True)
+    known = {t.untyped_storage().data_ptr() for t in (x, *layer.state_dict().values())}
+    saved: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.untyped_storage().data_ptr() not in known:
+            saved[t.untyped_storage().data_ptr()] = t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = layer(x)
+    assert out.requires_grad
+    assert sum(saved.values()) <= most * 4 * 8
 
 
 def test_switch_norm_evaluation_before_training_is_sound() -> None:

@@ -1,11 +1,21 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import mobilenet_v2, resnet18
 
-from wsbench.norms import NormalizedLayer, NormMismatchError, fold, normalize, require_spec, stamp_spec
+from wsbench.norms import (
+    BatchNorm,
+    FrozenBatchNorm,
+    NormalizedLayer,
+    NormMismatchError,
+    fold,
+    normalize,
+    require_spec,
+    stamp_spec,
+)
 
 SPECS = ["gn+ws", "bn+wn", "ln+ws-af", "in+ws@bit", "gn"]
 
@@ -49,3 +59,70 @@ def test_guard() -> None:
         require_spec(checkpoint, "gn+ws@authors")
     with pytest.raises(NormMismatchError, match="does not say"):
         require_spec({}, "gn")
+
+
+@pytest.mark.parametrize("spec", ["bn", "bn+ws", "bn+wn", "bn+ws@authors", "frozenbn+ws"])
+@pytest.mark.parametrize("make", [resnet18, mobilenet_v2])
+def test_bn_is_fused_with_an_example(spec: str, make: Any) -> None:
+    """After forwards in training mode, so that the running statistics are those of the features."""
+    torch.manual_seed(0)
+    model = make(num_classes=7).double()
+    x = torch.randn(4, 3, 64, 64, dtype=torch.double)
+    normalize(model, spec.replace("frozenbn", "bn"), example=x)
+    for m in model.modules():
+        if isinstance(m, BatchNorm):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -1, 1)
+    for _ in range(30):
+        model(x)
+    normalize(model, spec, example=x)
+    model.eval()
+    plain = fold(model, example=x)
+    assert not plain.training
+    assert not any(isinstance(m, nn.BatchNorm2d | BatchNorm | FrozenBatchNorm) for m in plain.modules())
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-9, atol=1e-9)
+    assert any(isinstance(m, BatchNorm | FrozenBatchNorm) for m in model.modules()), "the model stays as it was"
+
+
+class Forked(nn.Module):
+    """A convolution whose output is normalized and used as it is as well; and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forked, self.twice, self.alone = (nn.Conv2d(4, 4, 1, bias=False) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.forked(x)
+        x = self.norms[0](y) + y
+        x = self.norms[2](self.twice(self.norms[1](self.twice(x))))
+        out: torch.Tensor = self.norms[3](self.alone(x))
+        return out
+
+
+def test_bn_that_cannot_be_fused_is_left() -> None:
+    model = Forked().double()
+    x = torch.randn(2, 4, 3, 3, dtype=torch.double)
+    model(x)
+    model.eval()
+    plain = fold(model, example=x)
+    kinds = [type(m) for m in plain.norms]
+    assert kinds == [nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d, nn.Identity]
+    torch.testing.assert_close(plain(x), model(x))
+
+
+def test_bn_without_running_statistics_is_left() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    plain = fold(model, example=x)
+    assert isinstance(plain[1], nn.BatchNorm2d)
+    torch.testing.assert_close(plain(x), model(x))
+
+
+def test_a_linear_layer_in_front_of_bn_is_fused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = torch.randn(6, 3, dtype=torch.double)
+    model(x)
+    plain = fold(model, example=x)
+    assert isinstance(plain[1], nn.Identity)
+    torch.testing.assert_close(plain(x), model.eval()(x))

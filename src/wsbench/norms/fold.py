@@ -1,11 +1,18 @@
-"""Bake effective weights into plain layers, for export and inference."""
+"""Bake effective weights, and on request BN, into plain layers, for export and inference."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from wsbench.norms.activation import FrozenBatchNorm
 from wsbench.norms.layers import NormalizedLayer
+from wsbench.norms.watch import watch
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
@@ -17,11 +24,19 @@ def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: nn.Module, example: Any = None) -> nn.Module:
     """A copy of ``model`` whose weight-normalized layers are plain ones holding the effective weight.
+
+    With an ``example`` BN is fused too, into the convolution or linear layer whose output it alone consumes; that is
+    seen by running the example, so a network that takes other ways for other inputs is not for this. The copy is then
+    in evaluation mode and has ``nn.Identity`` where BN was.
 
     The outputs agree; ``model`` stays as it was, and is the one to go on training with (a folded weight has lost the
     mean and scale that the optimizer moved).
+
+    Args:
+        model: any module.
+        example: what to call the model with: a tensor or list, a tuple of positional or a mapping of keyword arguments.
     """
     folded = copy.deepcopy(model)
     plain: dict[nn.Module, nn.Module] = {
@@ -30,4 +45,23 @@ def fold(model: nn.Module) -> nn.Module:
     if folded in plain:
         return plain[folded]
     replace_modules(folded, plain)
+    if example is not None:
+        _fuse(folded.eval(), example)
     return folded
+
+
+def _fuse(model: nn.Module, example: Any) -> None:
+    """Fuse BN with fixed statistics into what is in front of it, in place."""
+    layers = [m for m in model.modules() if type(m) in (*_CONVOLUTIONS, nn.Linear)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm | FrozenBatchNorm)]
+    seen = watch(model, example, layers, norms)
+    gone: dict[nn.Module, nn.Module] = {}
+    for layer, norm in seen.consumers.items():
+        known: Any = norm
+        if layer in seen.shared or norm in seen.shared or known.running_mean is None:
+            continue
+        fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+        statistics = (known.running_mean, known.running_var, known.eps, known.weight, known.bias)
+        layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
+        gone[norm] = nn.Identity()
+    replace_modules(model, gone)

@@ -1,9 +1,12 @@
 """Switchable Normalization (Luo et al., arXiv:1806.10779), written from the paper's equations."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
+from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, unit, wide
 from wsbench.norms.registry import register_activation
 
 
@@ -50,38 +53,132 @@ class SwitchNorm(nn.Module):
         """Values behind the LN statistic, the one that always takes part."""
         return self.num_features * values_per_channel(shape)
 
-    def _batch_statistics(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance over the batch, and whether they exist, as a 0-d bool tensor."""
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics, from the moments (N, C)."""
+        if not self.training or mean.shape[0] == 1:
+            return
+        with torch.no_grad():
+            batch_mean, batch_var = pooled(mean, var, 0)
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(batch_mean[0].to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(batch_var[0].to(self.running_var.dtype), self.momentum)
+
+    def _shares(self, samples: int, has_in: bool, dtype: torch.dtype) -> Tensor:
+        """The softmax weights of means and variances (2, 3) for IN, LN, BN; 0 for what does not exist."""
+        logits = torch.stack((self.mean_weight, self.var_weight)).to(dtype)
+        if not has_in:
+            logits[:, 0] = -torch.inf
         if not self.training:
-            return self.running_mean[None], self.running_var[None], self.num_batches_tracked > 0
-        batch_mean, batch_var = pooled(mean, var, 0)
-        if mean.shape[0] > 1:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(batch_mean[0].to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(batch_var[0].to(self.running_var.dtype), self.momentum)
-        return batch_mean, batch_var, torch.tensor(mean.shape[0] > 1, device=mean.device)
+            logits[:, 2].masked_fill_(self.num_batches_tracked == 0, -torch.inf)
+        elif samples == 1:
+            logits[:, 2] = -torch.inf
+        return logits.softmax(1)
+
+    def _mix(self, mean: Tensor, var: Tensor, has_in: bool) -> tuple[Tensor, Tensor]:
+        (m, v), ln = self._shares(len(mean), has_in, mean.dtype), pooled(mean, var, 1)
+        bn = pooled(mean, var, 0) if self.training else (self.running_mean[None], self.running_var[None])
+        mixed_mean = m[0] * mean + m[1] * ln[0] + m[2] * bn[0]
+        mixed_var = v[0] * var + v[1] * ln[1] + v[2] * bn[1]
+        return scale_and_shift(mixed_mean, mixed_var, self.eps, self.weight, self.bias)
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As :meth:`wsbench.norms.activation.GroupNorm.from_moments`; in training the running statistics move."""
-        mean_ln, var_ln = pooled(mean, var, 1)
-        mean_bn, var_bn, has_bn = self._batch_statistics(mean, var)
-        has_in = torch.tensor(count > 1, device=mean.device)
-        absent = torch.stack([~has_in, torch.zeros_like(has_in), ~has_bn])
-        m = self.mean_weight.to(mean.dtype).masked_fill(absent, -torch.inf).softmax(0)
-        v = self.var_weight.to(mean.dtype).masked_fill(absent, -torch.inf).softmax(0)
-        mixed_mean = m[0] * mean + m[1] * mean_ln + m[2] * mean_bn
-        mixed_var = v[0] * var + v[1] * var_ln + v[2] * var_bn
-        return scale_and_shift(mixed_mean, mixed_var, self.eps, self.weight, self.bias)
+        self._track(mean, var)
+        return self._mix(mean, var, count > 1)
+
+    def in_primitive_operations(self, input: Tensor, track: bool = True) -> Tensor:
+        """As :meth:`forward`, in operations that are differentiable any number of times and that a compiler fuses."""
+        x = wide(input)
+        var, mean = torch.var_mean(x, dim=2, correction=0)
+        if track:
+            self._track(mean, var)
+        scale, shift = self._mix(mean, var, x.shape[2] > 1)
+        return torch.addcmul(shift.unsqueeze(2), x, scale.unsqueeze(2)).to(input.dtype).view(input.shape)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"SwitchNorm expects (N, {self.num_features}, *), got {tuple(input.shape)}")
         with torch.autocast(input.device.type, enabled=False):
-            x = input.to(torch.promote_types(input.dtype, torch.float32))
-            flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-            var, mean = torch.var_mean(flat, dim=2, correction=0)
-            scale, shift = self.from_moments(mean, var, values_per_channel(input.shape))
-            shape = (*scale.shape, *(1 for _ in range(x.dim() - 2)))
-            return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
+            if torch.compiler.is_compiling():
+                return self.in_primitive_operations(input)
+            parameters = (self.weight, self.bias, self.mean_weight, self.var_weight)
+            return cast(Tensor, _Fused.apply(input, self, *parameters))
+
+
+class _Fused(torch.autograd.Function):
+    """SN in two passes each way, its backward written out; saves the input and statistics.
+
+    With the mixed mean M and variance V, r = 1 / sqrt(V + eps): scale = gamma r, shift = beta - M scale, so
+
+        dL/dM = -scale dL/dshift,    dL/dV = -r^3 / 2 gamma (dL/dscale - M dL/dshift),
+
+    and a pool of statistics, mu' = E[mu], v' = E[v] + E[mu^2] - mu'^2, hands on to each of its k members
+    dL/dmu'/k + dL/dv' 2 (mu - mu')/k and dL/dv'/k.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, layer: SwitchNorm, *parameters: Tensor) -> Tensor:
+        x = wide(input)
+        normalized = unit(x)
+        mean, var = normalized.mean, normalized.var
+        layer._track(mean, var)
+        gamma, beta = (p.to(mean.dtype) for p in parameters[:2])
+        shares = layer._shares(len(mean), x.shape[2] > 1, mean.dtype)
+        by_in, by_ln, by_bn = shares.view(2, 3, 1, 1).unbind(1)
+        moments, ln = torch.stack((mean, var)), torch.stack(pooled(mean, var, 1))
+        mixed = torch.addcmul(by_ln * ln, by_in, moments)
+        bn = None
+        if not layer.training or len(mean) > 1:
+            pool = pooled(mean, var, 0) if layer.training else (layer.running_mean[None], layer.running_var[None])
+            bn = torch.stack(pool).to(mean.dtype)
+            mixed = torch.addcmul(mixed, by_bn, bn)
+        mixed_mean, mixed_var = mixed.unbind()
+        r = (mixed_var + layer.eps).rsqrt_()
+        scale = r * gamma
+        out = affine_in_place(normalized, scale, torch.addcmul(beta, mixed_mean, scale, value=-1))
+        ctx.layer, ctx.in_training = layer, layer.training
+        ctx.save_for_backward(input, *parameters, moments, ln, bn, mixed_mean, r, scale, shares, normalized.inv_sigma)
+        ctx.set_materialize_grads(False)
+        return out.to(input.dtype).view(input.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, *rest = ctx.saved_tensors
+        parameters, (moments, ln, bn, mixed_mean, r, scale, shares, inv_sigma) = rest[:4], rest[4:]
+        if grad is None:
+            return (None,) * (2 + len(parameters))
+        if torch.is_grad_enabled():  # create_graph=True: what follows has no derivative of its own
+            inputs = [t for t in (input, *parameters) if t.requires_grad]
+            out = ctx.layer.in_primitive_operations(input, track=False)
+            found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True, allow_unused=True))
+            grads = [next(found) if t.requires_grad else None for t in (input, *parameters)]
+            return (grads[0], None, *grads[1:])
+        mean = moments[0]
+        x, g = wide(input), wide(grad)
+        to_scale, to_shift = gradient_sums(g, x, mean, inv_sigma)
+        to_r = torch.addcmul(to_scale, mixed_mean, to_shift, value=-1)
+        to_mixed = torch.stack((to_shift, to_r * r * r * 0.5)).mul_(-scale)
+
+        by_in, by_ln, by_bn = shares.view(2, 3, 1, 1).unbind(1)
+        to_mean, to_var = (to_mixed * by_in).unbind()
+        to_shares = [(to_mixed * moments).sum((1, 2))]
+        for share, pool, dim in ((by_ln, ln, 2), (by_bn, bn, 1)):
+            if pool is None:
+                to_shares.append(torch.zeros_like(to_shares[0]))
+                continue
+            to_pool = to_mixed.sum(dim, keepdim=True)
+            to_shares.append((to_pool * pool).sum((1, 2)))
+            if dim == 1 and not ctx.in_training:  # running statistics are constants
+                continue
+            pool_mean, pool_var = to_pool.mul_(share / to_mixed.shape[dim]).unbind()
+            to_mean = torch.addcmul(to_mean + pool_mean, pool_var, mean - pool[0], value=2)
+            to_var = to_var + pool_var
+        by_share = torch.stack(to_shares, 1).mul_(shares)
+        to_logits = torch.addcmul(by_share, shares, by_share.sum(1, keepdim=True), value=-1)
+        dx = gradient(g, x, mean, scale, to_mean, to_var)
+        to_parameters = ((to_r * r).sum(0), to_shift.sum(0), to_logits[0], to_logits[1])
+        return (
+            dx.to(input.dtype).view(input.shape), None,
+            *(t.to(p) if p.requires_grad else None for t, p in zip(to_parameters, parameters, strict=True)),
+        )  # fmt: skip

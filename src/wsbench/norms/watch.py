@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass
@@ -19,6 +21,22 @@ class Watched:
     """Layers and normalization layers that ran."""
     inputs: dict[nn.Module, torch.Size] = field(default_factory=dict)
     """A normalization layer to the shape of its (last) input."""
+    shared: set[nn.Module] = field(default_factory=set)
+    """Layers that ran more than once, or whose output something else than one normalization layer used."""
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that read each of some memories."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.layout == torch.strided]
+        for address in {t.untyped_storage().data_ptr() for t in inputs} & self.count.keys():
+            self.count[address] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -57,13 +75,19 @@ def watch(model: nn.Module, example: Any, layers: Collection[nn.Module], norms: 
     seen = Watched()
     # The outputs are kept alive, so that an address is never that of a freed one.
     written: dict[int, tuple[nn.Module, Tensor, int]] = {}
+    uses = _Uses()
 
     def on_output(layer: nn.Module, args: Any, output: Any) -> None:
+        if layer in seen.reached:
+            seen.shared.add(layer)
         seen.reached.add(layer)
         if isinstance(output, Tensor):
             written[output.untyped_storage().data_ptr()] = (layer, output, output._version)
+            uses.count[output.untyped_storage().data_ptr()] = 0
 
     def on_input(norm: nn.Module, args: Sequence[Any]) -> None:
+        if norm in seen.reached:
+            seen.shared.add(norm)
         seen.reached.add(norm)
         if not args or not isinstance(args[0], Tensor):
             return
@@ -75,9 +99,10 @@ def watch(model: nn.Module, example: Any, layers: Collection[nn.Module], norms: 
     hooks = [layer.register_forward_hook(on_output) for layer in layers]
     hooks += [norm.register_forward_pre_hook(on_input) for norm in norms]
     try:
-        with _evaluation(model), torch.no_grad():
+        with _evaluation(model), torch.no_grad(), uses:
             _call(model, example)
     finally:
         for hook in hooks:
             hook.remove()
+    seen.shared |= {layer for address, (layer, _, _) in written.items() if uses.count[address] != 1}
     return seen

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsbench.norms.moments import VARIANCE_FLOOR
 from wsbench.norms.registry import register_weight
 from wsbench.norms.spec import NormSpec
 
@@ -38,10 +39,6 @@ class WeightNorm(ABC):
         """The effective rows (O, I); ``extra`` holds the added parameters, each of shape (O,)."""
 
 
-#: var + floor keeps 1/sigma finite for a constant filter, far below what the moments of that dtype can resolve
-_VARIANCE_FLOOR = {torch.float32: 1e-20, torch.float64: 1e-30}
-
-
 def _standardize_rows(rows: Tensor, eps: float, unbiased: bool, inside: bool) -> Tensor:
     """The definition in primitive operations; differentiable any number of times."""
     mean = rows.mean(1, keepdim=True)
@@ -49,7 +46,7 @@ def _standardize_rows(rows: Tensor, eps: float, unbiased: bool, inside: bool) ->
     if inside:
         return (rows - mean) * torch.rsqrt(var + eps)
     correction = math.sqrt(rows.shape[1] / (rows.shape[1] - 1)) if unbiased else 1.0
-    return (rows - mean) / (correction * torch.sqrt(var + _VARIANCE_FLOOR[rows.dtype]) + eps)
+    return (rows - mean) / (correction * torch.sqrt(var + VARIANCE_FLOOR[rows.dtype]) + eps)
 
 
 class _Standardize(torch.autograd.Function):
@@ -68,7 +65,7 @@ class _Standardize(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, eps: float, unbiased: bool, inside: bool) -> Tensor:
         channels, fan_in = rows.shape
         contiguous = rows.contiguous()
-        floor = eps if inside else _VARIANCE_FLOOR[rows.dtype]
+        floor = eps if inside else VARIANCE_FLOOR[rows.dtype]
         out, mean, inv_sigma = torch.native_group_norm(
             contiguous[None], None, None, 1, channels, fan_in, channels, floor
         )

@@ -1,0 +1,73 @@
+"""Moments of each channel of each sample, and the affine map by them, on the fused group-norm kernels.
+
+For a normalization whose result is x * scale + shift with scale and shift made of such moments: two passes over x each
+way, and nothing to save but x and what has one value a channel.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: var + floor keeps 1/sigma finite where all values are equal, far below what moments of that dtype can resolve
+VARIANCE_FLOOR = {torch.float32: 1e-20, torch.float64: 1e-30}
+
+
+class Unit(NamedTuple):
+    """Every channel of every sample normalized by itself, and by what."""
+
+    values: Tensor
+    """(x - mean) / sigma, (N, C, L)."""
+    mean: Tensor
+    """(N, C)."""
+    inv_sigma: Tensor
+    """(N, C), 1 / sqrt(var + floor)."""
+
+    @property
+    def var(self) -> Tensor:
+        """(N, C), biased."""
+        return self.inv_sigma.pow(-2).sub_(VARIANCE_FLOOR[self.mean.dtype]).relu_()
+
+
+def wide(input: Tensor) -> Tensor:
+    """(N, C) or (N, C, *) to (N, C, L), contiguous, float32 or wider."""
+    x = input if input.dtype in VARIANCE_FLOOR else input.float()
+    return (x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)).contiguous()
+
+
+def unit(x: Tensor) -> Unit:
+    """One pass over (N, C, L)."""
+    n, c, values = x.shape
+    out, mean, inv_sigma = torch.native_group_norm(
+        x, None, None, 1, n * c, values, n * c, VARIANCE_FLOOR[x.dtype]
+    )  # fmt: skip
+    return Unit(out.view(x.shape), mean.view(n, c), inv_sigma.view(n, c))
+
+
+def affine_in_place(normalized: Unit, scale: Tensor, shift: Tensor) -> Tensor:
+    """The map x * scale + shift, written over ``normalized.values``; scale and shift are (N, C) or (1, C)."""
+    gain, offset = scale / normalized.inv_sigma, torch.addcmul(shift, scale, normalized.mean)
+    return torch.addcmul(
+        offset.unsqueeze(2), normalized.values, gain.unsqueeze(2), out=normalized.values
+    )  # fmt: skip
+
+
+def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor, inv_sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(g x) and sum(g) over a channel's values, both (N, C): dL/dscale and dL/dshift. One pass."""
+    n, c, values = x.shape
+    _, by_unit, total = torch.ops.aten.native_group_norm_backward(
+        grad, x, mean, inv_sigma, None, 1, n * c, values, n * c, [False, True, True]
+    )
+    total = total.view(n, c)
+    return torch.addcmul(by_unit.view(n, c) / inv_sigma, mean, total), total
+
+
+def gradient(
+    grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, to_mean: Tensor, to_var: Tensor
+) -> Tensor:  # fmt: skip
+    """dL/dx = g scale + dL/dmean / L + dL/dvar 2 (x - mean) / L. One pass, (N, C, L)."""
+    values = x.shape[2]
+    slope = to_var * (2 / values)
+    constant = torch.addcmul(to_mean / values, slope, mean, value=-1)
+    out = torch.addcmul(constant.unsqueeze(2), x, slope.unsqueeze(2))
+    return out.addcmul_(grad, scale.unsqueeze(2))
