@@ -14,6 +14,7 @@ commands
   validate     evaluate a checkpoint                       validate --ckpt_path runs/voc/ID/last.ckpt
   test         the same on the test split
   predict      apply a checkpoint to a folder of pictures  predict --ckpt_path X --data.pictures FOLDER
+  export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
   data         verify and prepare a dataset                data voc --root FOLDER
   leaderboard  result records to CSV                       leaderboard
   doctor       versions, devices, optional parts           doctor
@@ -31,6 +32,12 @@ options of fit, validate, test and predict (COMMAND --task voc --help shows ever
 
 def _trainer(argv: Sequence[str]) -> int:
     from wsbench.cli import main
+
+    return main(argv)
+
+
+def _export(argv: Sequence[str]) -> int:
+    from wsbench.export.command import main
 
     return main(argv)
 
@@ -55,6 +62,7 @@ def _doctor(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **dict.fromkeys(TRAINER, _trainer),
+    "export": _export,
     "data": _data,
     "leaderboard": _leaderboard,
     "doctor": _doctor,

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
-from wsbench.datamodules import COCO, VOC, ImageNet, ModelNet40, SomethingSomething
+from wsbench.datamodules import DATA_CLASSES
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import BatchError, accumulation
@@ -40,14 +40,7 @@ from wsbench.run.logger import JSONLLogger
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
-from wsbench.tasks import (
-    BenchmarkTask,
-    COCODetection,
-    ImageNetClassification,
-    ModelNetClassification,
-    SomethingClassification,
-    VOCSegmentation,
-)
+from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import read_checkpoint
 
@@ -67,13 +60,7 @@ class TaskEntry:
     data: type[BenchmarkData]
 
 
-ENTRIES = {
-    "imagenet": TaskEntry(ImageNetClassification, ImageNet),
-    "something": TaskEntry(SomethingClassification, SomethingSomething),
-    "voc": TaskEntry(VOCSegmentation, VOC),
-    "modelnet40": TaskEntry(ModelNetClassification, ModelNet40),
-    "coco": TaskEntry(COCODetection, COCO),
-}
+ENTRIES = {name: TaskEntry(TASK_CLASSES[name], DATA_CLASSES[name]) for name in TASKS}
 
 
 class FinishedError(Exception):

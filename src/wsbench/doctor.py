@@ -20,6 +20,9 @@ from wsbench.run.report import console
 OPTIONAL = (
     ("open3d", ("open3d-cpu", "open3d"), "ModelNet40's meshes", "pip install 'wsbench[modelnet40]'"),
     ("plotly", ("plotly",), "pictures of clouds", "pip install 'wsbench[modelnet40]'"),
+    ("onnx", ("onnx",), "export to ONNX", "pip install 'wsbench[export]'"),
+    ("onnxruntime", ("onnxruntime",), "checking exported ONNX", "pip install 'wsbench[export]'"),
+    ("onnxscript", ("onnxscript",), "export to ONNX", "pip install 'wsbench[export]'"),
     ("mmseg", ("mmsegmentation",), "mmsegmentation's networks", "scripts/install-mmseg"),
     ("timm", ("timm",), "tests and benchmarks", "pip install 'wsbench[dev]'"),
 )

@@ -29,6 +29,19 @@ def open3d() -> Any:
     return module
 
 
+def onnx_modules() -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime; MissingPartError if they or onnxscript are not there."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            f"ONNX needs {error.name}, which is not installed: pip install 'wsbench[export]'"
+        ) from error
+    return onnx, onnxruntime
+
+
 def plotly() -> Any:
     """The module plotly.graph_objects; MissingPartError if it is not there."""
     try:

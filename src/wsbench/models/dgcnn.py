@@ -20,7 +20,7 @@ DGCNN_FORMS = ("dgcnn_tf", "dgcnn")
 
 def gather_neighbours(points: Tensor, graph: Tensor) -> Tensor:
     """(B, N, C) and (B, N, k) to (B, N, k, C)."""
-    batch = torch.arange(len(points), device=points.device).view(-1, 1, 1)
+    batch = torch.arange(points.shape[0], device=points.device).view(-1, 1, 1)
     return points[batch, graph]
 
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wsbench.norms.tracing import traced
+
 
 def nearest_neighbours(points: Tensor, k: int) -> Tensor:
     """The k nearest points of each point, itself included, by Euclidean distance; in no particular order.
@@ -35,6 +37,9 @@ def nearest_neighbours(points: Tensor, k: int) -> Tensor:
         raise ValueError(f"{points.shape[1]} points have no {k} nearest neighbours; use more points or a smaller k")
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         points = points.detach().to(torch.promote_types(points.dtype, torch.float32))
+        if traced():  # for any number of clouds
+            nearness = 2 * points @ points.transpose(1, 2) - points.square().sum(2)[:, None]
+            return nearness.topk(k, dim=2, sorted=False).indices
         graph = points.new_empty((*points.shape[:2], k), dtype=torch.int64)
         for cloud, out in zip(points, graph, strict=True):  # one N x N matrix at a time
             # |x_i|^2 is the same for all candidates of a point

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsbench.models.resnet import resnet_features
+from wsbench.norms.tracing import traced
 
 
 class _Shift(torch.autograd.Function):
@@ -46,7 +47,14 @@ def temporal_shift(x: Tensor, segments: int, divisor: int = 8) -> Tensor:
     """
     if x.shape[0] % segments:
         raise ValueError(f"{x.shape[0]} frames are no whole clips of {segments}")
-    return cast(Tensor, _Shift.apply(x.contiguous(), segments, x.shape[1] // divisor, True))
+    fold = x.shape[1] // divisor
+    if traced():
+        clips = x.view(-1, segments, *x.shape[1:])
+        first, second, rest = torch.split(clips, [fold, fold, x.shape[1] - 2 * fold], 2)
+        edge = torch.zeros_like(first[:, :1])
+        moved = (torch.cat((first[:, 1:], edge), 1), torch.cat((edge, second[:, :-1]), 1), rest)
+        return torch.cat(moved, 2).view(x.shape)
+    return cast(Tensor, _Shift.apply(x.contiguous(), segments, fold, True))
 
 
 class TemporalShift(nn.Module):

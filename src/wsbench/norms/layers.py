@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsbench.norms.registry import WEIGHTS
 from wsbench.norms.spec import NormSpec
+from wsbench.norms.tracing import traced
 
 
 def to_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
@@ -112,7 +113,7 @@ class NormalizedLayer(nn.Module):
         held = self._held
         if held is None or not self.training or not torch.is_grad_enabled():
             return self.effective_weight()
-        return held if self._add is None or torch.compiler.is_compiling() else cast(Tensor, _Add.apply(held, self._add))
+        return held if self._add is None or traced() else cast(Tensor, _Add.apply(held, self._add))
 
     @property
     def normalized_parameters(self) -> tuple[nn.Parameter, ...]:

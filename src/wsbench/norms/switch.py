@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
 from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, unit, wide
 from wsbench.norms.registry import register_activation
+from wsbench.norms.tracing import traced
 
 
 @register_activation("sn")
@@ -75,7 +76,7 @@ class SwitchNorm(nn.Module):
         return logits.softmax(1)
 
     def _mix(self, mean: Tensor, var: Tensor, has_in: bool) -> tuple[Tensor, Tensor]:
-        (m, v), ln = self._shares(len(mean), has_in, mean.dtype), pooled(mean, var, 1)
+        (m, v), ln = self._shares(mean.shape[0], has_in, mean.dtype), pooled(mean, var, 1)
         bn = pooled(mean, var, 0) if self.training else (self.running_mean[None], self.running_var[None])
         mixed_mean = m[0] * mean + m[1] * ln[0] + m[2] * bn[0]
         mixed_var = v[0] * var + v[1] * ln[1] + v[2] * bn[1]
@@ -100,7 +101,7 @@ class SwitchNorm(nn.Module):
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"SwitchNorm expects (N, {self.num_features}, *), got {tuple(input.shape)}")
         with torch.autocast(input.device.type, enabled=False):
-            if torch.compiler.is_compiling():
+            if traced():
                 return self.in_primitive_operations(input)
             parameters = (self.weight, self.bias, self.mean_weight, self.var_weight)
             return cast(Tensor, _Fused.apply(input, self, *parameters))

@@ -15,6 +15,7 @@ from torch import Tensor
 from wsbench.norms.moments import VARIANCE_FLOOR
 from wsbench.norms.registry import register_weight
 from wsbench.norms.spec import NormSpec
+from wsbench.norms.tracing import traced
 
 
 class WeightNorm(ABC):
@@ -111,6 +112,8 @@ def standardize(rows: Tensor, eps: float = 1e-5, unbiased: bool = False, inside:
         unbiased: sigma with 1/(I-1), as the authors' PyTorch code has it, instead of Eq. 4's 1/I.
         inside: sqrt(var + eps) instead of sigma + eps; always with the biased variance.
     """
+    if traced():
+        return _standardize_rows(rows, eps, unbiased, inside)
     out: Tensor = _Standardize.apply(rows, eps, unbiased, inside)
     return out
 

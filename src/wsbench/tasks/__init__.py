@@ -7,7 +7,16 @@ from wsbench.tasks.modelnet40 import ModelNetClassification
 from wsbench.tasks.something import SomethingClassification
 from wsbench.tasks.voc import VOCSegmentation
 
+#: a task's name to its class
+TASK_CLASSES: dict[str, type[BenchmarkTask]] = {
+    cls.task: cls
+    for cls in (
+        ImageNetClassification, SomethingClassification, VOCSegmentation, ModelNetClassification, COCODetection
+    )
+}  # fmt: skip
+
 __all__ = [
+    "TASK_CLASSES",
     "BenchmarkTask",
     "COCODetection",
     "ImageNetClassification",

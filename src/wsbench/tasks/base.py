@@ -1,7 +1,7 @@
 """What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from wsbench.norms import NormSpec, normalize, require_spec, stamp_spec
+from wsbench.norms import NormSpec, fold, normalize, require_spec, stamp_spec
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
 from wsbench.tasks.initialize import load_backbone
@@ -284,6 +284,24 @@ class BenchmarkTask(LightningModule, ABC):
         if self.trainer.max_steps > 0:
             return str(self.trainer.max_steps)
         return f"{self.trainer.max_epochs} epochs of {self.steps_in_epoch()}"
+
+    # -- export -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def input_words(self) -> str:
+        """What the network takes."""
+
+    def output_names(self) -> tuple[str, ...]:
+        """What its outputs are called."""
+        return ("logits",)
+
+    @abstractmethod
+    def example_input(self, data: Mapping[str, Any]) -> Any:
+        """What the network takes, random, of the sizes in the data's options: two samples, or one in a list."""
+
+    def folded(self, example: Any) -> nn.Module:
+        """The network for inference: plain layers with the effective weights, BN fused into them."""
+        return fold(self.network.eval(), (example,))
 
     # -- records ----------------------------------------------------------------------------------------------------
 

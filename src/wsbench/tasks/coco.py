@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,19 @@ class COCODetection(BenchmarkTask):
         for kind in ("box", "mask") if self.has_masks else ("box",):
             values |= average_precision(self._data("val_annotations"), found, sorted(set(seen)), kind)
         return values, len(seen)
+
+    def input_words(self) -> str:
+        """A picture."""
+        return "float32 (3, H, W): one RGB picture in [0, 1]; it is resized and normalized inside"
+
+    def example_input(self, data: Mapping[str, Any]) -> list[Tensor]:
+        """One picture, a quarter wider than high."""
+        side = int(self.network.transform.min_size[-1])  # type: ignore[union-attr, index]
+        return [torch.rand(3, side, side + side // 4)]
+
+    def output_names(self) -> tuple[str, ...]:
+        """As torchvision's detectors name them."""
+        return ("boxes", "labels", "scores", *(("masks",) if self.has_masks else ()))
 
     # -- predictions ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """ResNet and ResNeXt on ImageNet: Tables 1 to 3 and Fig. 5 of the paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from wsbench.models.resnet import ResNetClassifier
 from wsbench.models.resnetv2 import STANDARDIZED, ResNetV2, is_resnetv2
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import TopK
-from wsbench.tasks.pictures import normalized
+from wsbench.tasks.pictures import normalized, picture_words
 from wsbench.tasks.schedules import StepFactor, by_step
 
 
@@ -73,6 +73,16 @@ class ImageNetClassification(TopK):
         if isinstance(self.network, ResNetV2):
             return normalized(batch["image"], like, self.network.mean, self.network.std)
         return normalized(batch["image"], like)
+
+    def input_words(self) -> str:
+        """Normalized pictures."""
+        if isinstance(self.network, ResNetV2):
+            return picture_words("N, 3, H, W", self.network.mean, self.network.std)
+        return picture_words("N, 3, H, W")
+
+    def example_input(self, data: Mapping[str, Any]) -> Tensor:
+        """(2, 3, crop, crop)."""
+        return torch.randn(2, 3, data.get("crop", 224), data.get("crop", 224))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with weight decay on everything; the rate falls at epochs, as counted by optimizer steps."""

@@ -1,12 +1,13 @@
 """DGCNN on ModelNet40: Table 8 of the paper."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -161,6 +162,20 @@ class ModelNetClassification(Classification):
         page = folder / f"{Path(prediction['path']).stem}.html"
         figure.write_html(page, include_plotlyjs="directory")
         return [*written, page]
+
+    def input_words(self) -> str:
+        """Clouds."""
+        return "float32 (N, points, 3): x, y, z in the unit sphere, y up"
+
+    def example_input(self, data: Mapping[str, Any]) -> Tensor:
+        """(2, points, 3)."""
+        return torch.rand(2, data.get("points", 1024), 3) * 2 - 1
+
+    def folded(self, example: Tensor) -> nn.Module:
+        """On edges, where BN follows the convolutions and nothing but plain operations is used."""
+        network: DGCNN = self.network  # type: ignore[assignment]
+        with network.hold_edges():
+            return super().folded(example)
 
     # -- optimizer --------------------------------------------------------------------------------------------------
 

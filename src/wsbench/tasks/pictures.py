@@ -7,6 +7,11 @@ from torch import Tensor
 from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
+def picture_words(shape: str, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> str:
+    """What a network on pictures takes, in words."""
+    return f"float32 ({shape}): RGB in [0, 1], less {tuple(mean)}, over {tuple(std)}"
+
+
 def normalized(
     pictures: Tensor, dtype: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:

@@ -1,6 +1,6 @@
 """TSM on Something-Something V1: Table 6 of the paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from wsbench.models.tsm import TSM
 from wsbench.norms import ACTIVATIONS
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import TopK
-from wsbench.tasks.pictures import normalized
+from wsbench.tasks.pictures import normalized, picture_words
 from wsbench.tasks.schedules import StepFactor, by_step
 
 Group = Literal["first weight", "weight", "bias", "norm", "head weight", "head bias"]
@@ -117,6 +117,15 @@ class SomethingClassification(TopK):
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Normalized frames."""
         return normalized(batch["clip"], next(self.network.parameters()))
+
+    def input_words(self) -> str:
+        """Normalized frames."""
+        return picture_words("N, segments, 3, H, W")
+
+    def example_input(self, data: Mapping[str, Any]) -> Tensor:
+        """(2, segments, 3, crop, crop)."""
+        side = data.get("crop", 224)
+        return torch.randn(2, data.get("segments", 8), 3, side, side)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with TSM's groups; the rate falls at epochs, as counted by optimizer steps."""

@@ -1,7 +1,7 @@
 """DeepLabv3 on PASCAL VOC 2012: Table 7 of the paper."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +21,7 @@ from wsbench.datamodules.segmentation import open_upright
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
+from wsbench.tasks.pictures import picture_words
 
 
 def mean_iou(confusion: Tensor) -> Tensor:
@@ -145,6 +146,14 @@ class VOCSegmentation(BenchmarkTask):
         accuracy = confusion.diagonal().sum() / confusion.sum().clamp(min=1)
         values = {"miou": 100 * float(mean_iou(confusion)), "pixel_accuracy": 100 * float(accuracy)}
         return values, int(self.evaluated.compute())
+
+    def input_words(self) -> str:
+        """Normalized pictures."""
+        return picture_words("N, 3, H, W")
+
+    def example_input(self, data: Mapping[str, Any]) -> Tensor:
+        """(2, 3, crop, crop)."""
+        return torch.randn(2, 3, data.get("crop", 513), data.get("crop", 513))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """A picture's mask, uint8 (H, W), cut back to the picture."""

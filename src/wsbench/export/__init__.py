@@ -1,0 +1,1 @@
+"""A trained network as a plain graph: ONNX, TorchScript, torch.export."""

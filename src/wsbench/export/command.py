@@ -1,0 +1,149 @@
+"""``python -m wsbench export``: a run's network with its effective weights baked in, checked against PyTorch."""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import wsbench
+from wsbench.choose import ChoiceError
+from wsbench.export.writers import SUFFIXES, WRITERS, run_network
+from wsbench.norms import NormMismatchError
+from wsbench.parts import MissingPartError
+from wsbench.run.folder import CONFIG
+from wsbench.run.report import console
+from wsbench.tasks import TASK_CLASSES, BenchmarkTask
+from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.formats import read_checkpoint
+
+#: largest difference of an output to PyTorch's, relative to that output's largest value; float32 kernels differ so much
+TOLERANCE = 1e-4
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported, or whose export computes something else."""
+
+
+def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTask, dict[str, Any]]:
+    """The task behind a checkpoint, in evaluation mode, and its configuration.
+
+    Args:
+        checkpoint: of a run.
+        config: the run's configuration; None: ``config.yaml`` beside the checkpoint.
+
+    Raises:
+        ChoiceError: a file is missing or is not what it should be.
+        NormMismatchError: the configuration names another normalization than the checkpoint.
+    """
+    path = config or checkpoint.expanduser().resolve().parent / CONFIG
+    for file, what in ((checkpoint, "--ckpt_path"), (path, "the run's configuration")):
+        if not file.expanduser().is_file():
+            raise ChoiceError(f"{what} '{file}' does not exist; a run's folder has both, or say --config FILE")
+    try:
+        content = read_checkpoint(checkpoint.expanduser())
+    except ValueError as error:
+        raise ChoiceError(str(error)) from error
+    settings = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or settings.get("task") not in TASK_CLASSES or "model" not in settings:
+        raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
+    if "state_dict" not in content:
+        raise ChoiceError(f"'{checkpoint}' is not a checkpoint of wsbench: it holds no state_dict")
+    task = TASK_CLASSES[settings["task"]](**{**settings["model"], "init_from": None})
+    try:
+        task.on_load_checkpoint(content)
+        task.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        if isinstance(error, NormMismatchError):
+            raise
+        raise ChoiceError(f"'{checkpoint}' and '{path}' do not belong together: {error}") from error
+    return task.eval(), settings
+
+
+def relative_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Largest difference of an output relative to its largest value; infinite if shapes differ."""
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return float("inf")
+    differences = [
+        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-12))
+        for a, b in zip(ours, theirs, strict=True)
+        if b.numel()
+    ]
+    return max(differences, default=0.0)
+
+
+def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Path) -> tuple[float, int]:
+    """Write the task's network, folded, and check what was written.
+
+    Args:
+        task: as :func:`load_run` returns it.
+        settings: likewise.
+        form: ``onnx``, ``torchscript`` or ``pt2``.
+        output: the file; it is written only if everything is right.
+
+    Returns:
+        The largest relative difference to the network before folding, and the number of layers that were folded.
+
+    Raises:
+        ExportError: the format does not take this network; its weights are computed in the graph; outputs differ.
+        MissingPartError: the format needs a package that is not installed.
+    """
+    torch.manual_seed(0)
+    x = task.example_input(settings.get("data", {}))
+    if not isinstance(x, Tensor) and form != "onnx":
+        raise ExportError(f"{task.network_name} has as many boxes as a picture has objects, which only --format onnx "
+                          "takes")  # fmt: skip
+    facts = {
+        "wsbench": wsbench.__version__, "task": task.task, "norm": str(task.spec), "network": task.network_name,
+        "input": task.input_words(), "outputs": list(task.output_names()), "classes": list(task.classes),
+    }  # fmt: skip
+    folded = task.folded(x)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        path = Path(folder) / output.name
+        computed, run = WRITERS[form](folded, x, path, facts, task.output_names())
+        if computed:
+            raise ExportError(f"{len(computed)} weights are computed in the exported graph, among them {computed[0]}")
+        worst = 0.0
+        for sample in (x, x[:1] * 0.5 if isinstance(x, Tensor) else [picture * 0.5 for picture in x]):
+            worst = max(worst, relative_difference(run(sample), run_network(task.network)(sample)))
+        if not worst <= TOLERANCE:
+            raise ExportError(f"the exported graph's outputs differ from PyTorch's by {worst:.1e} of their largest "
+                              f"value, more than {TOLERANCE:.0e}; nothing was written")  # fmt: skip
+        os.replace(path, output)
+    return worst, len(task.norm_report.weight_normalized)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0, or 2 on an error."""
+    parser = argparse.ArgumentParser(prog="wsbench export", description=__doc__)
+    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoint, for instance runs/voc/ID/last.ckpt")
+    parser.add_argument("--format", required=True, choices=list(WRITERS))
+    parser.add_argument("--output", help="the file (default: beside the checkpoint)")
+    parser.add_argument("--config", help="the run's configuration (default: config.yaml beside the checkpoint)")
+    args = parser.parse_args(argv[1:])
+    checkpoint = Path(args.ckpt_path)
+    output = Path(args.output) if args.output else checkpoint.with_suffix(SUFFIXES[args.format])
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        task, settings = load_run(checkpoint, None if args.config is None else Path(args.config))
+        worst, folded = export(task, settings, args.format, output.expanduser())
+    except (ChoiceError, ExportError, MissingPartError, NormMismatchError, TaskOptionError) as error:
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
+    out = console()
+    out.print(
+        f"{task.network_name}, {task.spec}: {folded} weights baked in, none is computed in the graph", markup=False
+    )
+    out.print(f"input: {task.input_words()}", markup=False, soft_wrap=True)
+    out.print(f"largest difference to PyTorch: {worst:.1e} of the largest value of an output")
+    out.print(f"wrote {output} ({output.expanduser().stat().st_size / 2**20:.1f} MiB)", soft_wrap=True, markup=False)
+    return 0
