@@ -178,6 +178,15 @@ def test_switch_norm_of_constant_channels_has_finite_gradients() -> None:
     assert bool(x.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("spec", ["bn", "gn", "ln", "in", "sn", "frozenbn"])
+@pytest.mark.parametrize("shape", [(2, 8, 4, 4), (2, 8)])
+def test_an_activation_in_place_may_follow(spec: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    layer = build(spec)
+    expected = torch.autograd.grad(layer(x).relu().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).relu_().sum(), x), expected)
+
+
 def test_switch_norm_frozen_and_partly_frozen() -> None:
     layer = SwitchNorm(8).requires_grad_(False)
     x = torch.randn(2, 8, 3, 3, requires_grad=True)

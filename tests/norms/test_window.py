@@ -522,6 +522,20 @@ def test_changed_through_data_after_gradients_had_gathered() -> None:
     assert model.twice.weight.grad is None
 
 
+def test_weights_that_are_nan_have_not_changed() -> None:
+    """A run that diverged says so by its loss, not by a window that takes NaN for another NaN."""
+    model = net()
+    with torch.no_grad():
+        model.stem.weight.fill_(torch.nan)
+    window = AccumulationWindow(model)
+    for last in (False, False, True):
+        with window.micro_step(last):
+            model(batches(1)[0][0]).sum().backward()
+        with torch.no_grad():
+            model.stem.weight.add_(0)
+    assert bool(model.stem.weight.grad.isnan().all())
+
+
 def test_an_optimizer_that_steps_too_early() -> None:
     model, window = middle_of_a_window()
     before = copy.deepcopy(model.state_dict())

@@ -1,7 +1,7 @@
 """Moments of each channel of each sample, and the affine map by them, on the fused group-norm kernels.
 
 For a normalization whose result is x * scale + shift with scale and shift made of such moments: two passes over x each
-way, and nothing to save but x and what has one value a channel.
+way, and nothing to save but x and what has one value a channel. All take (N, C) or (N, C, *), contiguous.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Unit(NamedTuple):
     """Every channel of every sample normalized by itself, and by what."""
 
     values: Tensor
-    """(x - mean) / sigma, (N, C, L)."""
+    """(x - mean) / sigma, of the shape of x."""
     mean: Tensor
     """(N, C)."""
     inv_sigma: Tensor
@@ -30,44 +30,43 @@ class Unit(NamedTuple):
 
 
 def wide(input: Tensor) -> Tensor:
-    """(N, C) or (N, C, *) to (N, C, L), contiguous, float32 or wider."""
-    x = input if input.dtype in VARIANCE_FLOOR else input.float()
-    return (x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)).contiguous()
+    """Contiguous, in float32 or wider."""
+    return (input if input.dtype in VARIANCE_FLOOR else input.float()).contiguous()
+
+
+def spread(statistic: Tensor, x: Tensor) -> Tensor:
+    """(N, C) or (1, C), so that it broadcasts over x."""
+    return statistic.view(*statistic.shape, *(1,) * (x.dim() - 2))
 
 
 def unit(x: Tensor) -> Unit:
-    """One pass over (N, C, L)."""
-    n, c, values = x.shape
-    out, mean, inv_sigma = torch.native_group_norm(
-        x, None, None, 1, n * c, values, n * c, VARIANCE_FLOOR[x.dtype]
-    )  # fmt: skip
-    return Unit(out.view(x.shape), mean.view(n, c), inv_sigma.view(n, c))
+    """One pass over x."""
+    n, c = x.shape[:2]
+    floor = VARIANCE_FLOOR[x.dtype]
+    out, mean, inv_sigma = torch.native_group_norm(x, None, None, 1, n * c, x.shape[2:].numel(), n * c, floor)
+    return Unit(out, mean.view(n, c), inv_sigma.view(n, c))
 
 
 def affine_in_place(normalized: Unit, scale: Tensor, shift: Tensor) -> Tensor:
     """The map x * scale + shift, written over ``normalized.values``; scale and shift are (N, C) or (1, C)."""
     gain, offset = scale / normalized.inv_sigma, torch.addcmul(shift, scale, normalized.mean)
-    return torch.addcmul(
-        offset.unsqueeze(2), normalized.values, gain.unsqueeze(2), out=normalized.values
-    )  # fmt: skip
+    out = normalized.values
+    return torch.addcmul(spread(offset, out), out, spread(gain, out), out=out)
 
 
 def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor, inv_sigma: Tensor) -> tuple[Tensor, Tensor]:
     """sum(g x) and sum(g) over a channel's values, both (N, C): dL/dscale and dL/dshift. One pass."""
-    n, c, values = x.shape
+    n, c = x.shape[:2]
     _, by_unit, total = torch.ops.aten.native_group_norm_backward(
-        grad, x, mean, inv_sigma, None, 1, n * c, values, n * c, [False, True, True]
+        grad, x, mean, inv_sigma, None, 1, n * c, x.shape[2:].numel(), n * c, [False, True, True]
     )
     total = total.view(n, c)
     return torch.addcmul(by_unit.view(n, c) / inv_sigma, mean, total), total
 
 
-def gradient(
-    grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, to_mean: Tensor, to_var: Tensor
-) -> Tensor:  # fmt: skip
-    """dL/dx = g scale + dL/dmean / L + dL/dvar 2 (x - mean) / L. One pass, (N, C, L)."""
-    values = x.shape[2]
+def gradient(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, to_mean: Tensor, to_var: Tensor) -> Tensor:
+    """dL/dx = g scale + dL/dmean / L + dL/dvar 2 (x - mean) / L with L values a channel. Two passes."""
+    values = x.shape[2:].numel()
     slope = to_var * (2 / values)
     constant = torch.addcmul(to_mean / values, slope, mean, value=-1)
-    out = torch.addcmul(constant.unsqueeze(2), x, slope.unsqueeze(2))
-    return out.addcmul_(grad, scale.unsqueeze(2))
+    return torch.addcmul(spread(constant, x), x, spread(slope, x)).addcmul_(grad, spread(scale, x))

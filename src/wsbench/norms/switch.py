@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
-from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, unit, wide
+from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, spread, unit, wide
 from wsbench.norms.registry import register_activation
 from wsbench.norms.tracing import traced
 
@@ -90,11 +90,11 @@ class SwitchNorm(nn.Module):
     def in_primitive_operations(self, input: Tensor, track: bool = True) -> Tensor:
         """As :meth:`forward`, in operations that are differentiable any number of times and that a compiler fuses."""
         x = wide(input)
-        var, mean = torch.var_mean(x, dim=2, correction=0)
+        var, mean = torch.var_mean(x.flatten(2) if x.dim() > 2 else x[..., None], dim=2, correction=0)
         if track:
             self._track(mean, var)
-        scale, shift = self._mix(mean, var, x.shape[2] > 1)
-        return torch.addcmul(shift.unsqueeze(2), x, scale.unsqueeze(2)).to(input.dtype).view(input.shape)
+        scale, shift = self._mix(mean, var, values_per_channel(x.shape) > 1)
+        return torch.addcmul(spread(shift, x), x, spread(scale, x)).to(input.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
@@ -125,7 +125,7 @@ class _Fused(torch.autograd.Function):
         mean, var = normalized.mean, normalized.var
         layer._track(mean, var)
         gamma, beta = (p.to(mean.dtype) for p in parameters[:2])
-        shares = layer._shares(len(mean), x.shape[2] > 1, mean.dtype)
+        shares = layer._shares(len(mean), values_per_channel(x.shape) > 1, mean.dtype)
         by_in, by_ln, by_bn = shares.view(2, 3, 1, 1).unbind(1)
         moments, ln = torch.stack((mean, var)), torch.stack(pooled(mean, var, 1))
         mixed = torch.addcmul(by_ln * ln, by_in, moments)
@@ -141,7 +141,7 @@ class _Fused(torch.autograd.Function):
         ctx.layer, ctx.in_training = layer, layer.training
         ctx.save_for_backward(input, *parameters, moments, ln, bn, mixed_mean, r, scale, shares, normalized.inv_sigma)
         ctx.set_materialize_grads(False)
-        return out.to(input.dtype).view(input.shape)
+        return out.to(input.dtype)  # not a view of anything: the activation behind it may work in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -180,6 +180,6 @@ class _Fused(torch.autograd.Function):
         dx = gradient(g, x, mean, scale, to_mean, to_var)
         to_parameters = ((to_r * r).sum(0), to_shift.sum(0), to_logits[0], to_logits[1])
         return (
-            dx.to(input.dtype).view(input.shape), None,
+            dx.to(input.dtype), None,
             *(t.to(p) if p.requires_grad else None for t, p in zip(to_parameters, parameters, strict=True)),
         )  # fmt: skip

@@ -95,7 +95,7 @@ class _Share:
             self._open(now)
             return
         held = self.live if self.leaf is None else self.leaf
-        if held is None or held.device != now.device or not torch.equal(now.to(held.dtype), held):
+        if held is None or held.device != now.device or bool(_differ(now.to(held.dtype), held)):
             raise WindowError(_changed(self.name))
         self.live, self.signature = None, self._signature()  # swapped and swapped back
 
@@ -130,8 +130,14 @@ class _Share:
     def differs(self) -> Tensor:
         """Whether the remembered input channel has changed, 0-d."""
         now = (p.detach()[:, 0] for p in self.layer.normalized_parameters)
-        changed = [(a != b).any() for a, b in zip(now, self.samples, strict=True)]
+        changed = [_differ(a, b) for a, b in zip(now, self.samples, strict=True)]
         return changed[0] if len(changed) == 1 else torch.stack(changed).any()
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """Whether two tensors differ in any bit, 0-d: a NaN is equal to itself."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return (a.detach().view(bits) != b.detach().view(bits)).any()
 
 
 def _changed(name: str) -> str:
