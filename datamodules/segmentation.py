@@ -8,21 +8,24 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
 
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.palette import VOID
-from wsbench.datamodules.pictures import picture_paths
+from wsbench.datamodules.pictures import picture_paths, read_picture
 from wsbench.datamodules.sampling import Draw
-from wsbench.datamodules.transforms import SegmentationTransform, mask_tensor, pad_to, to_normalized_tensor
+from wsbench.datamodules.transforms import SegmentationTransform, pad_to, read_mask
 
 
 class SegmentationSample(TypedDict):
     """One sample, or a batch of them with N in front."""
 
     image: Tensor
-    """float32 (3, H, W), normalized."""
+    """uint8 (3, H, W)."""
     mask: Tensor
     """uint8 (H, W): class numbers, 255 void."""
+    size: Tensor
+    """int64 (2,): height and width of the picture; what is beyond them, right and below, is padding."""
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -77,29 +80,33 @@ class SegmentationDataset(Dataset[SegmentationSample]):
     def __getitem__(self, draw: Draw | int) -> SegmentationSample:
         """Read one sample; a Draw says which and seeds its augmentation."""
         index = draw.index if isinstance(draw, Draw) else draw
-        image, mask = open_picture(self.images[index]).convert("RGB"), open_picture(self.masks[index])
-        self._check(index, image, mask)
+        picture, labels = read_picture(self.images[index]), self._read_mask(index)
+        if labels.shape != picture.shape[1:]:
+            sizes = [f"{t.shape[-1]}x{t.shape[-2]}" for t in (labels, picture)]
+            raise DatasetError(f"'{self.masks[index]}' is {sizes[0]}, its picture {sizes[1]} (width x height); they "
+                               "must agree")  # fmt: skip
+        size: tuple[int, ...] = tuple(labels.shape)
         if self.transform is None:
-            picture, labels = to_normalized_tensor(image), mask_tensor(mask)
-            return {"image": pad_to(picture, self.pad, self.pad, 0.0), "mask": pad_to(labels, self.pad, self.pad, VOID)}
-        if not isinstance(draw, Draw):
+            picture, labels = pad_to(picture, self.pad, self.pad, 0), pad_to(labels, self.pad, self.pad, VOID)
+        elif not isinstance(draw, Draw):
             raise TypeError("training samples are drawn with a seed: index with Draw(index, seed)")
-        picture, labels = self.transform(image, mask, torch.Generator().manual_seed(draw.seed))
-        return {"image": picture, "mask": labels}
+        else:
+            picture, labels, size = self.transform(picture, labels, torch.Generator().manual_seed(draw.seed))
+        return {"image": picture, "mask": labels, "size": torch.tensor(size)}
 
-    def _check(self, index: int, image: Image.Image, mask: Image.Image) -> None:
+    def _read_mask(self, index: int) -> Tensor:
         path = self.masks[index]
+        mask = open_picture(path)
         if mask.mode not in ("P", "L"):
             raise DatasetError(f"'{path}' is a {mask.mode} image; a mask is a palette or grey PNG of class numbers")
-        if mask.size != image.size:
-            raise DatasetError(f"'{path}' is {mask.size}, its picture {image.size} (width, height); they must agree")
-        wrong = [value for _, value in mask.getcolors() or [] if isinstance(value, int)]
-        wrong = sorted(v for v in wrong if self.num_classes <= v != VOID)
+        counts = mask.histogram()
+        wrong = [value for value in range(self.num_classes, VOID) if counts[value]]
         if wrong:
             raise DatasetError(
                 f"'{path}' holds class numbers {wrong[:5]}, expected 0 to {self.num_classes - 1} and {VOID} for void; "
                 "set --data.num_classes"
             )
+        return read_mask(mask)
 
 
 class PictureFolder(Dataset[dict[str, Any]]):
@@ -114,6 +121,6 @@ class PictureFolder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The padded picture, its path and its size (H, W)."""
-        picture = to_normalized_tensor(open_upright(self.paths[index]))
-        padded = pad_to(picture, self.pad, self.pad, 0.0)
-        return {"image": padded, "path": str(self.paths[index]), "size": tuple(picture.shape[1:])}
+        picture = F.pil_to_tensor(open_upright(self.paths[index]))
+        padded = pad_to(picture, self.pad, self.pad, 0)
+        return {"image": padded, "path": str(self.paths[index]), "size": torch.tensor(picture.shape[1:])}

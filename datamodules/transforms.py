@@ -1,9 +1,11 @@
-"""Segmentation transforms in the order of the paper's code."""
+"""Segmentation transforms in the order of the paper's code, on uint8 tensors."""
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,36 +20,85 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Interpolation = Literal["lanczos", "bilinear", "bicubic"]
 
 
-def to_normalized_tensor(image: Image.Image) -> Tensor:
-    """RGB picture to float32 (3, H, W), ImageNet's mean and standard deviation taken out."""
-    tensor = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
-    normalized: Tensor = F.normalize(tensor, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return normalized
-
-
-def mask_tensor(mask: Image.Image) -> Tensor:
-    """Class mask to uint8 (H, W), palette or not."""
-    tensor: Tensor = F.pil_to_tensor(mask)
-    return tensor[0]
-
-
-def pad_to(tensor: Tensor, height: int, width: int, fill: float) -> Tensor:
+def pad_to(tensor: Tensor, height: int, width: int, fill: int) -> Tensor:
     """Pad (*, H, W) at the right and the bottom to at least ``height`` x ``width``."""
     right, bottom = max(0, width - tensor.shape[-1]), max(0, height - tensor.shape[-2])
-    return torch.nn.functional.pad(tensor, (0, right, 0, bottom), value=fill)
+    return torch.nn.functional.pad(tensor, (0, right, 0, bottom), value=fill) if right or bottom else tensor
+
+
+def resize(picture: Tensor, height: int, width: int, interpolation: Interpolation) -> Tensor:
+    """uint8 (3, H, W) to (3, height, width), antialiased as Pillow does it."""
+    if interpolation == "lanczos" and not _torch_has_lanczos():
+        resized = F.resize(F.to_pil_image(picture), [height, width], InterpolationMode.LANCZOS)
+        picture = F.pil_to_tensor(resized)
+        return picture
+    out: Tensor = torch.nn.functional.interpolate(picture[None], (height, width), mode=interpolation, antialias=True)
+    return out[0]
+
+
+@cache
+def _torch_has_lanczos() -> bool:
+    """Torch 2.14 has it, 2.8 has not."""
+    try:
+        torch.nn.functional.interpolate(torch.zeros(1, 1, 2, 2), (1, 1), mode="lanczos", antialias=True)
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def resized_crop(picture: Tensor, size: tuple[int, int], place: tuple[slice, slice], mode: Interpolation) -> Tensor:
+    """``resize(picture, *size, mode)[:, *place]`` to the bit, without computing most of what the crop leaves out.
+
+    The resize is a horizontal pass and then a vertical one. The first is done for the rows only that the second will
+    look at, and the second for the columns only that are kept; both run over whole rows and columns, so the sampling
+    grid is that of the whole picture.
+
+    Args:
+        picture: uint8 (3, H, W).
+        size: height and width after the resize.
+        place: rows and columns of the crop, within ``size``.
+        mode: of the interpolation.
+    """
+    rows, columns = place
+    height = picture.shape[1]
+    if size == tuple(picture.shape[1:]):
+        return picture[:, rows, columns]
+    scale = height / size[0]
+    reach = math.ceil(3 * max(scale, 1.0)) + 1  # of Lanczos, the widest of the filters
+    first = max(0, math.floor(rows.start * scale) - reach)
+    last = min(height, math.ceil(rows.stop * scale) + reach)
+    wide = resize(picture[:, first:last], last - first, size[1], mode)[:, :, columns]
+    whole = wide.new_empty(3, height, wide.shape[2])
+    whole[:, first:last] = wide
+    return resize(whole, size[0], wide.shape[2], mode)[:, rows]
+
+
+def nearest(labels: Tensor, size: tuple[int, int], place: tuple[slice, slice]) -> Tensor:
+    """(H, W) resized to ``size`` by nearest neighbour as Pillow does it, and cropped at ``place``."""
+    rows, columns = (
+        _places(before, after)[part] for part, before, after in zip(place, labels.shape, size, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def _places(before: int, after: int) -> Tensor:
+    """Where each of ``after`` values comes from; summed step by step as Pillow does it, whose rounding decides ties."""
+    steps = np.full(after, before / after)
+    steps[0] *= 0.5
+    return torch.from_numpy(steps.cumsum().astype(np.int64))
 
 
 @dataclass(frozen=True)
 class SegmentationTransform:
-    """Flip, scale, normalize, pad, crop.
+    """Flip, scale, pad, crop; what it returns is normalized on the device.
 
     1. with probability ``flip`` mirror both;
     2. resize both by 2^U(log2 low, log2 high), the picture by ``interpolation``, the mask by nearest neighbour;
-    3. picture to float, ImageNet's mean and standard deviation;
-    4. pad right and bottom to the crop: the picture with 0, which is the mean colour now, the mask with 255;
-    5. crop at a uniform place.
+    3. pad right and bottom to the crop: the mask with 255; the picture will be 0 there after normalization;
+    4. crop at a uniform place.
 
-    Source: chenxi116/DeepLabv3.pytorch @ 046818d.
+    Source: chenxi116/DeepLabv3.pytorch @ 046818d, which normalizes between 2 and 3. Nothing is computed twice or
+    outside the crop, and pixels are the same.
 
     Args:
         crop: side of the square crop in pixels.
@@ -61,23 +112,36 @@ class SegmentationTransform:
     flip: float = 0.5
     interpolation: Interpolation = "lanczos"
 
-    def __call__(self, image: Image.Image, mask: Image.Image, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """An RGB picture and its mask to float32 (3, crop, crop) and uint8 (crop, crop)."""
+    def __call__(
+        self, picture: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """A picture uint8 (3, H, W) and its mask uint8 (H, W).
+
+        Returns:
+            uint8 (3, crop, crop) and (crop, crop), and the height and width within which they are not padding.
+        """
 
         def uniform() -> float:
             return float(torch.rand((), generator=generator, dtype=torch.float64))
 
         if uniform() < self.flip:
-            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+            picture, mask = picture.flip(-1), mask.flip(-1)
         low, high = (math.log2(s) for s in self.scale)
         factor = 2 ** (low + (high - low) * uniform())
-        if self.scale != (1.0, 1.0):
-            size = [max(1, int(side * factor)) for side in (image.height, image.width)]
-            image = F.resize(image, size, InterpolationMode(self.interpolation))
-            mask = F.resize(mask, size, InterpolationMode.NEAREST)
-        picture = pad_to(to_normalized_tensor(image), self.crop, self.crop, 0.0)
-        labels = pad_to(mask_tensor(mask), self.crop, self.crop, VOID)
-        top = int(uniform() * (picture.shape[1] - self.crop + 1))
-        left = int(uniform() * (picture.shape[2] - self.crop + 1))
-        place = (..., slice(top, top + self.crop), slice(left, left + self.crop))
-        return picture[place], labels[place]
+        height, width = mask.shape
+        size = (max(1, int(height * factor)), max(1, int(width * factor)))
+        if self.scale == (1.0, 1.0):
+            size = (height, width)
+        starts = [int(uniform() * (max(side, self.crop) - self.crop + 1)) for side in size]
+        stops = [min(start + self.crop, side) for start, side in zip(starts, size, strict=True)]
+        place = (slice(starts[0], stops[0]), slice(starts[1], stops[1]))
+        found = resized_crop(picture, size, place, self.interpolation), nearest(mask, size, place)
+        valid = tuple(found[1].shape)
+        crop = self.crop
+        return pad_to(found[0], crop, crop, 0).contiguous(), pad_to(found[1], crop, crop, VOID), (valid[0], valid[1])
+
+
+def read_mask(mask: Image.Image) -> Tensor:
+    """Class mask to uint8 (H, W), palette or not."""
+    tensor: Tensor = F.pil_to_tensor(mask)
+    return tensor[0]

@@ -22,9 +22,7 @@ def outputs(task: Any, batch: Any) -> list[torch.Tensor]:
     with torch.no_grad():
         if task.task == "coco":
             return [v for out in task.network(task._floats(batch["images"])) for v in out.values()]
-        if hasattr(task, "logits"):
-            return [task.logits(batch)]
-        return [task.network(batch["image"])]
+        return [task.network(task.inputs(batch))]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from wsbench.datamodules import VOC
+from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from wsbench.tasks.voc import VOCSegmentation, mean_iou
 
 
@@ -51,12 +52,26 @@ def test_mean_iou_is_not_averaged_per_image() -> None:
     assert float(mean_iou(confusion)) == pytest.approx((91 / (91 + 10 + 9) + 190 / (190 + 10 + 9)) / 2)
 
 
+def random_batch(n: int) -> dict[str, torch.Tensor]:
+    image, mask = torch.randint(0, 256, (n, 3, 33, 33)), torch.randint(0, 21, (n, 33, 33))
+    return {"image": image.to(torch.uint8), "mask": mask.to(torch.uint8), "size": torch.tensor([[33, 20]] * n)}
+
+
+def test_inputs_are_normalized_and_padding_is_the_mean_colour() -> None:
+    batch = random_batch(2)
+    x = tiny_task().inputs(batch)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    torch.testing.assert_close(x[..., :20], (batch["image"][..., :20] / 255 - mean) / std)
+    assert not x[..., 20:].any()
+    assert x.dtype == torch.float32
+
+
 def test_the_loss_is_a_sum_and_a_number() -> None:
     task = tiny_task()
-    batch = {"image": torch.randn(2, 3, 33, 33), "mask": torch.randint(0, 21, (2, 33, 33)).to(torch.uint8)}
+    batch = random_batch(2)
     batch["mask"][0, :20] = 255
     total, number = task.loss(batch)
-    expected = F.cross_entropy(task.network(batch["image"]), batch["mask"].long(), ignore_index=255)
+    expected = F.cross_entropy(task.network(task.inputs(batch)), batch["mask"].long(), ignore_index=255)
     torch.testing.assert_close(total / number, expected)
     batch["mask"][:] = 255
     total, number = task.loss(batch)
@@ -69,16 +84,15 @@ def test_one_image_n_times_is_n_images_once(norm: str) -> None:
     task = tiny_task(norm).double()
     if norm.startswith("sn"):
         task.eval()  # at one sample SN has no batch statistics, so compare without them
-    images = torch.randn(4, 3, 33, 33, dtype=torch.double)
-    masks = torch.randint(0, 21, (4, 33, 33)).to(torch.uint8)
-    masks[0, 3:] = 255
-    masks[2] = 255
-    total, number = task.loss({"image": images, "mask": masks})
+    batch = random_batch(4)
+    batch["mask"][0, 3:] = 255
+    batch["mask"][2] = 255
+    total, number = task.loss(batch)
     whole = torch.autograd.grad(total / number, list(task.network.parameters()), allow_unused=True)
     sums = [torch.zeros_like(p) for p in task.network.parameters()]
     count = 0
-    for image, mask in zip(images, masks, strict=True):
-        total, number = task.loss({"image": image[None], "mask": mask[None]})
+    for i in range(4):
+        total, number = task.loss({k: v[i : i + 1] for k, v in batch.items()})
         grads = torch.autograd.grad(total, list(task.network.parameters()), allow_unused=True)
         sums = [s if g is None else s + g for s, g in zip(sums, grads, strict=True)]
         count += int(number)
@@ -88,10 +102,7 @@ def test_one_image_n_times_is_n_images_once(norm: str) -> None:
 
 def test_for_bn_it_is_not() -> None:
     task = tiny_task("bn").double()
-    batch = {
-        "image": torch.randn(2, 3, 33, 33, dtype=torch.double),
-        "mask": torch.randint(0, 21, (2, 33, 33)).to(torch.uint8),
-    }
+    batch = random_batch(2)
     weight = task.network.classifier.weight
     whole = torch.autograd.grad(task.loss(batch)[0], weight)[0]
     parts = sum(

@@ -21,7 +21,7 @@ from wsbench.datamodules.segmentation import open_upright
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
-from wsbench.tasks.pictures import picture_words
+from wsbench.tasks.pictures import normalized, picture_words
 
 
 def mean_iou(confusion: Tensor) -> Tensor:
@@ -120,10 +120,18 @@ class VOCSegmentation(BenchmarkTask):
             words["bn"] = "the paper does not say how many pictures BN saw; here norm_batch"
         return words
 
+    def inputs(self, batch: Any) -> Tensor:
+        """Normalized pictures, 0, which is the mean colour, where they are padding."""
+        x = normalized(batch["image"], next(self.network.parameters()))
+        height, width = batch["size"].view(-1, 2, 1, 1).unbind(1)
+        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
+        inside = (rows[:, None] < height) & (columns < width)
+        return x.mul_(inside[:, None])
+
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and their number."""
         mask = batch["mask"].long()
-        total = F.cross_entropy(self.network(batch["image"]), mask, ignore_index=VOID, reduction="sum")
+        total = F.cross_entropy(self.network(self.inputs(batch)), mask, ignore_index=VOID, reduction="sum")
         return total, (mask != VOID).sum()
 
     def items_in_micro_batch(self, batch: Any) -> float:
@@ -137,7 +145,7 @@ class VOCSegmentation(BenchmarkTask):
 
     def evaluate(self, batch: Any) -> None:
         """Count pixels into the confusion matrix."""
-        self.confusion.update(self.network(batch["image"]).argmax(1), batch["mask"].long())
+        self.confusion.update(self.network(self.inputs(batch)).argmax(1), batch["mask"].long())
         self.evaluated.update(len(batch["image"]))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
@@ -157,8 +165,8 @@ class VOCSegmentation(BenchmarkTask):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """A picture's mask, uint8 (H, W), cut back to the picture."""
-        height, width = batch["size"]
-        mask = self.network(batch["image"])[0, :, :height, :width].argmax(0)
+        height, width = batch["size"][0].tolist()
+        mask = self.network(self.inputs(batch))[0, :, :height, :width].argmax(0)
         return {"path": batch["path"], "mask": mask.to(torch.uint8).cpu()}
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
