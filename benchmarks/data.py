@@ -5,7 +5,7 @@ the paper's order, ToImage, ToDtype and Normalize make floats in the worker, the
 point clouds the authors' numpy code. Ours is measured as the DataLoader would call it: ``data[Draw]``, collation
 included. Both in one interleaved run, one thread.
 
-Without ``--root`` the files are made: smooth random fields with edges and noise, as JPEG of quality 90, of the datasets'
+Without ``--root`` the files are made: smooth random fields with edges and noise, as JPEG of quality 90, of the usual
 sizes (ImageNet and VOC 500 x 375, clips of 45 frames of 240 x 100, COCO 640 x 480 with 7 objects). They are smaller
 than photographs, so decoding counts for less. The TSM shift, which a clip goes through 16 times, is timed beside its
 published form.
