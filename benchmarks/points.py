@@ -9,13 +9,12 @@ import argparse
 import json
 import multiprocessing
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, peak_resident_mib
 from wsbench.models import dgcnn
 from wsbench.models.edges import nearest_neighbours
 from wsbench.norms import normalize
@@ -56,22 +55,14 @@ class Step:
         self.network.zero_grad()
 
 
-def _peak_resident_mib(reset: bool = False) -> float:
-    """Peak resident memory of this process; a child's ``ru_maxrss`` would begin with its parent's. Linux."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
 def _peak(threads: int, out: "multiprocessing.Queue[float]", form: str, norm: str, *size_and_form: int) -> None:
     torch.set_num_threads(threads)
     batch, points, direct = size_and_form
     Step(form, norm, 1, 64, bool(direct))()
     step = Step(form, norm, batch, points, bool(direct))
-    before = _peak_resident_mib(reset=True)
+    before = peak_resident_mib(reset=True)
     step()
-    out.put(_peak_resident_mib() - before)
+    out.put(peak_resident_mib() - before)
 
 
 def peak_memory_mib(form: str, norm: str, batch: int, points: int, direct: bool) -> float:

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 
 def keep_freed_memory() -> bool:
@@ -19,6 +20,14 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     trim_threshold, mmap_max = -1, -4
     return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_max, 0))
+
+
+def peak_resident_mib(reset: bool = False) -> float:
+    """Peak resident memory of this process; a child's ``ru_maxrss`` would begin with its parent's. Linux."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""torch.compile with CPU inductor under every specification, with the window on: same gradients, nothing recompiled."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+
+from tests import tiny
+from tests.norms.test_window import Net, batches, difference, gradients, net
+from wsbench.norms import AccumulationWindow
+
+pytestmark = pytest.mark.slow
+
+SPECS = (
+    "bn", "gn", "ln", "in", "sn", "frozenbn", "gn+ws", "bn+ws", "sn+ws", "gn+wn", "gn+ws-mo", "ln+ws-do", "gn+ws-af",
+    "gn+ws@authors", "in+ws@timm", "bn+ws@bit", "none+wn",
+)  # fmt: skip
+
+
+def train(model: Net, micro_steps: int = 3) -> dict[str, torch.Tensor]:
+    """Three windows; recompiling after the first is an error. Gradients of the last."""
+    window = AccumulationWindow(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for s in range(3):
+        optimizer.zero_grad()
+        data = batches(micro_steps, seed=s)
+        with torch._dynamo.config.patch(error_on_recompile=s > 0):
+            for i, (x, y) in enumerate(data):
+                with window.micro_step(last=i == micro_steps - 1):
+                    F.cross_entropy(model(x), y).backward()
+        found = gradients(model)
+        optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_specification(spec: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, eager = net(spec), net(spec)
+    compiled.compile()
+    ours, theirs = train(compiled), train(eager)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == (2 if eager_has_a_window(eager) else 1)
+    assert difference(ours, theirs) < 1e-8
+
+
+def eager_has_a_window(model: Net) -> bool:
+    return len(AccumulationWindow(model)) > 0
+
+
+def test_recompiling_would_have_been_an_error() -> None:
+    torch._dynamo.reset()
+    model = net("gn+ws", torch.float32)
+    model.compile(dynamic=False)
+    model(torch.randn(2, 3, 8, 8))
+    with torch._dynamo.config.patch(error_on_recompile=True), pytest.raises(Exception, match=r"(?i)recompil"):
+        model(torch.randn(2, 3, 12, 12))
+
+
+@pytest.mark.parametrize("task", ["imagenet", "modelnet40"])
+def test_a_task_trains_compiled(task: str, tiny_roots: dict[str, Path]) -> None:
+    found = []
+    for compile in (True, False):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(3)
+        model = tiny.model(task, "gn+ws", compile=compile)
+        trainer = tiny.trainer(max_steps=1, limit_val_batches=0)
+        trainer.fit(model, tiny.data(task, tiny_roots[task], micro_batch=2, effective_batch=4, steps_per_epoch=1))
+        assert ("compile" in model.definitions()) == compile
+        assert (counters["stats"]["unique_graphs"] > 0) == compile
+        found.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
+    assert difference(*found) < 1e-2
