@@ -56,9 +56,9 @@ class NormalizedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     spec: NormSpec
-    #: what an open accumulation window lets forward compute with, and what its gradient goes through (norms/window.py)
+    #: what an open accumulation window lets forward compute with, and what it is handed through (norms/window.py)
     _held: Tensor | None = None
-    _add: Callable[[Tensor], Tensor] | None = None
+    _through: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, *args: Any, spec: str | NormSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -113,7 +113,7 @@ class NormalizedLayer(nn.Module):
         held = self._held
         if held is None or not self.training or not torch.is_grad_enabled():
             return self.effective_weight()
-        return held if self._add is None or traced() else cast(Tensor, _Add.apply(held, self._add))
+        return held if self._through is None or traced() else self._through(held)
 
     @property
     def normalized_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -148,24 +148,7 @@ class NormalizedLayer(nn.Module):
         return new
 
 
-_OF_A_WINDOW = ("_held", "_add")
-
-
-class _Add(torch.autograd.Function):
-    """The weight itself; its gradient goes through ``add``, right behind the layer's own backward.
-
-    (A hook of the weight runs no sooner than the backward of its graph, which, being older than all of the forward, is
-    the last thing a backward does: until then it would hold a gradient beside what gathered, for every layer.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, add: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.add = add
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.add(grad), None
+_OF_A_WINDOW = ("_held", "_through")
 
 
 def effective_weight(layer: nn.Module) -> Tensor:

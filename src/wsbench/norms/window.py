@@ -42,6 +42,7 @@ class _Share:
         self.leaf: Tensor | None = None
         self.live: Tensor | None = None
         self.total: Tensor | None = None
+        self.uses = 0
         self.signature: tuple[Any, ...] = ()
         self.samples: tuple[Tensor, ...] = ()
 
@@ -60,7 +61,7 @@ class _Share:
     def drop(self) -> None:
         """Forget everything; the layer computes for itself again."""
         self.leaf = self.live = self.total = None
-        self.layer._held = self.layer._add = None
+        self.layer._held = self.layer._through = None
 
     def _signature(self) -> tuple[Any, ...]:
         return tuple((id(p), p._version, p.data_ptr(), p.requires_grad) for p in self.layer.normalized_parameters)
@@ -105,20 +106,21 @@ class _Share:
             return
         if self.leaf is None or self.signature != self._signature():
             self._renew()
-        self.layer._held, self.layer._add = self.leaf, None
+        self.layer._held, self.layer._through = self.leaf, None
 
     def begin_last(self) -> None:
         """Let the layer compute with the live graph, to whose gradient what gathered is added."""
         if self.leaf is None:
-            self.layer._held = self.layer._add = None
+            self.layer._held = self.layer._through = None
             return
         if self.signature != self._signature():
             self._renew()
         live = self._compute() if self.live is None else self.live
         self.total, self.leaf = self.take(), None
         self.layer._held = self.live = live
+        self.uses = 0
         if live.requires_grad:
-            self.layer._add = self._add
+            self.layer._through = self._through
             live.register_hook(self._add)  # type: ignore[no-untyped-call]  # for a layer that is compiled
 
     def _add(self, grad: Tensor) -> Tensor:
@@ -126,6 +128,18 @@ class _Share:
         if total is None:
             return grad
         return grad + total if torch.is_grad_enabled() else total.add_(grad)
+
+    def _through(self, live: Tensor) -> Tensor:
+        through: Tensor = _Through.apply(live, self)
+        return through
+
+    def used_up(self, grad: Tensor) -> Tensor:
+        """A use's gradient, with what gathered; behind the last use the effective weight is let go."""
+        self.uses -= 1
+        total = self._add(grad)
+        if self.uses == 0:
+            self.live = self.layer._held = self.layer._through = None
+        return total
 
     def differs(self) -> Tensor:
         """Whether the remembered input channel has changed, 0-d."""
@@ -382,6 +396,24 @@ class _JoinOutput:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _JoinOutput, ()
+
+
+class _Through(torch.autograd.Function):
+    """A use of the live weight, whose gradient is added to what gathered right behind the layer's own backward.
+
+    (A hook of the live weight runs no sooner than the backward of its graph, which, being older than all of the
+    forward, is the last thing a backward does. Until then every layer would hold a gradient and an effective weight.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, live: Tensor, share: _Share) -> Tensor:
+        share.uses += 1
+        ctx.share = share
+        return live.view_as(live)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.share.used_up(grad), None
 
 
 class _Join(torch.autograd.Function):
