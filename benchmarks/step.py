@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from benchmarks.contenders import BASE, FORMS, NETWORKS, Contender
-from benchmarks.timing import interleaved, keep_freed_memory, peak_resident_mib
+from benchmarks.timing import interleaved, keep_freed_memory, peak_resident_mib, return_freed_memory
 from wsbench.norms import AccumulationWindow, fold
 from wsbench.tasks.window import WindowCallback
 
@@ -69,6 +69,7 @@ def whole_windows(contenders: dict[str, Contender], count: int, rounds: int) -> 
 
 def _peak(out: "multiprocessing.Queue[float]", threads: int, task: str, form: str) -> None:
     torch.set_num_threads(threads)
+    return_freed_memory()
     c = Contender(task, form)
     for p in c.network.parameters():
         p.grad = torch.zeros_like(p)  # weights and gradients are there before

@@ -22,6 +22,13 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_max, 0))
 
 
+def return_freed_memory() -> None:
+    """Let glibc return every large block as soon as it is freed, so that resident memory is what is in use."""
+    if sys.platform.startswith("linux"):
+        mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(mmap_threshold, 2**16)
+
+
 def peak_resident_mib(reset: bool = False) -> float:
     """Peak resident memory of this process; a child's ``ru_maxrss`` would begin with its parent's. Linux."""
     if reset:

@@ -118,7 +118,8 @@ class NormalizedLayer(nn.Module):
     @property
     def normalized_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the effective weight is a function of: the weight and what the method added."""
-        return (cast(nn.Parameter, self.weight), *(getattr(self, name) for name in self._extra))
+        known = cast(dict[str, nn.Parameter], self._parameters)
+        return (known["weight"], *[known[name] for name in self._extra]) if self._extra else (known["weight"],)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in _OF_A_WINDOW}  # a copy belongs to none

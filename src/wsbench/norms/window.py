@@ -106,7 +106,8 @@ class _Share:
             return
         if self.leaf is None or self.signature != self._signature():
             self._renew()
-        self.layer._held, self.layer._through = self.leaf, None
+        if self.layer._held is not self.leaf:  # setting a module's attribute takes longer than all of the rest
+            self.layer._held, self.layer._through = self.leaf, None
 
     def begin_last(self) -> None:
         """Let the layer compute with the live graph, to whose gradient what gathered is added."""
