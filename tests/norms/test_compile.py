@@ -43,12 +43,9 @@ def test_every_specification(spec: str) -> None:
     compiled.compile()
     ours, theirs = train(compiled), train(eager)
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == (2 if eager_has_a_window(eager) else 1)
+    # with a window one for the leaf, one for the live graph of the last micro-step
+    assert counters["stats"]["unique_graphs"] == (2 if "+" in spec else 1)
     assert difference(ours, theirs) < 1e-8
-
-
-def eager_has_a_window(model: Net) -> bool:
-    return len(AccumulationWindow(model)) > 0
 
 
 def test_recompiling_would_have_been_an_error() -> None:
@@ -60,16 +57,15 @@ def test_recompiling_would_have_been_an_error() -> None:
         model(torch.randn(2, 3, 12, 12))
 
 
-@pytest.mark.parametrize("task", ["imagenet", "modelnet40"])
-def test_a_task_trains_compiled(task: str, tiny_roots: dict[str, Path]) -> None:
+def test_a_task_trains_compiled(tiny_roots: dict[str, Path]) -> None:
     found = []
     for compile in (True, False):
         torch._dynamo.reset()
         counters.clear()
         torch.manual_seed(3)
-        model = tiny.model(task, "gn+ws", compile=compile)
+        model = tiny.model("imagenet", "gn+ws", compile=compile)
         trainer = tiny.trainer(max_steps=1, limit_val_batches=0)
-        trainer.fit(model, tiny.data(task, tiny_roots[task], micro_batch=2, effective_batch=4, steps_per_epoch=1))
+        trainer.fit(model, tiny.data("imagenet", tiny_roots["imagenet"], steps_per_epoch=1))
         assert ("compile" in model.definitions()) == compile
         assert (counters["stats"]["unique_graphs"] > 0) == compile
         found.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
