@@ -134,11 +134,10 @@ class BenchmarkCLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="folder of run folders")
         parser.add_argument("--overwrite", type=bool, default=False, help="start an unfinished or finished run over")
         parser.add_argument("--output", type=str, default="predictions", help="folder that predict writes to")
-        parser.link_arguments("norm", "model.norm")
-        parser.link_arguments("data.num_classes", "model.num_classes")
+        for target, source in run_folder.LINKS.items():
+            if target != "model.segments" or self.choice.task == "something":
+                parser.link_arguments(source, target)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
-        if self.choice.task == "something":
-            parser.link_arguments("data.segments", "model.segments")
         if self.choice.task == "coco":
             parser.link_arguments("model.network", "data.masks", compute_fn=_has_masks)
 

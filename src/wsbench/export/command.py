@@ -18,7 +18,7 @@ from wsbench.choose import ChoiceError
 from wsbench.export.writers import SUFFIXES, WRITERS, run_network
 from wsbench.norms import NormMismatchError
 from wsbench.parts import MissingPartError
-from wsbench.run.folder import CONFIG
+from wsbench.run.folder import CONFIG, model_options
 from wsbench.run.report import console
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.base import TaskOptionError
@@ -56,7 +56,7 @@ def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTas
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
     if "state_dict" not in content:
         raise ChoiceError(f"'{checkpoint}' is not a checkpoint of wsbench: it holds no state_dict")
-    task = TASK_CLASSES[settings["task"]](**{**settings["model"], "init_from": None})
+    task = TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
     try:
         task.on_load_checkpoint(content)
         task.load_state_dict(content["state_dict"])

@@ -24,6 +24,9 @@ NOT_IDENTITY = (
     "trainer.num_sanity_val_steps", "trainer.profiler", "model.window", "model.compile", "model.memory_format",
 )  # fmt: skip
 
+#: Fields of the model that follow another field. A saved configuration has only the other one.
+LINKS = {"model.norm": "norm", "model.num_classes": "data.num_classes", "model.segments": "data.segments"}
+
 
 class RunExistsError(RuntimeError):
     """A run of exactly this configuration that is unfinished."""
@@ -55,9 +58,16 @@ def overrides(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str,
     return {k: v for k, v in differences(config, recipe).items() if k not in aside}
 
 
+def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the model in a saved configuration, with those that follow other fields."""
+    flat = flatten(config)
+    followed = {target.removeprefix("model."): flat[source] for target, source in LINKS.items() if source in flat}
+    return {**followed, **config["model"]}
+
+
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Identity fields of ``config`` that ``other`` has otherwise, as plain JSON values; what is linked is left out."""
-    linked = ("model.norm", "model.num_classes", "model.segments", "data.masks", "data.seed")
+    linked = (*LINKS, "data.masks", "data.seed")
     ours, theirs = (json.loads(json.dumps(identity_fields(c), default=str)) for c in (config, other))
     return {k: v for k, v in ours.items() if k not in linked and v != theirs.get(k)}
 
