@@ -584,6 +584,19 @@ def test_an_optimizer_of_other_weights_does_not_disturb() -> None:
     assert both(run) < 1e-12
 
 
+def test_zeroed_in_the_middle() -> None:
+    def run(model: Net, window: AccumulationWindow | None) -> None:
+        for i, (x, y) in enumerate(batches(5)):
+            with step(window, i == 4):
+                F.cross_entropy(model(x), y).backward()
+            if i == 2:
+                model.zero_grad()
+                if window is not None:
+                    window.forget()
+
+    assert both(run) < 1e-12
+
+
 def test_flush_in_the_middle() -> None:
     def run(model: Net, window: AccumulationWindow | None) -> None:
         data = batches(5)

@@ -26,6 +26,7 @@ class Module(LightningModule):
         super().__init__()
         self.network, self.fused = network, fused
         self.skip: tuple[int, ...] = ()
+        self.end_first_epoch_at: int | None = None
         self.grads: list[dict[str, Tensor]] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -33,6 +34,9 @@ class Module(LightningModule):
             return None
         x, y = batch
         return nn.functional.cross_entropy(self.network(x.to(self.network.head.weight.dtype)).float(), y)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if self.current_epoch == 0 and batch_idx == self.end_first_epoch_at else None
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.network(batch[0].to(self.network.head.weight.dtype))
@@ -82,6 +86,13 @@ def test_same_weights(kwargs: dict[str, Any]) -> None:
 def test_skipped_training_steps(skip: tuple[int, ...]) -> None:
     """A training step may return None, also the last of a window, which then has no backward."""
     found = [run(on, [], lambda m: setattr(m, "skip", skip)) for on in (True, False)]
+    assert difference(*(weights(m) for m in found)) < 1e-11
+
+
+@pytest.mark.parametrize("batch", [2, 5, 7])
+def test_an_epoch_that_is_ended_in_the_middle_of_a_window(batch: int) -> None:
+    """Its gradients are zeroed when the next epoch begins."""
+    found = [run(on, [], lambda m: setattr(m, "end_first_epoch_at", batch)) for on in (True, False)]
     assert difference(*(weights(m) for m in found)) < 1e-11
 
 

@@ -112,7 +112,8 @@ class _Share:
     def begin_last(self) -> None:
         """Let the layer compute with the live graph, to whose gradient what gathered is added."""
         if self.leaf is None:
-            self.layer._held = self.layer._through = None
+            if self.layer._held is not None:
+                self.layer._held = self.layer._through = None
             return
         if self.signature != self._signature():
             self._renew()
@@ -183,7 +184,8 @@ class AccumulationWindow:
 
     The window is used in training mode with gradients enabled; evaluation, copies and checkpoints do not see it. Any
     change of the weights invalidates it: an optimizer's step (fused or not), ``load_state_dict``, a swap for averaged
-    weights. Until the last micro-step ``.weight.grad`` is not touched, and hooks on the parameters do not fire.
+    weights. Until the last micro-step ``.weight.grad`` is not touched, and hooks on the parameters do not fire; zeroing
+    gradients in the middle of a window takes :meth:`forget` too.
 
     Args:
         model: the model; its layers with a weight normalization are those there are now.
@@ -321,6 +323,11 @@ class AccumulationWindow:
             self.drop()
         if weights:
             torch.autograd.backward(weights, gradients)
+
+    def forget(self) -> None:
+        """Zero what gathered, as ``optimizer.zero_grad()`` zeroes what is in ``.grad``; the window stays open."""
+        for share in self._shares:
+            share.take()
 
     def drop(self) -> None:
         """Close the window and forget what gathered."""

@@ -51,6 +51,11 @@ class WindowCallback(Callback):
         if self.window is not None:
             self.window.end()
 
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Gradients of a window that was given up (an epoch was ended in its middle) are zeroed with the others."""
+        if self.window is not None:
+            self.window.forget()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Where the last training step was skipped (it returned None) there was no backward to end the window."""
         if self.window is None or not self.window.gathered:
