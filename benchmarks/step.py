@@ -86,7 +86,7 @@ def peak_memory_mib(task: str, form: str) -> float:
     out: multiprocessing.Queue[float] = context.Queue()
     process = context.Process(target=_peak, args=(out, torch.get_num_threads(), task, form))
     process.start()
-    value = out.get()
+    value = out.get(timeout=1800)  # raises if the process was killed
     process.join()
     return value
 

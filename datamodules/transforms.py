@@ -29,9 +29,8 @@ def pad_to(tensor: Tensor, height: int, width: int, fill: int) -> Tensor:
 def resize(picture: Tensor, height: int, width: int, interpolation: Interpolation) -> Tensor:
     """uint8 (3, H, W) to (3, height, width), antialiased as Pillow does it."""
     if interpolation == "lanczos" and not _torch_has_lanczos():
-        resized = F.resize(F.to_pil_image(picture), [height, width], InterpolationMode.LANCZOS)
-        picture = F.pil_to_tensor(resized)
-        return picture
+        resized: Tensor = F.pil_to_tensor(F.resize(F.to_pil_image(picture), [height, width], InterpolationMode.LANCZOS))
+        return resized
     out: Tensor = torch.nn.functional.interpolate(picture[None], (height, width), mode=interpolation, antialias=True)
     return out[0]
 

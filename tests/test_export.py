@@ -127,7 +127,6 @@ def test_a_graph_that_computes_something_else_is_refused(
     assert main(["export", "--ckpt_path", str(checkpoint), "--format", "torchscript"]) == 2
     assert "differ from PyTorch's by 5.0e-01" in capsys.readouterr().err
     assert len(list((tmp_path / "run").iterdir())) == 2
-    assert command.relative_difference.__name__ == "<lambda>"
     monkeypatch.undo()
     assert command.relative_difference([torch.ones(2)], [torch.ones(3)]) == float("inf")
     assert command.relative_difference([torch.tensor([1.0, 2.2])], [torch.tensor([1.0, 2.0])]) == pytest.approx(0.1)

@@ -97,8 +97,15 @@ def test_bn_of_one_value_uses_running_statistics_and_leaves_them(shape: tuple[in
 
 
 def test_empty_batch() -> None:
-    for spec in ("gn4", "ln", "in", "bn"):
+    for spec in ("gn4", "ln", "in", "bn", "sn"):
         assert build(spec).eval()(torch.zeros(0, 8, 7, 7, dtype=torch.double)).shape == (0, 8, 7, 7)
+
+
+def test_an_empty_batch_moves_no_statistics() -> None:
+    layer = build("sn")
+    assert layer(torch.zeros(0, 8, 7, 7, dtype=torch.double)).shape == (0, 8, 7, 7)
+    assert int(layer.num_batches_tracked) == 0
+    assert bool(layer.running_mean.isfinite().all())
 
 
 def test_groups() -> None:

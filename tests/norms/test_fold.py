@@ -61,8 +61,11 @@ def test_guard() -> None:
         require_spec({}, "gn")
 
 
-@pytest.mark.parametrize("spec", ["bn", "bn+ws", "bn+wn", "bn+ws@authors", "frozenbn+ws"])
-@pytest.mark.parametrize("make", [resnet18, mobilenet_v2])
+@pytest.mark.parametrize(
+    ("spec", "make"),
+    [("bn", resnet18), ("bn+ws", mobilenet_v2), ("bn+wn", resnet18), ("bn+ws@authors", resnet18),
+     ("frozenbn+ws", resnet18)],
+)  # fmt: skip
 def test_bn_is_fused_with_an_example(spec: str, make: Any) -> None:
     """After forwards in training mode, so that the running statistics are those of the features."""
     torch.manual_seed(0)
@@ -126,3 +129,28 @@ def test_a_linear_layer_in_front_of_bn_is_fused() -> None:
     plain = fold(model, example=x)
     assert isinstance(plain[1], nn.Identity)
     torch.testing.assert_close(plain(x), model.eval()(x))
+
+
+def test_bn_over_another_dimension_than_the_linear_layers_is_left() -> None:
+    """(N, T, F): BN normalizes T, the layer's outputs are F, and both are 5."""
+    model = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)).double()
+    x = torch.randn(4, 5, 5, dtype=torch.double)
+    model(x)
+    plain = fold(model, example=x)
+    assert isinstance(plain[1], nn.BatchNorm1d)
+    torch.testing.assert_close(plain(x), model.eval()(x))
+
+
+def test_features_that_the_model_returns_stay_what_they_were() -> None:
+    class Returned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            features = self.conv(x)
+            return {"features": features, "out": self.norm(features)}
+
+    model, x = Returned(), torch.randn(2, 3, 4, 4)
+    model(x)
+    torch.testing.assert_close(fold(model, example=x)(x), model.eval()(x))

@@ -421,6 +421,30 @@ def test_autocast_entered_inside_only_costs_a_cast() -> None:
         assert inside.dtype == torch.float32
 
 
+def test_a_part_without_autocast() -> None:
+    """The window's weights are bfloat16, this part's input is float32."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net(dtype=torch.float32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                out: Tensor = self.net(x)
+            return out
+
+    found = []
+    for on in (True, False):
+        model = Mixed()
+        window = AccumulationWindow(model) if on else None
+        for i, (x, y) in enumerate(batches(3, dtype=torch.float32)):
+            with torch.autocast("cpu", torch.bfloat16), step(window, i == 2):
+                F.cross_entropy(model(x), y).backward()
+        found.append(gradients(model))
+    assert difference(*found) < 1e-4
+
+
 def test_float16_and_a_gradient_scaler() -> None:
     """Scaled gradients gather, and are unscaled once, behind the window's end."""
     found = []
@@ -462,8 +486,11 @@ def fresh_output(model: Net, x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("change", ["optimizer", "fused optimizer", "load_state_dict", "assign", "in place", ".data ="])
-def test_changed_weights_are_never_computed_with(change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["optimizer", "fused optimizer", "load_state_dict", "assign", "in place", ".data =", ".data in place"]
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_changed_weights_are_never_computed_with(change: str, last: bool) -> None:
     """Nothing has gathered, so the window takes the new weights."""
     model = net()
     window = AccumulationWindow(model)
@@ -481,10 +508,13 @@ def test_changed_weights_are_never_computed_with(change: str) -> None:
     elif change == "in place":
         with torch.no_grad():
             torch._foreach_mul_(list(model.parameters()), -1.0)
+    elif change == ".data in place":
+        for p in model.parameters():
+            p.data.mul_(torch.randn_like(p))
     else:
         for p in model.parameters():
             p.data = torch.randn_like(p.data)
-    with window.micro_step(last=False):
+    with window.micro_step(last):
         out = model(x)
     assert not torch.equal(out, before)
     assert torch.equal(out, fresh_output(model, x))
@@ -509,6 +539,25 @@ def test_changed_after_gradients_had_gathered(last: bool) -> None:
         window.begin(last)
     x = batches(1)[0][0]
     assert torch.equal(model(x), fresh_output(model, x)), "and the window is closed"
+
+
+def fail_after_changing(model: Net) -> None:
+    with torch.no_grad():
+        model.stem.weight.mul_(2)
+    raise ArithmeticError
+
+
+def test_frozen_or_failed_after_gradients_had_gathered() -> None:
+    """What cannot be put right is said; an error of the user's own stays the one that is raised."""
+    model, window = middle_of_a_window()
+    model.stem.weight.requires_grad_(False)
+    with pytest.raises(WindowError, match=r"'stem' changed .* frozen"):
+        window.begin(last=True)
+    model, window = middle_of_a_window()
+    with pytest.raises(ArithmeticError) as caught, window.micro_step(last=False):
+        fail_after_changing(model)
+    assert "the gradients of this accumulation window are lost: the weight of 'stem'" in caught.value.__notes__[0]
+    assert model.stem._held is None
 
 
 def test_changed_through_data_after_gradients_had_gathered() -> None:
@@ -623,15 +672,16 @@ def test_a_closed_or_forgotten_window_leaves_nothing() -> None:
     gc.collect()
     hooks = module._global_optimizer_pre_hooks
     count = len(hooks)
-    model, window = middle_of_a_window()
-    assert len(hooks) == count + 1
-    window.close()
-    assert len(hooks) == count
-    assert all(m._held is None for m in model.modules() if isinstance(m, NormalizedLayer))
-    window = AccumulationWindow(model)
-    del window
-    gc.collect()
-    assert len(hooks) == count
+    for forgotten in (False, True):
+        model, window = middle_of_a_window()
+        assert len(hooks) == count + 1
+        assert model.stem._held is not None
+        if not forgotten:
+            window.close()
+        del window
+        gc.collect()
+        assert len(hooks) == count
+        assert all(m._held is None for m in model.modules() if isinstance(m, NormalizedLayer))
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------

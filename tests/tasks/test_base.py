@@ -35,6 +35,12 @@ class Line(BenchmarkTask):
         super().on_before_optimizer_step(optimizer)
         self.gradients.append(self.network[0].weight.grad.clone())
 
+    def input_words(self) -> str:
+        return "rows"
+
+    def example_input(self, data: Any) -> Tensor:
+        return torch.zeros(2, 2)
+
     def reset_metrics(self) -> None: ...
     def evaluate(self, batch: Any) -> None: ...
     def compute_metrics(self) -> tuple[dict[str, float], int]:

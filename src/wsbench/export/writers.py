@@ -19,6 +19,10 @@ from wsbench.parts import onnx_modules
 
 #: key of the facts in the file
 FACTS = "wsbench.json"
+#: operations whose second argument is a weight
+WEIGHTED = (
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"
+)  # fmt: skip
 Run = Callable[[Any], list[Tensor]]
 
 
@@ -52,7 +56,7 @@ def write_torchscript(
         loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     computed = []
     for node in loaded.inlined_graph.nodes():
-        if node.kind() in ("aten::_convolution", "aten::conv2d", "aten::conv1d", "aten::linear"):
+        if node.kind() in ("aten::_convolution", *(f"aten::{name}" for name in WEIGHTED)):
             weight = list(node.inputs())[1].node().kind()
             if weight not in ("prim::GetAttr", "prim::Constant"):
                 computed.append(f"{node.scopeName()} ({weight})")
@@ -69,7 +73,7 @@ def write_pt2(network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], 
     computed = [
         node.name
         for node in loaded.graph.nodes
-        if str(node.target).split(".")[:2] in [["aten", name] for name in ("conv1d", "conv2d", "convolution", "linear")]
+        if str(node.target).split(".")[:2] in [["aten", name] for name in ("convolution", *WEIGHTED)]
         and node.args[1].name not in stored
     ]
     return computed, run_network(loaded.module())

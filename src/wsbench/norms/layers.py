@@ -113,6 +113,8 @@ class NormalizedLayer(nn.Module):
         held = self._held
         if held is None or not self.training or not torch.is_grad_enabled():
             return self.effective_weight()
+        if held.dtype != self.weight.dtype and not torch.is_autocast_enabled(held.device.type):
+            return self.effective_weight()  # a part that autocast is switched off for, to be as precise as its weight
         return held if self._through is None or traced() else self._through(held)
 
     @property

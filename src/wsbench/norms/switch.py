@@ -56,7 +56,7 @@ class SwitchNorm(nn.Module):
 
     def _track(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics, from the moments (N, C)."""
-        if not self.training or mean.shape[0] == 1:
+        if not self.training or mean.shape[0] < 2:
             return
         with torch.no_grad():
             batch_mean, batch_var = pooled(mean, var, 0)
@@ -71,7 +71,7 @@ class SwitchNorm(nn.Module):
             logits[:, 0] = -torch.inf
         if not self.training:
             logits[:, 2].masked_fill_(self.num_batches_tracked == 0, -torch.inf)
-        elif samples == 1:
+        elif samples < 2:
             logits[:, 2] = -torch.inf
         return logits.softmax(1)
 
@@ -101,7 +101,7 @@ class SwitchNorm(nn.Module):
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"SwitchNorm expects (N, {self.num_features}, *), got {tuple(input.shape)}")
         with torch.autocast(input.device.type, enabled=False):
-            if traced():
+            if traced() or input.numel() == 0:  # the kernels refuse a batch of nothing
                 return self.in_primitive_operations(input)
             parameters = (self.weight, self.bias, self.mean_weight, self.var_weight)
             return cast(Tensor, _Fused.apply(input, self, *parameters))

@@ -51,13 +51,10 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _call(model: nn.Module, example: Any) -> None:
+def _call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
-        model(**example)
-    elif isinstance(example, tuple):
-        model(*example)
-    else:
-        model(example)
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def watch(model: nn.Module, example: Any, layers: Collection[nn.Module], norms: Collection[nn.Module]) -> Watched:
@@ -100,9 +97,12 @@ def watch(model: nn.Module, example: Any, layers: Collection[nn.Module], norms: 
     hooks += [norm.register_forward_pre_hook(on_input) for norm in norms]
     try:
         with _evaluation(model), torch.no_grad(), uses:
-            _call(model, example)
+            output = _call(model, example)
     finally:
         for hook in hooks:
             hook.remove()
+    for address in {t.untyped_storage().data_ptr() for t in tree_leaves(output) if isinstance(t, Tensor)}:
+        if address in uses.count:
+            uses.count[address] += 1
     seen.shared |= {layer for address, (layer, _, _) in written.items() if uses.count[address] != 1}
     return seen

@@ -43,6 +43,7 @@ class _Share:
         self.live: Tensor | None = None
         self.total: Tensor | None = None
         self.uses = 0
+        self.opened = False
         self.signature: tuple[Any, ...] = ()
         self.samples: tuple[Tensor, ...] = ()
 
@@ -55,6 +56,7 @@ class _Share:
         """The gradient that gathered, and forget it."""
         total, self.total = self.total, None
         if self.leaf is not None and self.leaf.grad is not None:
+            assert total is None
             total, self.leaf.grad = self.leaf.grad, None
         return total
 
@@ -76,7 +78,7 @@ class _Share:
         if dtype != live.dtype and leaf.requires_grad:
             # many small gradients in half precision: their sum is kept in float32
             leaf.register_post_accumulate_grad_hook(self._widen)  # type: ignore[no-untyped-call]
-        self.leaf, self.live = leaf, live if dtype == live.dtype else None
+        self.leaf, self.live, self.opened = leaf, live if dtype == live.dtype else None, True
         self.signature = self._signature()
         # .data can be written without moving the version: one input channel of every filter is remembered
         self.samples = tuple(p.detach()[:, 0].clone() for p in self.layer.normalized_parameters)
@@ -96,7 +98,8 @@ class _Share:
             self._open(now)
             return
         held = self.live if self.leaf is None else self.leaf
-        if held is None or held.device != now.device or bool(_differ(now.to(held.dtype), held)):
+        same_kind = held is not None and (held.device, held.requires_grad) == (now.device, now.requires_grad)
+        if held is None or not same_kind or bool(_differ(now.to(held.dtype), held)):
             raise WindowError(_changed(self.name))
         self.live, self.signature = None, self._signature()  # swapped and swapped back
 
@@ -106,16 +109,19 @@ class _Share:
             return
         if self.leaf is None or self.signature != self._signature():
             self._renew()
+        elif self._needs_gradient and not self.gathered and bool(self.differs()):
+            self.touched()  # nothing has gathered on the old one, so the new one is taken
         if self.layer._held is not self.leaf:  # setting a module's attribute takes longer than all of the rest
             self.layer._held, self.layer._through = self.leaf, None
 
     def begin_last(self) -> None:
         """Let the layer compute with the live graph, to whose gradient what gathered is added."""
-        if self.leaf is None:
+        if self.leaf is None and not (self.opened and self.layer.training):
             if self.layer._held is not None:
                 self.layer._held = self.layer._through = None
             return
-        if self.signature != self._signature():
+        # a window of one micro-step, behind longer ones, runs as their last: a compiled layer has seen that
+        if self.leaf is not None and self.signature != self._signature():
             self._renew()
         live = self._compute() if self.live is None else self.live
         self.total, self.leaf = self.take(), None
@@ -143,6 +149,16 @@ class _Share:
             self.live = self.layer._held = self.layer._through = None
         return total
 
+    def touched(self) -> None:
+        """The weight was written in a way that its version does not show."""
+        if self.gathered or not self._needs_gradient:
+            raise WindowError(_changed(self.name))
+        self._open(self._compute())
+
+    @property
+    def _needs_gradient(self) -> bool:
+        return self.leaf is not None and self.leaf.requires_grad
+
     def differs(self) -> Tensor:
         """Whether the remembered input channel has changed, 0-d."""
         now = (p.detach()[:, 0] for p in self.layer.normalized_parameters)
@@ -159,7 +175,7 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 def _changed(name: str) -> str:
     return (
         f"the weight of '{name}' changed inside an accumulation window, after gradients had gathered for what it was; "
-        "call flush() of the window before weights are changed"
+        "call flush() of the window before weights are changed, moved or frozen"
     )
 
 
@@ -212,7 +228,7 @@ class AccumulationWindow:
         # fused optimizers do not move a weight's version, so it is the step that says that weights have changed
         self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
         self._joins = False
-        self._finalizer = weakref.finalize(self, _remove, self._handles)
+        self._finalizer = weakref.finalize(self, _release, self._handles, self._shares)
 
     def __len__(self) -> int:
         """Layers with a weight normalization."""
@@ -231,7 +247,8 @@ class AccumulationWindow:
         """Around forward and backward of a micro-step.
 
         If it raises, what gathered so far is moved to ``.grad``, where it would be without a window, and the window is
-        closed: go on accumulating, or zero the gradients and start anew.
+        closed: go on accumulating, or zero the gradients and start anew. (Not in the last micro-step under DDP, whose
+        gradients a failure leaves half averaged: start anew.)
 
         Args:
             last: whether it is the last before the optimizer's step.
@@ -239,8 +256,15 @@ class AccumulationWindow:
         self.begin(last)
         try:
             yield
-        except BaseException:
-            self.flush()
+        except BaseException as error:
+            if (
+                self._last and _processes() > 1
+            ):  # DDP waits for this backward's gradients and would count others as such
+                self.drop()
+            try:
+                self.flush()
+            except RuntimeError as second:  # out of memory again, or weights changed: the first error is the one to see
+                error.add_note(f"the gradients of this accumulation window are lost: {second}")
             raise
         self.end()
 
@@ -336,13 +360,15 @@ class AccumulationWindow:
 
     def close(self) -> None:
         """:meth:`drop`, and stop looking at optimizers."""
-        self.drop()
         self._finalizer()
 
     def _require_untouched(self) -> None:
-        held = [share for share in self._shares if share.gathered]
-        if held and bool(torch.stack([share.differs() for share in held]).any()):
-            raise WindowError(_changed(next(share.name for share in held if share.differs())))
+        held = [share for share in self._shares if share.leaf is not None]
+        if not held or not bool(torch.stack([share.differs() for share in held]).any()):
+            return
+        for share in held:
+            if bool(share.differs()):
+                share.touched()
 
     def _of(self, optimizer: Optimizer) -> list[_Share]:
         """The shares that hold something and whose weights the optimizer has."""
@@ -375,9 +401,12 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def _remove(handles: Sequence[Any]) -> None:
+def _release(handles: Sequence[Any], shares: Sequence[_Share]) -> None:
+    """Also when a window is forgotten while it is open: no layer may be left with what it held."""
     for handle in handles:
         handle.remove()
+    for share in shares:
+        share.drop()
 
 
 def _ancestors(outputs: Sequence[Tensor]) -> set[Any]:

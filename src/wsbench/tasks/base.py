@@ -155,12 +155,7 @@ class BenchmarkTask(LightningModule, ABC):
         """Remember the order of classes; compile."""
         self._check_classes()
         if self._compile:
-            for part in self.compiled_parts():
-                part.compile()
-
-    def compiled_parts(self) -> list[nn.Module]:
-        """What ``compile`` compiles."""
-        return [self.network]
+            self.network.compile()
 
     # -- training ---------------------------------------------------------------------------------------------------
 

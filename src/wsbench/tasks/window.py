@@ -18,6 +18,7 @@ class WindowCallback(Callback):
 
     def __init__(self) -> None:
         self.window: AccumulationWindow | None = None
+        self._checked = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
@@ -25,24 +26,30 @@ class WindowCallback(Callback):
         if not len(window):
             window.close()
             return
+        self.window, self._checked = window, False
         if trainer.accumulate_grad_batches > 1:
-            if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-                raise WindowError(
-                    f"the accumulation window works on one device and under DDP, not with "
-                    f"{type(trainer.strategy).__name__}; add --model.window false"
-                )
-            if not pl_module.automatic_optimization:
-                raise WindowError(
-                    f"{type(pl_module).__name__} optimizes by itself, so the end of a window is not known; use "
-                    "AccumulationWindow.micro_step there instead of this callback"
-                )
-        self.window = window
+            self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise WindowError(
+                f"the accumulation window works on one device and under DDP, not with "
+                f"{type(trainer.strategy).__name__}; add --model.window false"
+            )
+        if not pl_module.automatic_optimization:
+            raise WindowError(
+                f"{type(pl_module).__name__} optimizes by itself, so the end of a window is not known; use "
+                "AccumulationWindow.micro_step there instead of this callback"
+            )
+        self._checked = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A micro-step begins."""
         if self.window is not None:
             # the loop's own answer: it counts an epoch's end that cuts a window short. There is no public one.
             last = not trainer.fit_loop._should_accumulate()
+            if not last and not self._checked:  # accumulation may be scheduled
+                self._check(trainer, pl_module)
             with trainer.precision_plugin.train_step_context():
                 self.window.begin(last)
 
