@@ -23,10 +23,11 @@ from wsbench.norms.layers import (
     normalized,
 )
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, register_weight
+from wsbench.norms.share import WindowError
 from wsbench.norms.spec import NormSpec, SpecError
 from wsbench.norms.switch import SwitchNorm
 from wsbench.norms.weight import WeightNorm, standardize
-from wsbench.norms.window import AccumulationWindow, WindowError
+from wsbench.norms.window import AccumulationWindow
 
 __all__ = [
     "ACTIVATIONS",
