@@ -124,3 +124,13 @@ def test_doctor_knows_the_loader() -> None:
     rows = {name: (wanted, ok) for name, wanted, _, ok in doctor.required()}
     assert rows["torch"] == (">=2.8", True)
     assert "pytest" not in rows, "extras are optional"
+
+
+def test_doctor_says_how_to_get_an_optional_part(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        mock.patch.object(doctor, "_version", return_value=None),
+        mock.patch.object(doctor, "required", return_value=[]),
+    ):
+        assert main(["doctor"]) == 0
+    out = "".join(capsys.readouterr().out.replace("│", "").split())
+    assert "pipinstall'wsbench[export]'" in out, "the brackets are not taken for a style"

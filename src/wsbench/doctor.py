@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from rich.markup import escape
 from rich.table import Table
 
 from wsbench.parts import OPEN3D_LIBRARIES
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     libraries = missing_libraries()
     table = Table("", "optional part", "for", "found", "to do", title="optional parts")
     for name, purpose, found, what in _optional(libraries):
-        table.add_row("--" if what else "ok", name, purpose, found, what)
+        table.add_row("--" if what else "ok", name, purpose, found, escape(what))
     out.print(table)
     for library, package in libraries.items():
         out.print(f"system library {library} is missing: apt-get install {package}", markup=False)
