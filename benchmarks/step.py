@@ -23,11 +23,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from benchmarks.contenders import BASE, FORMS, NETWORKS, Contender
-from benchmarks.timing import interleaved, keep_freed_memory, peak_resident_mib, return_freed_memory
+from benchmarks.timing import Kernels, interleaved, keep_freed_memory, peak_resident_mib, return_freed_memory
 from wsbench.norms import AccumulationWindow, fold
 from wsbench.tasks.window import WindowCallback
 
@@ -89,18 +88,6 @@ def peak_memory_mib(task: str, form: str) -> float:
     value = out.get(timeout=1800)  # raises if the process was killed
     process.join()
     return value
-
-
-class Kernels(TorchDispatchMode):
-    """Counts operations that reach a kernel; views do not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def kernels(c: Contender) -> int:

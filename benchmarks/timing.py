@@ -7,6 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def keep_freed_memory() -> bool:
@@ -57,3 +60,15 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that reach a kernel; views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))

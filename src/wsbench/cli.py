@@ -42,7 +42,7 @@ from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.base import TaskOptionError
-from wsbench.tasks.formats import read_checkpoint
+from wsbench.tasks.formats import read_run_checkpoint
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -366,12 +366,9 @@ class BenchmarkCLI(LightningCLI):
 def _read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint of a run; UsageError if it is none."""
     try:
-        content = read_checkpoint(Path(path).expanduser())
+        return read_run_checkpoint(Path(path).expanduser())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if "state_dict" not in content:
-        raise UsageError(f"'{path}' is not a checkpoint of wsbench: it holds no state_dict")
-    return content
 
 
 def _rank() -> int:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet50
 
+from benchmarks.timing import Kernels
 from wsbench.norms import AccumulationWindow, NormalizedLayer, NormSpec, WindowError, fold, normalize
 
 SPECS = ["gn+ws", "gn+wn", "bn+ws-mo", "ln+ws-do", "gn+ws-af", "gn+ws@authors", "sn+ws@timm", "in+ws@bit"]
@@ -685,18 +685,6 @@ def test_a_closed_or_forgotten_window_leaves_nothing() -> None:
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------
-
-
-class Kernels(TorchDispatchMode):
-    """Counts what reaches the kernels, views aside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def kernels(spec: str, on: bool, n: int = 4) -> list[int]:

@@ -22,7 +22,7 @@ from wsbench.run.folder import CONFIG, model_options
 from wsbench.run.report import console
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.base import TaskOptionError
-from wsbench.tasks.formats import read_checkpoint
+from wsbench.tasks.formats import read_run_checkpoint
 
 #: largest difference of an output to PyTorch's, relative to that output's largest value; float32 kernels differ so much
 TOLERANCE = 1e-4
@@ -48,14 +48,12 @@ def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTas
         if not file.expanduser().is_file():
             raise ChoiceError(f"{what} '{file}' does not exist; a run's folder has both, or say --config FILE")
     try:
-        content = read_checkpoint(checkpoint.expanduser())
+        content = read_run_checkpoint(checkpoint.expanduser())
     except ValueError as error:
         raise ChoiceError(str(error)) from error
     settings = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or settings.get("task") not in TASK_CLASSES or "model" not in settings:
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
-    if "state_dict" not in content:
-        raise ChoiceError(f"'{checkpoint}' is not a checkpoint of wsbench: it holds no state_dict")
     task = TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
     try:
         task.on_load_checkpoint(content)

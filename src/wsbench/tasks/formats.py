@@ -40,6 +40,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_run_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run of wsbench; ValueError if it is none."""
+    content = read_checkpoint(path)
+    if "state_dict" not in content:
+        raise ValueError(f"'{path}' is not a checkpoint of wsbench: it holds no state_dict")
+    return content
+
+
 def _big_transfer(path: Path) -> dict[str, Any]:
     """Big Transfer's arrays (github.com/google-research/big_transfer): HWIO kernels under ``resnet/``."""
     with np.load(path, allow_pickle=False) as file:
