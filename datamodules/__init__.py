@@ -12,4 +12,4 @@ DATA_CLASSES: dict[str, type[BenchmarkData]] = {
     cls.task: cls for cls in (ImageNet, SomethingSomething, VOC, ModelNet40, COCO)
 }
 
-__all__ = ["COCO", "DATA_CLASSES", "VOC", "ImageNet", "ModelNet40", "SomethingSomething"]
+__all__ = ["COCO", "DATA_CLASSES", "VOC", "BenchmarkData", "ImageNet", "ModelNet40", "SomethingSomething"]

@@ -15,8 +15,9 @@ from torch import nn
 from tests import tiny
 from wsbench.__main__ import main
 from wsbench.export import command
-from wsbench.export.command import export, load_run
+from wsbench.export.command import export
 from wsbench.export.writers import FACTS, SUFFIXES, WRITERS
+from wsbench.tasks.load import load_run
 
 PICTURES = [task for task in tiny.TASKS if task != "coco"]
 

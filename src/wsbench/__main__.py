@@ -14,6 +14,8 @@ commands
   validate     evaluate a checkpoint                       validate --ckpt_path runs/voc/ID/last.ckpt
   test         the same on the test split
   predict      apply a checkpoint to a folder of pictures  predict --ckpt_path X --data.pictures FOLDER
+  analyze      why it works: gradients, curvature          analyze --task imagenet; analyze --ckpt_path X
+               why it might not: checks of a model         analyze doctor MODEL_OR_CKPT
   export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
   data         verify and prepare a dataset                data voc --root FOLDER
   leaderboard  result records to CSV                       leaderboard
@@ -42,6 +44,17 @@ def _export(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _analyze(argv: Sequence[str]) -> int:
+    if argv[1:2] == ["doctor"]:
+        from wsbench.analysis.doctor import main as doctor
+
+        return doctor(argv[2:])
+    from wsbench.analysis.command import main
+    from wsbench.cli import USER_ERRORS, fit
+
+    return main(argv, fit, USER_ERRORS)
+
+
 def _data(argv: Sequence[str]) -> int:
     from wsbench.prepare import main
 
@@ -62,6 +75,7 @@ def _doctor(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     **dict.fromkeys(TRAINER, _trainer),
+    "analyze": _analyze,
     "export": _export,
     "data": _data,
     "leaderboard": _leaderboard,

@@ -17,6 +17,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
+from wsbench.analysis import log as analysis_log
+from wsbench.analysis.callback import GradientShares, Snapshots
+from wsbench.analysis.shares import SharesError
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
 from wsbench.datamodules.base import BenchmarkData
@@ -47,8 +50,8 @@ from wsbench.tasks.formats import read_run_checkpoint
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
     BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError,
-    MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, WindowError,
-    run_folder.RunExistsError,
+    MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, SharesError,
+    WindowError, run_folder.RunExistsError,
 )  # fmt: skip
 
 
@@ -134,12 +137,14 @@ class BenchmarkCLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="folder of run folders")
         parser.add_argument("--overwrite", type=bool, default=False, help="start an unfinished or finished run over")
         parser.add_argument("--output", type=str, default="predictions", help="folder that predict writes to")
+        parser.add_argument("--analysis", type=bool, default=False, help="measure gradient shares (docs/analysis.md)")
+        parser.add_argument("--snapshots", type=int, default=0, help="keep the weights of so many steps for analyze")
         for target, source in run_folder.LINKS.items():
             if target != "model.segments" or self.choice.task == "something":
                 parser.link_arguments(source, target)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
         if self.choice.task == "coco":
-            parser.link_arguments("model.network", "data.masks", compute_fn=_has_masks)
+            parser.link_arguments("model.network", "data.masks", compute_fn=run_folder.has_masks)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the command line and the configuration decide, never hyper-parameters inside a checkpoint."""
@@ -171,12 +176,17 @@ class BenchmarkCLI(LightningCLI):
         if self.subcommand != "fit":
             self._before_evaluation(settings)
             return
+        self._require_shares(settings)
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
         self._find_checkpoint(settings)
         model = ENTRIES[self.choice.task].model
         always: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False, "save_top_k": 1}
         callbacks: list[Callback] = [self.recorder]
+        if settings.analysis:
+            callbacks.append(GradientShares(None if settings.trainer.fast_dev_run else self.folder))
+        if settings.snapshots:
+            callbacks.append(Snapshots(self.folder, settings.snapshots))
         if settings.trainer.enable_progress_bar is not False:
             callbacks.append(progress_callback())
         if settings.trainer.enable_checkpointing is not False:
@@ -185,6 +195,20 @@ class BenchmarkCLI(LightningCLI):
             )
             callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
         self.trainer_defaults["callbacks"] = callbacks
+
+    @staticmethod
+    def _require_shares(settings: Namespace) -> None:
+        spec = NormSpec.parse(settings.norm)
+        if settings.snapshots == 1 or settings.snapshots < 0:
+            raise UsageError(f"--snapshots {settings.snapshots}: 0, or at least 2 (the first and the last step)")
+        if settings.analysis and spec.weight != "ws":
+            raise UsageError(
+                f"--analysis true measures what weight standardization takes out of gradients, and '{spec}' has none; "
+                f"use for instance --norm {spec.act}+ws"
+            )
+        if settings.analysis and settings.model.compile:
+            raise UsageError("--analysis true looks into the network's layers, which --model.compile true has fused; "
+                             "leave one of them out")  # fmt: skip
 
     def _before_evaluation(self, settings: Namespace) -> None:
         if settings.ckpt_path is None and settings.model.init_from is None:
@@ -333,6 +357,7 @@ class BenchmarkCLI(LightningCLI):
             best=self.recorder.best | task.best_training_metrics,
             converted=task.norm_report.counts(),
             definitions=task.definitions(),
+            analysis=analysis_log.points(folder),
             cost=self.recorder.cost(task, trainer.global_step * batch.effective_batch),
             provenance=provenance(self.argv, task.device, str(trainer.precision_plugin.precision)),
         )
@@ -382,10 +407,6 @@ def _seed(value: bool | int) -> int:
     return value
 
 
-def _has_masks(network: str) -> bool:
-    return not network.startswith("faster_rcnn_")
-
-
 def _plain(settings: Namespace) -> dict[str, Any]:
     return {k: v for k, v in settings.as_dict().items() if k != "config" and not k.startswith("__")}
 
@@ -409,6 +430,22 @@ def _quiet() -> None:
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+
+
+def fit(argv: Sequence[str]) -> Path:
+    """Run ``fit`` with these options, or find it finished; returns the run's folder.
+
+    Raises:
+        Exception: one of ``USER_ERRORS``, for the user.
+    """
+    _quiet()
+    line = ["fit", *argv]
+    sys.argv[1:] = line  # Lightning starts the other processes of DDP from that
+    choice = choose(argv, lambda task, root: ENTRIES[task].data.is_present(root))
+    try:
+        return cast(Path, BenchmarkCLI(choice, line).folder)
+    except FinishedError as finished:
+        return finished.folder
 
 
 def main(argv: Sequence[str]) -> int:

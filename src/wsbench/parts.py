@@ -42,6 +42,20 @@ def onnx_modules() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
+def matplotlib() -> Any:
+    """The module matplotlib.pyplot, drawing into files; MissingPartError if it is not there."""
+    try:
+        import matplotlib as module
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            "figures are drawn with matplotlib, which is not installed: pip install 'wsbench[analysis]'"
+        ) from error
+    module.use("Agg")
+    import matplotlib.pyplot as pyplot
+
+    return pyplot
+
+
 def plotly() -> Any:
     """The module plotly.graph_objects; MissingPartError if it is not there."""
     try:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_NAME = "result.json"
 
 
@@ -67,6 +67,26 @@ class Cost(_Strict):
     parameters: int = Field(ge=0, description="parameters of the network")
 
 
+class GradientParts(_Strict):
+    """Parts of a squared gradient on standardized weights, relative to it; they add up to 1."""
+
+    A: float = Field(ge=0, description="taken out by Eq. 6, the division by sigma")
+    B: float = Field(ge=0, description="taken out by Eq. 5, the subtraction of the mean")
+    R: float = Field(description="left for the weight, but for the scale")
+
+
+class AnalysisPoint(_Strict):
+    """Section 2.3 of the paper at one optimizer step, over all layers with weight standardization."""
+
+    step: int = Field(ge=0, description="optimizer steps taken before it")
+    epoch: int = Field(ge=0, description="the epoch whose first step it is")
+    mean_of_ratios: GradientParts = Field(
+        description="of each channel, averaged over the channels of a layer, then over layers"
+    )
+    ratio_of_sums: GradientParts = Field(description="of the sums over all channels of all layers")
+    error: float = Field(ge=0, description="largest relative error of A + B + R of a channel")
+
+
 class Provenance(_Strict):
     """Where a number comes from."""
 
@@ -86,7 +106,7 @@ class Provenance(_Strict):
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1] = Field(1, description="version of this schema")
+    schema_version: Literal[1, 2] = Field(2, description="version of this schema")
     id: str = Field(description="content hash of the resolved configuration, seed and data included")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
     recipe: str = Field(description="paper or mini")
@@ -106,6 +126,9 @@ class RunRecord(_Strict):
     )
     converted: dict[str, int] = Field(description="layers turned over: activation, weight, kept, plain")
     definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")
+    analysis: tuple[AnalysisPoint, ...] = Field(
+        (), description="shares of gradients, of a run with --analysis true; docs/analysis.md"
+    )
     cost: Cost
     provenance: Provenance
 
@@ -116,12 +139,17 @@ def checksum(names: Iterable[str]) -> str:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write by a temporary file in the same folder and a rename: readers see the old text or the new, never half."""
+    """:func:`write_atomically`, UTF-8."""
+    write_atomically(path, text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write by a temporary file in the same folder and a rename: readers see the old file or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 import wsbench
@@ -18,11 +17,10 @@ from wsbench.choose import ChoiceError
 from wsbench.export.writers import SUFFIXES, WRITERS, run_network
 from wsbench.norms import NormMismatchError
 from wsbench.parts import MissingPartError
-from wsbench.run.folder import CONFIG, model_options
 from wsbench.run.report import console
-from wsbench.tasks import TASK_CLASSES, BenchmarkTask
+from wsbench.tasks import BenchmarkTask
 from wsbench.tasks.base import TaskOptionError
-from wsbench.tasks.formats import read_run_checkpoint
+from wsbench.tasks.load import load_run
 
 #: largest difference of an output to PyTorch's, relative to that output's largest value; float32 kernels differ so much
 TOLERANCE = 1e-4
@@ -30,39 +28,6 @@ TOLERANCE = 1e-4
 
 class ExportError(RuntimeError):
     """A network that cannot be exported, or whose export computes something else."""
-
-
-def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTask, dict[str, Any]]:
-    """The task behind a checkpoint, in evaluation mode, and its configuration.
-
-    Args:
-        checkpoint: of a run.
-        config: the run's configuration; None: ``config.yaml`` beside the checkpoint.
-
-    Raises:
-        ChoiceError: a file is missing or is not what it should be.
-        NormMismatchError: the configuration names another normalization than the checkpoint.
-    """
-    path = config or checkpoint.expanduser().resolve().parent / CONFIG
-    for file, what in ((checkpoint, "--ckpt_path"), (path, "the run's configuration")):
-        if not file.expanduser().is_file():
-            raise ChoiceError(f"{what} '{file}' does not exist; a run's folder has both, or say --config FILE")
-    try:
-        content = read_run_checkpoint(checkpoint.expanduser())
-    except ValueError as error:
-        raise ChoiceError(str(error)) from error
-    settings = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    if not isinstance(settings, dict) or settings.get("task") not in TASK_CLASSES or "model" not in settings:
-        raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
-    task = TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
-    try:
-        task.on_load_checkpoint(content)
-        task.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        if isinstance(error, NormMismatchError):
-            raise
-        raise ChoiceError(f"'{checkpoint}' and '{path}' do not belong together: {error}") from error
-    return task.eval(), settings
 
 
 def relative_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

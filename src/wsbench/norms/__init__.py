@@ -26,6 +26,7 @@ from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, re
 from wsbench.norms.share import WindowError
 from wsbench.norms.spec import NormSpec, SpecError
 from wsbench.norms.switch import SwitchNorm
+from wsbench.norms.tap import GradientTap, TapError, substituted
 from wsbench.norms.weight import WeightNorm, standardize
 from wsbench.norms.window import AccumulationWindow
 
@@ -36,6 +37,7 @@ __all__ = [
     "BatchNorm",
     "FanInError",
     "FrozenBatchNorm",
+    "GradientTap",
     "GroupNorm",
     "GroupsError",
     "InstanceNorm",
@@ -56,6 +58,7 @@ __all__ = [
     "PatternError",
     "SpecError",
     "SwitchNorm",
+    "TapError",
     "WeightNorm",
     "WindowError",
     "effective_weight",
@@ -67,4 +70,5 @@ __all__ = [
     "require_spec",
     "stamp_spec",
     "standardize",
+    "substituted",
 ]

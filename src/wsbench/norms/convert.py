@@ -36,6 +36,8 @@ class LayerChange:
     after: str
     changed: bool
     reason: str
+    eligible: bool = False
+    """Of a convolution or linear layer: whether a weight normalization applies to it, where the spec has one."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class NormReport:
     def plain(self) -> tuple[str, ...]:
         """Names of the convolutions and linear layers that have none."""
         return tuple(c.name for c in self.layers if c.kind == "weight" and not c.after.startswith("Normalized"))
+
+    @property
+    def eligible(self) -> tuple[str, ...]:
+        """Names of the layers that have, or would have under a spec with one, the weight normalization."""
+        return tuple(c.name for c in self.layers if c.eligible)
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -98,7 +105,8 @@ def _registered() -> tuple[type, ...]:
     return tuple(method.factory for method in ACTIVATIONS.values() if isinstance(method.factory, type))
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalization layer."""
     known = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, *_registered())
     return isinstance(module, known) or type(module).__name__ in _FOREIGN_NORMS
 
@@ -246,7 +254,7 @@ def normalize(
     spec = NormSpec.parse(spec)
     plain_types = tuple(NORMALIZED)
     weighted = [m for m in model.modules() if isinstance(m, plain_types)]
-    norm_list = [m for m in model.modules() if _is_norm(m)]
+    norm_list = [m for m in model.modules() if is_norm(m)]
     layers, norms = _names(model, weighted), _names(model, norm_list)
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in (*layers.values(), *norms.values())):
@@ -275,7 +283,7 @@ def normalize(
         changes[name] = LayerChange(name, "activation", _describe(norm), after, replacement is not None, reason)
     for layer, name in layers.items():
         wanted, reason = _decide(layer, name, seen, norms, include, exclude)
-        before = type(layer).__name__
+        before, eligible = type(layer).__name__, wanted and type(layer) in (*NORMALIZED, *NORMALIZED.values())
         if not _match(name, exclude) and (type(layer) in NORMALIZED or isinstance(layer, NormalizedLayer)):
             wanted = wanted and spec.weight is not None
             if wanted or isinstance(layer, NormalizedLayer):
@@ -286,7 +294,7 @@ def normalize(
         elif wanted:
             reason = f"note: {before} is a subclass, not exactly a torch layer"
         after = type(new.get(layer, layer)).__name__
-        changes[name] = LayerChange(name, "weight", before, after, after != before, reason)
+        changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
     replace_modules(model, new)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return NormReport(spec, tuple(sorted(changes.values(), key=lambda c: order.get(c.name, -1))))

@@ -59,6 +59,8 @@ class NormalizedLayer(nn.Module):
     #: what an open accumulation window lets forward compute with, and what it is handed through (norms/window.py)
     _held: Tensor | None = None
     _through: Callable[[Tensor], Tensor] | None = None
+    #: what the weight in use is handed through on its way to the layer's operation (norms/tap.py)
+    _tap: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, *args: Any, spec: str | NormSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,6 +112,10 @@ class NormalizedLayer(nn.Module):
         Without gradients and in evaluation it is always fresh: weights may have been swapped there, for instance for
         their average, and swapped back afterwards.
         """
+        weight, tap = self._weight_in_use(), self._tap
+        return weight if tap is None or traced() else tap(weight)
+
+    def _weight_in_use(self) -> Tensor:
         held = self._held
         if held is None or not self.training or not torch.is_grad_enabled():
             return self.effective_weight()
@@ -124,7 +130,7 @@ class NormalizedLayer(nn.Module):
         return (known["weight"], *[known[name] for name in self._extra]) if self._extra else (known["weight"],)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _OF_A_WINDOW}  # a copy belongs to none
+        return {k: v for k, v in self.__dict__.items() if k not in _PASSING}  # a copy has no part in it
 
     def extra_repr(self) -> str:
         """Arguments, for print."""
@@ -142,7 +148,7 @@ class NormalizedLayer(nn.Module):
         new = _reclass(self, self.plain)
         for name in ("spec", "method", "_extra"):
             del new.__dict__[name]
-        for name in _OF_A_WINDOW:
+        for name in _PASSING:
             new.__dict__.pop(name, None)
         for name in self._extra:
             del new._parameters[name]
@@ -151,7 +157,8 @@ class NormalizedLayer(nn.Module):
         return new
 
 
-_OF_A_WINDOW = ("_held", "_through")
+#: attributes that a window or a tap sets for a while
+_PASSING = ("_held", "_through", "_tap")
 
 
 def effective_weight(layer: nn.Module) -> Tensor:

@@ -13,7 +13,9 @@ METRICS = "metrics.jsonl"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 NORMS = "norms.txt"
-FILES = (CONFIG, NORMS, METRICS, LAST, BEST)
+ANALYSIS = "analysis.jsonl"
+CHANNELS = "analysis"
+FILES = (CONFIG, NORMS, METRICS, ANALYSIS, LAST, BEST)
 
 #: Fields that say where and how to run, and change no number but by rounding.
 NOT_IDENTITY = (
@@ -22,6 +24,7 @@ NOT_IDENTITY = (
     "trainer.accelerator", "trainer.barebones", "trainer.default_root_dir", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",
     "trainer.num_sanity_val_steps", "trainer.profiler", "model.window", "model.compile", "model.memory_format",
+    "analysis", "snapshots",
 )  # fmt: skip
 
 #: Fields of the model that follow another field. A saved configuration has only the other one.
@@ -65,11 +68,34 @@ def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**followed, **config["model"]}
 
 
+def has_masks(network: str) -> bool:
+    """Whether a detection network predicts masks, so that the data must have them."""
+    return not network.startswith("faster_rcnn_")
+
+
+def data_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the data in a saved configuration, with those that follow other fields."""
+    followed: dict[str, Any] = {"seed": config["seed_everything"]}
+    if config["task"] == "coco":
+        followed["masks"] = has_masks(config["model"]["network"])
+    return {**followed, **config["data"]}
+
+
 def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Identity fields of ``config`` that ``other`` has otherwise, as plain JSON values; what is linked is left out."""
     linked = (*LINKS, "data.masks", "data.seed")
     ours, theirs = (json.loads(json.dumps(identity_fields(c), default=str)) for c in (config, other))
     return {k: v for k, v in ours.items() if k not in linked and v != theirs.get(k)}
+
+
+def snapshot_name(step: int) -> str:
+    """The checkpoint that is kept of a step."""
+    return f"step-{step:08d}.ckpt"
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The checkpoints that were kept of steps, in their order."""
+    return sorted(folder.glob("step-*.ckpt"))
 
 
 def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
@@ -91,3 +117,5 @@ def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
         return
     for name in (RECORD_NAME, *FILES):
         (folder / name).unlink(missing_ok=True)
+    for path in (*snapshots(folder), *(folder / CHANNELS).glob("step-*.npz")):
+        path.unlink()

@@ -27,7 +27,7 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip()
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def commit_of_tree() -> tuple[str | None, bool | None]:
     """Commit and dirtiness of this package's own tree; nothing where it was installed into somebody else's."""
     if _git("ls-files", "--error-unmatch", Path(wsbench.__file__).name) is None:
         return None, None
@@ -58,7 +58,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def provenance(argv: Sequence[str], device: torch.device, precision: str) -> Provenance:
     """What is running, now."""
-    commit, dirty = _commit()
+    commit, dirty = commit_of_tree()
     return Provenance(
         wsbench=wsbench.__version__,
         python=platform.python_version(),

@@ -56,6 +56,8 @@ class BenchmarkTask(LightningModule, ABC):
     monitor: ClassVar[str]
     #: whether higher ("max") or lower ("min") is better
     mode: ClassVar[Literal["max", "min"]] = "max"
+    #: whether a micro-batch's loss is the sum of its samples' own, save for norms that mix samples
+    additive_loss: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -248,6 +250,10 @@ class BenchmarkTask(LightningModule, ABC):
         stamp_spec(checkpoint, self.spec)
         checkpoint["task"], checkpoint["run_id"] = self.task, self.run_id
         checkpoint["classes"] = list(self.classes)
+        if "optimizer_states" in checkpoint:  # it numbers its parameters; the doctor wants their names
+            names = {id(p): name for name, p in self.named_parameters()}
+            groups = self.trainer.optimizers[0].param_groups
+            checkpoint["parameter_names"] = [names[id(p)] for group in groups for p in group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or normalization, by name."""

@@ -106,6 +106,7 @@ class COCODetection(BenchmarkTask):
 
     task = "coco"
     monitor = "box_AP"
+    additive_loss = False  # a micro-batch's anchors and regions are drawn and counted together
 
     def __init__(
         self,

@@ -1,0 +1,173 @@
+"""``python -m wsbench analyze``: Section 2 of the paper on runs of yours, as pictures and data."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import wsbench
+from wsbench import parts
+from wsbench.analysis import figures, findings
+from wsbench.analysis.curvature import NETWORK
+from wsbench.analysis.problem import ProblemError
+from wsbench.analysis.shares import PARTS, SharesError
+from wsbench.choose import TASKS, ChoiceError, choose
+from wsbench.datamodules import DATA_CLASSES
+from wsbench.datamodules.errors import DatasetError
+from wsbench.norms import NormMismatchError, NormSpec, SpecError
+from wsbench.parts import MissingPartError
+from wsbench.records import write_text_atomically
+from wsbench.run.folder import ANALYSIS, CONFIG, snapshots
+from wsbench.run.provenance import commit_of_tree
+from wsbench.run.report import console
+from wsbench.tasks.base import TaskOptionError
+
+DATA = "analysis.json"
+#: the four models of the paper's case study
+CASE_STUDY = "gn,gn+ws-mo,gn+ws-do,gn+ws"
+
+Fit = Callable[[Sequence[str]], Path]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wsbench analyze",
+        description="What standardization does to gradients and curvature, on your network: the paper's Section 2.3.",
+        epilog="`wsbench analyze doctor MODEL_OR_CKPT` looks for reasons why it does worse than it should. With --task "
+        "further options are those of fit, for instance --trainer.max_steps 200 or --data.root FOLDER.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ckpt_path", nargs="+", type=Path, help="checkpoints of runs, whose folders have config.yaml")
+    what.add_argument("--task", choices=TASKS, help="train one run for each --norm, then analyze them")
+    parser.add_argument("--norm", help=f"with --task: specs, separated by commas (default: {CASE_STUDY})")
+    parser.add_argument("--seed_everything", type=int, default=0, help="with --task (default: 0)")
+    parser.add_argument("--snapshots", type=int, default=6, help="with --task: weights looked at (default: 6)")
+    parser.add_argument("--samples", type=int, default=32, help="training samples of the loss (default: 32)")
+    parser.add_argument("--probes", type=int, default=8, help="random vectors of the curvature (default: 8)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
+    parser.add_argument("--output", type=Path, default=Path("analysis"), help="folder of what is written")
+    return parser
+
+
+def _specs(text: str) -> list[str]:
+    specs = [str(NormSpec.parse(part)) for part in text.split(",")]
+    wn = [spec for spec in specs if NormSpec.parse(spec).weight not in (None, "ws")]
+    if wn:
+        raise ChoiceError(f"--norm {wn[0]}: what is analyzed is weight standardization and its absence; leave it out")
+    return list(dict.fromkeys(specs))
+
+
+def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict[str, Any]]:
+    specs = _specs(args.norm or CASE_STUDY)
+    line = ["--task", args.task, *rest]
+    choice = choose(line, lambda task, root: DATA_CLASSES[task].is_present(root))
+    finer = files("wsbench.conf") / "analysis" / f"{args.task}.yaml"
+    if choice.recipe == "mini" and finer.is_file():
+        with as_file(finer) as path:
+            line = ["--config", str(path), *line]
+    runs = []
+    for spec in specs:
+        standardized = NormSpec.parse(spec).weight is not None
+        folder = fit([
+            *line, "--norm", spec, "--seed_everything", str(args.seed_everything), "--snapshots", str(args.snapshots),
+            "--analysis", "true" if standardized else "false",
+        ])  # fmt: skip
+        kept = snapshots(folder)
+        if not kept or (standardized and not (folder / ANALYSIS).is_file()):
+            raise ChoiceError(
+                f"run '{folder}' was trained before, without what analyze needs; train it anew with --overwrite true, "
+                "or into another folder with --runs FOLDER"
+            )
+        runs.append(_measure(folder, folder / CONFIG, kept, args))
+    return runs
+
+
+def _measure(folder: Path, config: Path, checkpoints: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
+    start = time.monotonic()
+    found = findings.of_run(folder, config, checkpoints, args.samples, args.probes, args.device)
+    console().print(f"{found['norm']}: measured at {len(checkpoints)} checkpoint(s) of '{folder}' in "
+                    f"{time.monotonic() - start:.0f} s", markup=False, soft_wrap=True)  # fmt: skip
+    return found
+
+
+def _table(runs: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="at the last checkpoint; A, B, R of the last epoch's first step, in % (mean of ratios)")
+    for column in ("norm", runs[0]["monitor"], *PARTS, "error", "||H||² left by Eq. 5", "beta", "Lipschitz"):
+        table.add_column(column, justify="left" if column == "norm" else "right")
+    for run in runs:
+        last = run["checkpoints"][-1]
+        curve = run["curves"].get(f"val/{run['monitor']}")
+        line = run["shares"][-1] if run["shares"] else last.get("shares")
+        shares = ["-"] * 4
+        if line is not None:
+            network = line["network"]
+            shares = [f"{100 * network['mean_of_ratios'][part]:.2f}" for part in PARTS] + [f"{network['error']:.0e}"]
+        ratio = next((c["ratio"] for c in last.get("curvature", ()) if c["name"] == NETWORK), None)
+        table.add_row(
+            run["norm"],
+            f"{curve[-1][1]:.2f}" if curve else "-",
+            *shares,
+            "-" if ratio is None else f"{ratio['mean']:.3f} ± {ratio['standard_error']:.3f}",
+            f"{last['smoothness']['beta']:.3g}",
+            f"{last['smoothness']['lipschitz']:.3g}",
+        )
+    return table
+
+
+def _run(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> None:
+    parts.matplotlib()  # not after an hour of training
+    if args.task is not None:
+        runs = _train(args, rest, fit)
+    else:
+        if rest or args.norm:
+            raise ChoiceError(f"with --ckpt_path there is nothing to configure: {' '.join(rest) or '--norm'}")
+        runs = [
+            _measure(path.expanduser().resolve().parent, path.expanduser().resolve().parent / CONFIG, [path], args)
+            for path in args.ckpt_path
+        ]
+    args.output.mkdir(parents=True, exist_ok=True)
+    content = {
+        "wsbench": wsbench.__version__, "torch": torch.__version__, "commit": commit_of_tree()[0],
+        "samples": args.samples, "probes": args.probes, "runs": runs,
+    }  # fmt: skip
+    write_text_atomically(args.output / DATA, json.dumps(content, indent=1) + "\n")
+    written = [args.output / DATA, *figures.draw(runs, args.output)]
+    out = console()
+    out.print(_table(runs))
+    for run in runs:
+        for reason in {c["no_curvature"] for c in run["checkpoints"] if "no_curvature" in c}:
+            out.print(f"{run['norm']}: no curvature: {reason}", markup=False, soft_wrap=True)
+    for path in written:
+        out.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def main(argv: Sequence[str], fit: Fit, errors: tuple[type[Exception], ...]) -> int:
+    """Returns 0, or 2 on an error.
+
+    Args:
+        argv: the arguments, ``analyze`` first.
+        fit: trains a run from options of ``fit`` and returns its folder.
+        errors: what it raises for the user.
+    """
+    args, rest = _parser().parse_known_args(argv[1:])
+    user: tuple[type[Exception], ...] = (
+        ChoiceError, DatasetError, MissingPartError, NormMismatchError, ProblemError, SharesError, SpecError,
+        TaskOptionError, *errors,
+    )  # fmt: skip
+    try:
+        _run(args, rest, fit)
+    except user as error:
+        if os.environ.get("WSBENCH_DEBUG"):
+            raise
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
+    return 0

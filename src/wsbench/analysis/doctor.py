@@ -1,0 +1,185 @@
+"""``python -m wsbench analyze doctor``: why weight standardization may do worse than it should, on a model or a run."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
+from wsbench.choose import ChoiceError
+from wsbench.norms import GroupsError, NormSpec, SpecError, normalize, stamp_spec
+from wsbench.run.folder import model_options
+from wsbench.run.report import console
+from wsbench.tasks import TASK_CLASSES
+from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.formats import network_state, read_checkpoint
+from wsbench.tasks.load import read_settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wsbench analyze doctor",
+        description="Look for reasons why weight standardization does worse than it should; each finding names the "
+        "layer and the remedy. The exit status is 1 if there are any.",
+    )
+    parser.add_argument("target", metavar="MODEL_OR_CKPT", help="a run's checkpoint, or PACKAGE.MODULE:FUNCTION that "
+                        "returns a model, for instance torchvision.models:resnet50")  # fmt: skip
+    parser.add_argument("--config", type=Path, help="of a checkpoint: the run's configuration, if not beside it")
+    parser.add_argument("--norm", help="of a model: turn it over to this spec first")
+    parser.add_argument("--example", help="of a model: the shape of its input, for instance 1,3,224,224")
+    parser.add_argument("--ckpt_path", type=Path, help="of a model: weights to load into it")
+    parser.add_argument("--init_from", help="of a model: what training started from, CHECKPOINT or SPEC=CHECKPOINT")
+    parser.add_argument("--micro_batch", type=int, help="of a model: samples on a device in a micro-step")
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    return parser
+
+
+def _stated(source: str) -> Mapping[str, Any]:
+    """The content of ``CHECKPOINT`` or ``SPEC=CHECKPOINT``, with the spec stamped on it."""
+    file, spec = source, None
+    named, separator, rest = source.partition("=")
+    if separator:
+        with contextlib.suppress(SpecError):
+            spec, file = NormSpec.parse(named), rest
+    content = _content(Path(file))
+    if spec is not None:
+        stamp_spec(content, spec)
+    return content
+
+
+def _content(path: Path) -> dict[str, Any]:
+    path = path.expanduser()
+    if not path.is_file():
+        raise ChoiceError(f"'{path}' does not exist")
+    try:
+        content = read_checkpoint(path)
+    except ValueError as error:
+        raise ChoiceError(str(error)) from error
+    return content if "state_dict" in content else {"state_dict": content}
+
+
+def subject_of_run(checkpoint: Path, config: Path | None = None) -> Subject:
+    """What a run's checkpoint and configuration say.
+
+    Raises:
+        ChoiceError: they are missing, or the weights do not fit the configuration.
+    """
+    content, settings = read_settings(checkpoint, config)
+    options = model_options(settings)
+    task = TASK_CLASSES[settings["task"]](**{**options, "init_from": None})
+    try:
+        task.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ChoiceError(f"'{checkpoint}' does not fit its run's configuration: {error}") from error
+    torch.manual_seed(0)
+    prefix = "network."
+    names, states = content.get("parameter_names"), content.get("optimizer_states")
+    updates = None
+    if names and states:
+        updates = {n.removeprefix(prefix): u for n, u in updates_of(states[0], names).items()}
+    initial: Mapping[str, Any] | None = {}
+    if options.get("init_from") == "torchvision":
+        stamp_spec(initial := {}, "bn")
+    elif options.get("init_from"):
+        try:
+            initial = _stated(options["init_from"])
+        except ChoiceError:
+            initial = None  # moved since: the check says that it needs the file
+    return Subject(
+        task.network,
+        task.example_input(settings.get("data", {})),
+        micro_batch=settings["data"]["micro_batch"],
+        checkpoint=content,
+        spec=task.spec,
+        initialized_from=initial,
+        updates=updates,
+        deliberate=[c.name for c in task.norm_report.layers if c.reason.startswith("included by")],
+    )
+
+
+def subject_of_model(args: argparse.Namespace) -> Subject:
+    """What ``PACKAGE.MODULE:FUNCTION`` returns, turned over and loaded as the options say.
+
+    Raises:
+        ChoiceError: there is no such function, it returns no module, or options do not fit it.
+    """
+    module, separator, function = args.target.partition(":")
+    if not separator:
+        raise ChoiceError(f"'{args.target}' is neither a file nor PACKAGE.MODULE:FUNCTION that returns a model")
+    try:
+        model = getattr(import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ChoiceError(f"cannot build '{args.target}': {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ChoiceError(f"'{args.target}' returned a {type(model).__name__}, expected a torch.nn.Module")
+    example = None
+    if args.example:
+        try:
+            example = torch.randn(*(int(size) for size in args.example.split(",")))
+        except (ValueError, RuntimeError) as error:
+            raise ChoiceError(f"--example {args.example}: expected a shape such as 1,3,224,224") from error
+    if args.norm:
+        try:
+            normalize(model, args.norm, example)
+        except GroupsError as error:
+            raise ChoiceError(f"--norm {args.norm}: {error}") from error
+    checkpoint = None
+    if args.ckpt_path:
+        checkpoint = _content(args.ckpt_path)
+        try:
+            model.load_state_dict(network_state(checkpoint))
+        except RuntimeError as error:
+            raise ChoiceError(f"--ckpt_path '{args.ckpt_path}' does not fit '{args.target}': {error}") from error
+    initial = None if args.init_from is None else _stated(args.init_from)
+    return Subject(model, example, args.micro_batch, checkpoint, initialized_from=initial)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    out = console()
+    table = Table("", "check", "layer", "what", "remedy")
+    for check in diagnosis.checks:
+        if check.not_checked:
+            table.add_row("--", check.name, "", f"not checked: {escape(check.not_checked)}", "")
+        elif not check.findings:
+            table.add_row("ok", check.name, "", "", "")
+        for finding in check.findings:
+            table.add_row("!!", check.name, escape(finding.layer), escape(finding.what), escape(finding.remedy))
+    out.print(table)
+    count = len(diagnosis.findings)
+    out.print(f"{count} finding{'s' * (count != 1)}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0 without findings, 1 with, 2 on an error."""
+    args = _parser().parse_args(argv)
+    try:
+        path = Path(args.target).expanduser()
+        of_model = (args.norm, args.example, args.ckpt_path, args.init_from, args.micro_batch)
+        if path.is_file():
+            if any(of_model):
+                raise ChoiceError("a run's configuration says these: leave out --norm, --example, --ckpt_path, "
+                                  "--init_from and --micro_batch")  # fmt: skip
+            subject = subject_of_run(path, args.config)
+        elif path.suffix in (".ckpt", ".pth", ".pt", ".tar"):
+            raise ChoiceError(f"'{path}' does not exist")
+        else:
+            subject = subject_of_model(args)
+        diagnosis = diagnose(subject)
+    except (ChoiceError, SpecError, TaskOptionError) as error:
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps([asdict(check) for check in diagnosis.checks], indent=1))
+    else:
+        _print(diagnosis)
+    return 1 if diagnosis.findings else 0

@@ -1,0 +1,65 @@
+"""The task and the data behind a checkpoint of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsbench.choose import ChoiceError
+from wsbench.datamodules import DATA_CLASSES, BenchmarkData
+from wsbench.norms import NormMismatchError
+from wsbench.run.folder import CONFIG, data_options, model_options
+from wsbench.tasks import TASK_CLASSES, BenchmarkTask
+from wsbench.tasks.formats import read_run_checkpoint
+
+
+def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's content and the configuration of its run.
+
+    Args:
+        checkpoint: of a run.
+        config: the run's configuration; None: ``config.yaml`` beside the checkpoint.
+
+    Raises:
+        ChoiceError: a file is missing or is not what it should be.
+    """
+    path = config or checkpoint.expanduser().resolve().parent / CONFIG
+    for file, what in ((checkpoint, "--ckpt_path"), (path, "the run's configuration")):
+        if not file.expanduser().is_file():
+            raise ChoiceError(f"{what} '{file}' does not exist; a run's folder has both, or say --config FILE")
+    try:
+        content = read_run_checkpoint(checkpoint.expanduser())
+    except ValueError as error:
+        raise ChoiceError(str(error)) from error
+    settings = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or settings.get("task") not in TASK_CLASSES or "model" not in settings:
+        raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
+    return content, settings
+
+
+def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTask, dict[str, Any]]:
+    """The task behind a checkpoint, in evaluation mode, and its configuration.
+
+    Args:
+        checkpoint: of a run.
+        config: the run's configuration; None: ``config.yaml`` beside the checkpoint.
+
+    Raises:
+        ChoiceError: a file is missing or is not what it should be.
+        NormMismatchError: the configuration names another normalization than the checkpoint.
+    """
+    content, settings = read_settings(checkpoint, config)
+    task = TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
+    try:
+        task.on_load_checkpoint(content)
+        task.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        if isinstance(error, NormMismatchError):
+            raise
+        raise ChoiceError(f"'{checkpoint}' and its run's configuration do not belong together: {error}") from error
+    return task.eval(), settings
+
+
+def load_data(settings: dict[str, Any]) -> BenchmarkData:
+    """The data of a run, from its configuration; not set up yet."""
+    return DATA_CLASSES[settings["task"]](**data_options(settings))
