@@ -57,7 +57,7 @@ def test_checksum_depends_on_order() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("schema_version", 2),
+        ("schema_version", 3),
         ("metrics", {"miou": {"value": float("nan"), "n_eval": 1, "step": 1}}),
         ("surprise", 1),
         ("seed", "x"),
