@@ -185,7 +185,7 @@ class BenchmarkCLI(LightningCLI):
         callbacks: list[Callback] = [self.recorder]
         if settings.analysis:
             callbacks.append(GradientShares(None if settings.trainer.fast_dev_run else self.folder))
-        if settings.snapshots:
+        if settings.snapshots and not settings.trainer.fast_dev_run:
             callbacks.append(Snapshots(self.folder, settings.snapshots))
         if settings.trainer.enable_progress_bar is not False:
             callbacks.append(progress_callback())
@@ -201,6 +201,10 @@ class BenchmarkCLI(LightningCLI):
         spec = NormSpec.parse(settings.norm)
         if settings.snapshots == 1 or settings.snapshots < 0:
             raise UsageError(f"--snapshots {settings.snapshots}: 0, or at least 2 (the first and the last step)")
+        ends = (settings.trainer.max_steps, settings.trainer.max_epochs)
+        if settings.snapshots and all(end in (None, -1) for end in ends):
+            raise UsageError("--snapshots are spread evenly over the run; say its length with --trainer.max_steps or "
+                             "--trainer.max_epochs")  # fmt: skip
         if settings.analysis and spec.weight != "ws":
             raise UsageError(
                 f"--analysis true measures what weight standardization takes out of gradients, and '{spec}' has none; "

@@ -124,6 +124,7 @@ def test_what_is_refused(
     [
         (["--norm", "gn"], "'gn' has none; use for instance --norm gn+ws"),
         (["--norm", "gn+ws", "--model.compile", "true"], "--model.compile true has fused"),
+        (["--norm", "gn+ws", "--snapshots", "2", "--trainer.max_steps", "-1"], "say its length with"),
     ],
 )
 def test_analysis_of_a_run_that_has_nothing_to_analyze(

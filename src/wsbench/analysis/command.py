@@ -24,7 +24,7 @@ from wsbench.datamodules import DATA_CLASSES
 from wsbench.datamodules.errors import DatasetError
 from wsbench.norms import NormMismatchError, NormSpec, SpecError
 from wsbench.parts import MissingPartError
-from wsbench.records import write_text_atomically
+from wsbench.records import RECORD_NAME, write_text_atomically
 from wsbench.run.folder import ANALYSIS, CONFIG, snapshots
 from wsbench.run.provenance import commit_of_tree
 from wsbench.run.report import console
@@ -74,6 +74,8 @@ def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict
     if choice.recipe == "mini" and finer.is_file():
         with as_file(finer) as path:
             line = ["--config", str(path), *line]
+    if torch.cuda.device_count() > 1 and not any(option.startswith("--trainer.devices") for option in rest):
+        line = [*line, "--trainer.devices", "1"]  # one process cannot be the first of several DDP runs, one by one
     runs = []
     for spec in specs:
         standardized = NormSpec.parse(spec).weight is not None
@@ -81,6 +83,9 @@ def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict
             *line, "--norm", spec, "--seed_everything", str(args.seed_everything), "--snapshots", str(args.snapshots),
             "--analysis", "true" if standardized else "false",
         ])  # fmt: skip
+        if not (folder / RECORD_NAME).is_file():
+            raise ChoiceError(f"run '{folder}' was interrupted; finish it: python -m wsbench fit --config "
+                              f"{folder / CONFIG} --ckpt_path last, and say the same again")  # fmt: skip
         kept = snapshots(folder)
         if not kept or (standardized and not (folder / ANALYSIS).is_file()):
             raise ChoiceError(
