@@ -68,8 +68,15 @@ def test_what_the_schema_refuses(field: str, value: object, tmp_path: Path) -> N
         make_record(**{field: value})
     content = json.loads(make_record().model_dump_json()) | {field: "x" if field == "metrics" else value}
     (tmp_path / "result.json").write_text(json.dumps(content))
-    with pytest.raises(RecordError, match=rf"result.json' is not a record of schema version 1: {field}"):
+    with pytest.raises(RecordError, match=rf"result.json' is not a record of schema version 1 to 2: {field}"):
         read_record(tmp_path / "result.json")
+
+
+def test_records_of_version_1_are_read(tmp_path: Path) -> None:
+    content = json.loads(make_record().model_dump_json()) | {"schema_version": 1}
+    del content["analysis"]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert read_record(tmp_path / "result.json").analysis == ()
 
 
 def test_not_json(tmp_path: Path) -> None:

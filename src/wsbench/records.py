@@ -170,6 +170,6 @@ def read_record(path: Path) -> RunRecord:
         return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise RecordError(f"'{path}' is not a record of schema version {SCHEMA_VERSION}: {problems}") from error
+        raise RecordError(f"'{path}' is not a record of schema version 1 to {SCHEMA_VERSION}: {problems}") from error
     except ValueError as error:
         raise RecordError(f"'{path}' is not JSON: {error}") from error
