@@ -24,6 +24,7 @@ OPTIONAL = (
     ("onnx", ("onnx",), "export to ONNX", "pip install 'wsbench[export]'"),
     ("onnxruntime", ("onnxruntime",), "checking exported ONNX", "pip install 'wsbench[export]'"),
     ("onnxscript", ("onnxscript",), "export to ONNX", "pip install 'wsbench[export]'"),
+    ("matplotlib", ("matplotlib",), "figures of analyze", "pip install 'wsbench[analysis]'"),
     ("mmseg", ("mmsegmentation",), "mmsegmentation's networks", "scripts/install-mmseg"),
     ("timm", ("timm",), "tests and benchmarks", "pip install 'wsbench[dev]'"),
 )

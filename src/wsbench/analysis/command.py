@@ -104,6 +104,15 @@ def _measure(folder: Path, config: Path, checkpoints: Sequence[Path], args: argp
     return found
 
 
+def _rounded(value: Any) -> Any:
+    """Floats to seven significant digits, all that float32 has."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def _table(runs: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="at the last checkpoint; A, B, R of the last epoch's first step, in % (mean of ratios)")
     for column in ("norm", runs[0]["monitor"], *PARTS, "error", "||H||² left by Eq. 5", "beta", "Lipschitz"):
@@ -130,6 +139,7 @@ def _table(runs: Sequence[dict[str, Any]]) -> Table:
 
 def _run(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> None:
     parts.matplotlib()  # not after an hour of training
+    commit = commit_of_tree()[0]
     if args.task is not None:
         runs = _train(args, rest, fit)
     else:
@@ -141,10 +151,10 @@ def _run(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> None:
         ]
     args.output.mkdir(parents=True, exist_ok=True)
     content = {
-        "wsbench": wsbench.__version__, "torch": torch.__version__, "commit": commit_of_tree()[0],
+        "wsbench": wsbench.__version__, "torch": torch.__version__, "commit": commit,
         "samples": args.samples, "probes": args.probes, "runs": runs,
     }  # fmt: skip
-    write_text_atomically(args.output / DATA, json.dumps(content, indent=1) + "\n")
+    write_text_atomically(args.output / DATA, json.dumps(_rounded(content), separators=(",", ":")) + "\n")
     written = [args.output / DATA, *figures.draw(runs, args.output)]
     out = console()
     out.print(_table(runs))

@@ -27,8 +27,10 @@ def _epoch(run: Run, steps: Sequence[float]) -> list[float]:
     return [step / (run["steps_per_epoch"] or 1) for step in steps]
 
 
-def _axis(run: Run) -> str:
-    return "epoch" if run["steps_per_epoch"] else "optimizer step"
+def _along_epochs(axes: Any, run: Run, remark: str = "") -> None:
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel(f"{'epoch' if run['steps_per_epoch'] else 'optimizer step'}{remark}")
+    _tidy(axes)
 
 
 def _tidy(axes: Any) -> None:
@@ -52,8 +54,7 @@ def _curve(axes: Any, runs: Sequence[Run], name: str, title: str) -> bool:
             axes.plot(_epoch(run, steps), values, color=colour, label=run["norm"], linewidth=1.6)
             drawn = True
     axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel(_axis(runs[0]))
-    _tidy(axes)
+    _along_epochs(axes, runs[0])
     return drawn
 
 
@@ -70,9 +71,8 @@ def _shares(axes: Any, run: Run) -> None:
     axes.set_yscale("log")
     axes.set_ylim(top=130)
     axes.set_title(f"share of ||dL/dŴ||², {run['norm']} (%)", loc="left", fontsize=10)
-    axes.set_xlabel(f"{_axis(run)}; solid: mean of ratios, dotted: ratio of sums")
     axes.legend(frameon=False, fontsize=8)
-    _tidy(axes)
+    _along_epochs(axes, run, "; solid: mean of ratios, dotted: ratio of sums")
 
 
 def _the_standardized(runs: Sequence[Run]) -> Run | None:
@@ -200,8 +200,7 @@ def smoothness_figure(runs: Sequence[Run]) -> Any:
     axes[1].set_yscale("log")
     axes[2].set_yscale("log")
     for axis in axes:
-        axis.set_xlabel(_axis(runs[0]))
-        _tidy(axis)
+        _along_epochs(axis, runs[0])
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(_title(runs), x=0.01, ha="left", fontsize=10)
     return figure
