@@ -17,7 +17,7 @@ from wsbench.__main__ import main
 from wsbench.export import command
 from wsbench.export.command import export
 from wsbench.export.writers import FACTS, SUFFIXES, WRITERS
-from wsbench.tasks.load import load_run
+from wsbench.load import load_run
 
 PICTURES = [task for task in tiny.TASKS if task != "coco"]
 

@@ -21,6 +21,8 @@ BELOW = {
     "datamodules": {"datamodules", "records", "seeds", "parts"},
     "run": {"run", "records", "__init__"},
     "tasks": {"tasks", "models", "norms", "datamodules", "records", "seeds", "parts"},
+    "load": {"choose", "datamodules", "norms", "run", "tasks"},
+    "analysis": {"analysis", "choose", "datamodules", "load", "norms", "parts", "records", "run", "tasks", "__init__"},
     "leaderboard": {"leaderboard", "run", "records"},
 }
 

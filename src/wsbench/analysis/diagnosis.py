@@ -307,7 +307,7 @@ def _batch_of_one(subject: Subject, layers: _Layers) -> Check:
     name = "batch statistics of one sample"
     batch_norms = {n: m for n, m in layers.norms.items() if isinstance(m, _BatchNorm)}
     if subject.micro_batch is None and batch_norms:
-        return Check(name, not_checked="needs the samples on a device in a micro-step (--micro_batch)")
+        return Check(name, not_checked="needs the samples that statistics are over (--micro_batch, or a run's record)")
     if subject.micro_batch != 1:
         return Check(name)
     found = []

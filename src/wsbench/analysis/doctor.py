@@ -17,13 +17,14 @@ from torch import nn
 
 from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
 from wsbench.choose import ChoiceError
+from wsbench.load import read_settings
 from wsbench.norms import GroupsError, NormSpec, SpecError, normalize, stamp_spec
+from wsbench.records import RECORD_NAME, RecordError, read_record
 from wsbench.run.folder import model_options
 from wsbench.run.report import console
 from wsbench.tasks import TASK_CLASSES
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import network_state, read_checkpoint
-from wsbench.tasks.load import read_settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,10 +96,14 @@ def subject_of_run(checkpoint: Path, config: Path | None = None) -> Subject:
             initial = _stated(options["init_from"])
         except ChoiceError:
             initial = None  # moved since: the check says that it needs the file
+    norm_batch: int | None = settings["data"]["micro_batch"]
+    if (settings.get("trainer") or {}).get("sync_batchnorm"):  # over as many devices as there were
+        record = checkpoint.expanduser().resolve().parent / RECORD_NAME
+        norm_batch = read_record(record).batch.norm_batch if record.is_file() else None
     return Subject(
         task.network,
         task.example_input(settings.get("data", {})),
-        micro_batch=settings["data"]["micro_batch"],
+        micro_batch=norm_batch,
         checkpoint=content,
         spec=task.spec,
         initialized_from=initial,
@@ -175,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             subject = subject_of_model(args)
         diagnosis = diagnose(subject)
-    except (ChoiceError, SpecError, TaskOptionError) as error:
+    except (ChoiceError, RecordError, SpecError, TaskOptionError) as error:
         print(f"wsbench: error: {error}", file=sys.stderr)
         return 2
     if args.json:

@@ -12,11 +12,11 @@ from wsbench.analysis.curvature import curvature
 from wsbench.analysis.problem import Problem, ProblemError
 from wsbench.analysis.shares import ChannelShares, decompose
 from wsbench.analysis.smoothness import FACTORS, smoothness
+from wsbench.load import load_run
 from wsbench.norms import GradientTap
 from wsbench.norms.weight import WeightStandardization
 from wsbench.run.folder import METRICS
 from wsbench.run.logger import read_metrics
-from wsbench.tasks.load import load_run
 
 
 def shares_of(problem: Problem) -> dict[str, ChannelShares]:

@@ -9,10 +9,10 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 
+from wsbench.load import load_data
 from wsbench.norms import NormalizedLayer
 from wsbench.norms.weight import WeightStandardization
 from wsbench.tasks import BenchmarkTask
-from wsbench.tasks.load import load_data
 
 #: activation normalizations under which a sample's loss does not depend on the others of its micro-batch
 _SAMPLEWISE = ("gn", "ln", "in", "none", "frozenbn")
@@ -48,7 +48,7 @@ class Problem:
         """The first ``samples`` of a run's training stream, through the run's network.
 
         Args:
-            task: as :func:`~wsbench.tasks.load.load_run` returns it.
+            task: as :func:`~wsbench.load.load_run` returns it.
             settings: likewise.
             samples: how many training samples, augmented as the run's first ones are; rounded up to micro-batches.
             device: where.

@@ -15,12 +15,12 @@ from torch import Tensor
 import wsbench
 from wsbench.choose import ChoiceError
 from wsbench.export.writers import SUFFIXES, WRITERS, run_network
+from wsbench.load import load_run
 from wsbench.norms import NormMismatchError
 from wsbench.parts import MissingPartError
 from wsbench.run.report import console
 from wsbench.tasks import BenchmarkTask
 from wsbench.tasks.base import TaskOptionError
-from wsbench.tasks.load import load_run
 
 #: largest difference of an output to PyTorch's, relative to that output's largest value; float32 kernels differ so much
 TOLERANCE = 1e-4
