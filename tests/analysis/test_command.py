@@ -35,6 +35,7 @@ def small_imagenet(in_a_folder: None, monkeypatch: pytest.MonkeyPatch, tiny_root
     return ("--task", "imagenet", *root, *RUN[:-2])
 
 
+@pytest.mark.slow
 def test_from_nothing_to_pictures_and_data(small_imagenet: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     options = (*small_imagenet, "--norm", "gn,gn+ws-mo,gn+ws", "--snapshots", "3", *QUICK)
     assert analyze(*options) == 0
