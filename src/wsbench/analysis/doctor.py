@@ -1,7 +1,6 @@
 """``python -m wsbench analyze doctor``: why weight standardization may do worse than it should, on a model or a run."""
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,14 @@ from torch import nn
 from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
 from wsbench.choose import ChoiceError
 from wsbench.load import read_settings
-from wsbench.norms import GroupsError, NormSpec, SpecError, normalize, stamp_spec
+from wsbench.norms import GroupsError, SpecError, normalize, stamp_spec
 from wsbench.records import RECORD_NAME, RecordError, read_record
 from wsbench.run.folder import model_options
 from wsbench.run.report import console
 from wsbench.tasks import TASK_CLASSES
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import network_state, read_checkpoint
+from wsbench.tasks.initialize import read_source
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,15 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stated(source: str) -> Mapping[str, Any]:
     """The content of ``CHECKPOINT`` or ``SPEC=CHECKPOINT``, with the spec stamped on it."""
-    file, spec = source, None
-    named, separator, rest = source.partition("=")
-    if separator:
-        with contextlib.suppress(SpecError):
-            spec, file = NormSpec.parse(named), rest
-    content = _content(Path(file))
-    if spec is not None:
-        stamp_spec(content, spec)
-    return content
+    try:
+        return read_source(source)[0]
+    except (FileNotFoundError, ValueError) as error:
+        raise ChoiceError(str(error)) from error
 
 
 def _content(path: Path) -> dict[str, Any]:

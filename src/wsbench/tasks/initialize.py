@@ -31,8 +31,13 @@ def _torchvision(network: nn.Module) -> dict[str, Any]:
     return checkpoint
 
 
-def _read(source: str) -> tuple[dict[str, Any], str]:
-    """The checkpoint behind ``PATH`` or ``SPEC=PATH``, and its path for messages."""
+def read_source(source: str) -> tuple[dict[str, Any], str]:
+    """The checkpoint behind ``PATH`` or ``SPEC=PATH``, with what was stated stamped on it, and its path for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or says another spec itself.
+    """
     stated, file = None, source
     named, separator, rest = source.partition("=")
     if separator:
@@ -113,7 +118,7 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
     if source == "torchvision":
         checkpoint, path = _torchvision(backbone), source
     else:
-        checkpoint, path = _read(source)
+        checkpoint, path = read_source(source)
     if not any_norm:
         trained = NormSpec("bn", None, spec.weight, spec.variant, spec.semantics) if spec.act == "frozenbn" else spec
         found = checkpoint.get(KEY)
