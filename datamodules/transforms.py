@@ -40,7 +40,7 @@ def _torch_has_lanczos() -> bool:
     """Torch 2.14 has it, 2.8 has not."""
     try:
         torch.nn.functional.interpolate(torch.zeros(1, 1, 2, 2), (1, 1), mode="lanczos", antialias=True)
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError):  # antialiasing refused for this mode, or the mode unknown
         return False
     return True
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 
 from wsbench.analysis import log as analysis_log
-from wsbench.analysis.callback import GradientShares, Snapshots
+from wsbench.analysis.callback import GradientShares, Snapshots, check_options
 from wsbench.analysis.shares import SharesError
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
@@ -176,7 +175,9 @@ class BenchmarkCLI(LightningCLI):
         if self.subcommand != "fit":
             self._before_evaluation(settings)
             return
-        self._require_shares(settings)
+        trainer = settings.trainer
+        endless = all(end in (None, -1) for end in (trainer.max_steps, trainer.max_epochs))
+        check_options(settings.norm, settings.analysis, settings.snapshots, settings.model.compile, endless)
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
         self._find_checkpoint(settings)
@@ -195,24 +196,6 @@ class BenchmarkCLI(LightningCLI):
             )
             callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
         self.trainer_defaults["callbacks"] = callbacks
-
-    @staticmethod
-    def _require_shares(settings: Namespace) -> None:
-        spec = NormSpec.parse(settings.norm)
-        if settings.snapshots == 1 or settings.snapshots < 0:
-            raise UsageError(f"--snapshots {settings.snapshots}: 0, or at least 2 (the first and the last step)")
-        ends = (settings.trainer.max_steps, settings.trainer.max_epochs)
-        if settings.snapshots and all(end in (None, -1) for end in ends):
-            raise UsageError("--snapshots are spread evenly over the run; say its length with --trainer.max_steps or "
-                             "--trainer.max_epochs")  # fmt: skip
-        if settings.analysis and spec.weight != "ws":
-            raise UsageError(
-                f"--analysis true measures what weight standardization takes out of gradients, and '{spec}' has none; "
-                f"use for instance --norm {spec.act}+ws"
-            )
-        if settings.analysis and settings.model.compile:
-            raise UsageError("--analysis true looks into the network's layers, which --model.compile true has fused; "
-                             "leave one of them out")  # fmt: skip
 
     def _before_evaluation(self, settings: Namespace) -> None:
         if settings.ckpt_path is None and settings.model.init_from is None:
@@ -455,15 +438,13 @@ def fit(argv: Sequence[str]) -> Path:
 def main(argv: Sequence[str]) -> int:
     """Run fit, validate, test or predict; returns the exit status."""
     _quiet()
-    try:
+
+    def run() -> None:
         choice = choose(argv[1:], lambda task, root: ENTRIES[task].data.is_present(root))
-        BenchmarkCLI(choice, argv)
-    except FinishedError as finished:
-        report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
-        show(finished.folder)
-    except USER_ERRORS as error:
-        if os.environ.get("WSBENCH_DEBUG"):
-            raise
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        try:
+            BenchmarkCLI(choice, argv)
+        except FinishedError as finished:
+            report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
+            show(finished.folder)
+
+    return report.exit_status(run, USER_ERRORS)

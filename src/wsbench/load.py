@@ -49,7 +49,23 @@ def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTas
         NormMismatchError: the configuration names another normalization than the checkpoint.
     """
     content, settings = read_settings(checkpoint, config)
-    task = TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
+    task = build_task(settings)
+    load_weights(task, content, checkpoint)
+    return task.eval(), settings
+
+
+def build_task(settings: dict[str, Any]) -> BenchmarkTask:
+    """The task of a run's configuration, with the weights that it has before any checkpoint is loaded."""
+    return TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
+
+
+def load_weights(task: BenchmarkTask, content: dict[str, Any], checkpoint: Path) -> None:
+    """Load the weights in a checkpoint's ``content``, which was read from ``checkpoint``.
+
+    Raises:
+        ChoiceError: they do not fit the task.
+        NormMismatchError: they were trained under another normalization.
+    """
     try:
         task.on_load_checkpoint(content)
         task.load_state_dict(content["state_dict"])
@@ -57,7 +73,6 @@ def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTas
         if isinstance(error, NormMismatchError):
             raise
         raise ChoiceError(f"'{checkpoint}' and its run's configuration do not belong together: {error}") from error
-    return task.eval(), settings
 
 
 def load_data(settings: dict[str, Any]) -> BenchmarkData:

@@ -41,4 +41,4 @@ def problem(spec: str, micro_batches: int = 2) -> Problem:
         x, y = batch
         return F.cross_entropy(model(x), y, reduction="sum"), torch.tensor(float(len(y)))
 
-    return Problem(model, batches, loss, report.eligible, spec)
+    return Problem(model, batches, loss, report.eligible)

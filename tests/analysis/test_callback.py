@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.analysis.test_shares import SPECS
-from tests.norms.test_window import batches, net
+from tests.norms.nets import batches, net
 from tests.tasks.test_window import Module
 from wsbench.analysis import GradientShares, SharesError, Snapshots, aggregate, decompose
 from wsbench.analysis.log import points, read

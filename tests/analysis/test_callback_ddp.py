@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from tests.norms.test_window import batches, net
+from tests.norms.nets import batches, net
 from tests.tasks.test_window import Module
 from wsbench.analysis import GradientShares
 from wsbench.analysis.log import read

@@ -17,9 +17,9 @@ SPECS = ["gn", "gn+ws", "gn+ws-mo", "gn+ws-do", "gn+ws-af", "gn+ws@authors", "gn
 
 def full_hessian(of: Problem, leaves: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
     """Blocks (numel, numel) of the Hessian of the mean loss with respect to ``leaves``, entry by entry."""
-    number, names = of.number, list(leaves)
+    names = list(leaves)
     with of.undisturbed():
-        total = torch.stack(list(of.parts(number))).sum()
+        total = torch.stack(list(of.parts())).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
         rows = {
             name: [torch.autograd.grad(entry, list(leaves.values()), retain_graph=True) for entry in grad.flatten()]
@@ -96,11 +96,10 @@ def test_equation_19_for_every_output_channel(spec: str) -> None:
 
 def test_the_loss_is_the_same_from_centred_weights() -> None:
     of = problem("gn+ws@authors")
-    number = of.number
     with of.undisturbed():
-        before = [float(part.detach()) for part in of.parts(number)]
+        before = [float(part.detach()) for part in of.parts()]
         with centred_weights(of.layers):
-            after = [float(part.detach()) for part in of.parts(number)]
+            after = [float(part.detach()) for part in of.parts()]
     assert after == pytest.approx(before, rel=1e-12)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from tests import tiny
-from tests.norms.test_window import Net, batches, difference, gradients, net
+from tests.norms.nets import Net, batches, difference, gradients, net
 from wsbench.norms import AccumulationWindow
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.norms.test_window import SPECS, Net, batches, net
+from tests.norms.nets import SPECS, Net, batches, net
 from wsbench.norms import AccumulationWindow, GradientTap, NormalizedLayer, TapError, normalized, substituted
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.norms.test_window import Net, batches, difference, gradients, net
+from tests.norms.nets import Net, batches, difference, gradients, net
 from wsbench.norms import AccumulationWindow, WindowError
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]

@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from tests import tiny
-from tests.norms.test_window import Net, batches, difference, net
+from tests.norms.nets import Net, batches, difference, net
 from wsbench.norms import AccumulationWindow, WindowError
 from wsbench.tasks.window import WindowCallback
 

@@ -1,7 +1,6 @@
 """Lightning's side: gradient shares at the first optimizer step of each epoch, and snapshots to analyze later."""
 
 import io
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,39 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from wsbench.analysis import log
-from wsbench.analysis.shares import PARTS, ChannelShares, SharesError, decompose
-from wsbench.norms import GradientTap, NormalizedLayer
-from wsbench.norms.weight import WeightStandardization
+from wsbench.analysis.shares import PARTS, ChannelShares, SharesError, decompose, standardized_layers
+from wsbench.norms import GradientTap, NormalizedLayer, NormSpec
 from wsbench.records import write_atomically
 from wsbench.run.folder import CHANNELS, snapshot_name
+
+
+def check_options(norm: str, analysis: bool, snapshots: int, compiled: bool, endless: bool) -> None:
+    """Refuse what a run cannot be measured under, before it is begun.
+
+    Args:
+        norm: the spec.
+        analysis: whether gradient shares are to be measured.
+        snapshots: how many are to be kept.
+        compiled: whether the network is compiled.
+        endless: whether the run has no length.
+
+    Raises:
+        SharesError: names the option and what to do.
+    """
+    if snapshots == 1 or snapshots < 0:
+        raise SharesError(f"--snapshots {snapshots}: 0, or at least 2 (the first and the last step)")
+    if snapshots and endless:
+        raise SharesError("--snapshots are spread evenly over the run; say its length with --trainer.max_steps or "
+                          "--trainer.max_epochs")  # fmt: skip
+    spec = NormSpec.parse(norm)
+    if analysis and spec.weight != "ws":
+        raise SharesError(
+            f"--analysis true measures what weight standardization takes out of gradients, and '{spec}' has none; "
+            f"use for instance --norm {spec.act}+ws"
+        )
+    if analysis and compiled:
+        raise SharesError("--analysis true looks into the network's layers, which --model.compile true has fused; "
+                          "leave one of them out")  # fmt: skip
 
 
 class GradientShares(Callback):
@@ -39,9 +66,8 @@ class GradientShares(Callback):
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._tap: GradientTap | None = None
+        self._layers: dict[str, NormalizedLayer] = {}
         self._due = False
-        #: what the last measured step cost, in seconds, its tap aside
-        self.seconds = 0.0
         #: the last measurement: layer to its shares
         self.shares: dict[str, ChannelShares] = {}
 
@@ -53,10 +79,10 @@ class GradientShares(Callback):
             )
         if not pl_module.automatic_optimization:
             raise SharesError(f"{type(pl_module).__name__} optimizes by itself; use GradientTap and decompose there")
-        tap = GradientTap(pl_module)
-        if not any(isinstance(layer.method, WeightStandardization) for layer in tap.layers.values()):
+        self._layers = standardized_layers(pl_module)
+        if not self._layers:
             raise SharesError("no layer has weight standardization, so there is nothing that it could do to gradients")
-        self._tap = tap
+        self._tap = GradientTap(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Gather, if the epoch's first optimizer step begins."""
@@ -71,7 +97,6 @@ class GradientShares(Callback):
         tap = self._tap
         if tap is None or not tap.is_open:
             return
-        start = time.perf_counter()
         tap.close()
         measured = self._of_all_devices(trainer, tap)
         tap.gradients = {}
@@ -79,18 +104,13 @@ class GradientShares(Callback):
             return
         self._due, self.shares = False, measured
         if trainer.is_global_zero:
-            self._write(trainer, pl_module)
-        self.seconds = time.perf_counter() - start
+            self._write(trainer)
 
     def _of_all_devices(self, trainer: Trainer, tap: GradientTap) -> dict[str, ChannelShares] | None:
         """The shares of every layer that took part; None if a gradient is not finite."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        layers = {
-            name: layer
-            for name, layer in tap.layers.items()
-            if isinstance(layer.method, WeightStandardization) and layer.weight.grad is not None
-        }
+        layers = {name: layer for name, layer in self._layers.items() if layer.weight.grad is not None}
         gathered = self._average(trainer, layers, tap.gradients)
         found: dict[str, ChannelShares] = {}
         for name, layer in layers.items():
@@ -115,11 +135,11 @@ class GradientShares(Callback):
         pieces = flat.split([t.numel() for t in own.values()])
         return {n: piece.view_as(t) for (n, t), piece in zip(own.items(), pieces, strict=True)}
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write(self, trainer: Trainer) -> None:
         if self._folder is None:
             return
         step = trainer.global_step
-        spec = str(next(iter(self._tap.layers.values())).spec) if self._tap else ""
+        spec = str(next(iter(self._layers.values())).spec)
         log.append(self._folder, log.measurement(step, trainer.current_epoch, spec, self.shares))
         arrays = {
             f"{layer}/{part}": values
@@ -135,7 +155,7 @@ class GradientShares(Callback):
         """Let go of the layers."""
         if self._tap is not None:
             self._tap.close()
-            self._tap = None
+            self._tap, self._layers = None, {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the layers."""

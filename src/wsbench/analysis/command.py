@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
@@ -18,17 +16,14 @@ from wsbench import parts
 from wsbench.analysis import figures, findings
 from wsbench.analysis.curvature import NETWORK
 from wsbench.analysis.problem import ProblemError
-from wsbench.analysis.shares import PARTS, SharesError
+from wsbench.analysis.shares import PARTS
 from wsbench.choose import TASKS, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
-from wsbench.datamodules.errors import DatasetError
-from wsbench.norms import NormMismatchError, NormSpec, SpecError
-from wsbench.parts import MissingPartError
+from wsbench.norms import NormSpec, SpecError
 from wsbench.records import RECORD_NAME, write_text_atomically
 from wsbench.run.folder import ANALYSIS, CONFIG, snapshots
 from wsbench.run.provenance import commit_of_tree
-from wsbench.run.report import console
-from wsbench.tasks.base import TaskOptionError
+from wsbench.run.report import console, exit_status
 
 DATA = "analysis.json"
 #: the four models of the paper's case study
@@ -174,15 +169,4 @@ def main(argv: Sequence[str], fit: Fit, errors: tuple[type[Exception], ...]) -> 
         errors: what it raises for the user.
     """
     args, rest = _parser().parse_known_args(argv[1:])
-    user: tuple[type[Exception], ...] = (
-        ChoiceError, DatasetError, MissingPartError, NormMismatchError, ProblemError, SharesError, SpecError,
-        TaskOptionError, *errors,
-    )  # fmt: skip
-    try:
-        _run(args, rest, fit)
-    except user as error:
-        if os.environ.get("WSBENCH_DEBUG"):
-            raise
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _run(args, rest, fit), (ProblemError, SpecError, *errors))

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from wsbench.analysis.problem import Problem, ProblemError
 from wsbench.norms import NormalizedLayer, substituted
-from wsbench.norms.layers import from_rows, to_rows
+from wsbench.norms.layers import rows_of, shaped_as_weight
 from wsbench.norms.weight import WeightStandardization
 
 NETWORK = "network"
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -68,24 +67,15 @@ class Curvature:
     """``centred`` / ``free``."""
 
 
-def _as_rows(layer: nn.Module, weight: Tensor) -> Tensor:
-    return to_rows(weight, isinstance(layer, TRANSPOSED), int(getattr(layer, "groups", 1)))
-
-
-def _as_weight(layer: nn.Module, rows: Tensor) -> Tensor:
-    like: Tensor = layer.weight  # type: ignore[assignment]
-    return from_rows(rows, like, isinstance(layer, TRANSPOSED), int(getattr(layer, "groups", 1)))
-
-
 def project(layer: nn.Module, weight: Tensor) -> Tensor:
     """P applied to every row of fan-in values of a tensor in the shape of the layer's weight."""
-    rows = _as_rows(layer, weight)
-    return _as_weight(layer, rows - rows.mean(1, keepdim=True))
+    rows = rows_of(layer, weight)
+    return shaped_as_weight(layer, rows - rows.mean(1, keepdim=True))
 
 
 def _divided(layer: NormalizedLayer, free: Tensor) -> Tensor:
     """What the layer computes with, from its centred weight: Eq. 6 and what follows it, by the layer's definition."""
-    method, rows = layer.method, _as_rows(layer, free)
+    method, rows = layer.method, rows_of(layer, free)
     assert isinstance(method, WeightStandardization)
     if method.spec.variant != "mo":
         scale = rows.square().mean(1, keepdim=True)
@@ -95,7 +85,7 @@ def _divided(layer: NormalizedLayer, free: Tensor) -> Tensor:
     if method.spec.variant == "af":
         gain, shift = (getattr(layer, name).detach().view(-1, 1) for name in ("weight_gain", "weight_shift"))
         rows = rows * gain + shift
-    return _as_weight(layer, rows)
+    return shaped_as_weight(layer, rows)
 
 
 @contextmanager
@@ -223,10 +213,10 @@ def curvature(problem: Problem, probes: int = 8, seed: int = 0) -> list[Curvatur
     """
     if probes < 2:
         raise ProblemError(f"--probes {probes}: at least 2, for a standard error")
-    layers, number = problem.layers, problem.number
+    layers = problem.layers
     products = _Products(layers, probes, seed)
     with problem.undisturbed(), centred_weights(layers) as leaves:
-        for part in problem.parts(number):
+        for part in problem.parts():
             try:
                 products.add(part, leaves)
             except RuntimeError as error:

@@ -9,13 +9,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 
-from wsbench.analysis.shares import scale_of
+from wsbench.analysis.shares import scale_of, standardized_layers
 from wsbench.norms import InstanceNorm, NormalizedLayer, NormSpec
 from wsbench.norms.convert import is_norm
 from wsbench.norms.guard import KEY
-from wsbench.norms.layers import NORMALIZED, to_rows
+from wsbench.norms.layers import NORMALIZED, rows_of
 from wsbench.norms.watch import Watched, watch
-from wsbench.norms.weight import WeightStandardization
 
 #: below this share of its undamped size a filter counts as damped by eps
 LEAST_RETAINED = 0.99
@@ -128,9 +127,7 @@ class _Layers:
         self.modules = dict(subject.model.named_modules())
         self.names = {module: name for name, module in self.modules.items()}
         self.normalized = {n: m for n, m in self.modules.items() if isinstance(m, NormalizedLayer)}
-        self.standardized = {
-            n: m for n, m in self.normalized.items() if isinstance(m.method, WeightStandardization)
-        }  # fmt: skip
+        self.standardized = standardized_layers(subject.model)
         self.norms: dict[str, nn.Module] = {n: m for n, m in self.modules.items() if is_norm(m)}
         self.seen: Watched | None = None
         if subject.example is not None:
@@ -140,7 +137,7 @@ class _Layers:
 
     def rows(self, layer: NormalizedLayer) -> Tensor:
         """(O, I) in float64."""
-        return to_rows(layer.weight.detach(), layer.transposed_weight, getattr(layer, "groups", 1)).double()
+        return rows_of(layer, layer.weight.detach()).double()
 
 
 _NO_EXAMPLE = "needs an example, to see which outputs a norm consumes"
@@ -284,7 +281,7 @@ def _rate_off_scale(subject: Subject, layers: _Layers) -> Check:
         if update is None:
             continue
         rows = layers.rows(m)
-        step = to_rows(update.direction, m.transposed_weight, getattr(m, "groups", 1)).to(rows)
+        step = rows_of(m, update.direction).to(rows)
         if m.spec.variant != "do":
             rows, step = (t - t.mean(1, keepdim=True) for t in (rows, step))
         unit = float(step.norm() / rows.norm().clamp_min(1e-30))

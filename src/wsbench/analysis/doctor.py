@@ -16,12 +16,11 @@ from torch import nn
 
 from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
 from wsbench.choose import ChoiceError
-from wsbench.load import read_settings
+from wsbench.load import build_task, read_settings
 from wsbench.norms import GroupsError, SpecError, normalize, stamp_spec
 from wsbench.records import RECORD_NAME, RecordError, read_record
 from wsbench.run.folder import model_options
 from wsbench.run.report import console
-from wsbench.tasks import TASK_CLASSES
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import network_state, read_checkpoint
 from wsbench.tasks.initialize import read_source
@@ -72,7 +71,7 @@ def subject_of_run(checkpoint: Path, config: Path | None = None) -> Subject:
     """
     content, settings = read_settings(checkpoint, config)
     options = model_options(settings)
-    task = TASK_CLASSES[settings["task"]](**{**options, "init_from": None})
+    task = build_task(settings)
     try:
         task.load_state_dict(content["state_dict"])
     except RuntimeError as error:

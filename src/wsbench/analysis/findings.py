@@ -5,27 +5,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from wsbench.analysis import log
 from wsbench.analysis.curvature import curvature
 from wsbench.analysis.problem import Problem, ProblemError
-from wsbench.analysis.shares import ChannelShares, decompose
+from wsbench.analysis.shares import ChannelShares, decompose, standardized_layers
 from wsbench.analysis.smoothness import FACTORS, smoothness
-from wsbench.load import load_run
-from wsbench.norms import GradientTap
-from wsbench.norms.weight import WeightStandardization
+from wsbench.load import build_task, load_weights, read_settings
+from wsbench.norms import GradientTap, NormSpec
 from wsbench.run.folder import METRICS
 from wsbench.run.logger import read_metrics
 
 
 def shares_of(problem: Problem) -> dict[str, ChannelShares]:
     """A, B and R of every layer with weight standardization, for the gradient of the problem's whole loss."""
-    number = problem.number
+    layers = {n: m for n, m in standardized_layers(problem.network).items() if m.weight.requires_grad}
     with GradientTap(problem.network) as tap:
-        layers = {n: m for n, m in tap.layers.items() if isinstance(m.method, WeightStandardization)}
-        layers = {n: m for n, m in layers.items() if m.weight.requires_grad}
-        _, gradients = problem.loss_and_gradient([m.weight for m in layers.values()], number)  # type: ignore[misc]
+        _, gradients = problem.loss_and_gradient([m.weight for m in layers.values()])  # type: ignore[misc]
     return {
         name: decompose(layer, tap.gradients[name], gradient)
         for (name, layer), gradient in zip(layers.items(), gradients, strict=True)
@@ -33,28 +28,23 @@ def shares_of(problem: Problem) -> dict[str, ChannelShares]:
     }
 
 
-def _checkpoint(
-    path: Path, config: Path, samples: int, probes: int, device: str, with_curvature: bool
-) -> dict[str, Any]:  # fmt: skip
-    task, settings = load_run(path, config)
-    problem = Problem.of_run(task, settings, samples, device)
-    rate = float(settings["model"]["lr"])
-    step = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+def _measured(problem: Problem, spec: NormSpec, rate: float, step: int) -> dict[str, Any]:
+    """Smoothness, and shares where there is standardization, with the weights that the network has now."""
     found = smoothness(problem, [factor * rate for factor in FACTORS])
-    content: dict[str, Any] = {
-        "step": step,
-        "samples": int(problem.number) if task.additive_loss else samples,
-        "smoothness": asdict(found) | {"beta": found.beta, "lipschitz": found.lipschitz},
-    }
-    if task.spec.weight == "ws":
-        content["shares"] = log.measurement(step, 0, str(task.spec), shares_of(problem))
+    content: dict[str, Any] = {"step": step}
+    content["smoothness"] = asdict(found) | {"beta": found.beta, "lipschitz": found.lipschitz}
+    if spec.weight == "ws":
+        content["shares"] = log.measurement(step, 0, str(spec), shares_of(problem))
         del content["shares"]["epoch"]
-    if with_curvature and task.spec.weight in (None, "ws"):
-        try:
-            content["curvature"] = [asdict(c) for c in curvature(problem, probes)]
-        except ProblemError as error:
-            content["no_curvature"] = str(error)
     return content
+
+
+def _curvature(problem: Problem, probes: int) -> dict[str, Any]:
+    """Curvature, or why there is none."""
+    try:
+        return {"curvature": [asdict(c) for c in curvature(problem, probes)]}
+    except ProblemError as error:
+        return {"no_curvature": str(error)}
 
 
 def of_run(
@@ -75,7 +65,17 @@ def of_run(
         probes: random vectors of the curvature.
         device: where.
     """
-    task, settings = load_run(checkpoints[-1], config)
+    _, settings = read_settings(checkpoints[0], config)
+    task, rate = build_task(settings), float(settings["model"]["lr"])
+    problem = Problem.of_run(task, settings, samples, device)
+    measured = []
+    for path in checkpoints:
+        content, _ = read_settings(path, config)
+        load_weights(task, content, path)
+        entry = _measured(problem, task.spec, rate, int(content["global_step"]))
+        if path in (checkpoints[0], checkpoints[-1]) and task.spec.weight in (None, "ws"):
+            entry |= _curvature(problem, probes)
+        measured.append(entry)
     curves = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else {}
     wanted = ("train/loss", f"train/{task.monitor}", f"val/{task.monitor}")
     data = settings["data"]
@@ -90,11 +90,8 @@ def of_run(
         "steps_per_epoch": data.get("steps_per_epoch"),
         "micro_batch": data["micro_batch"],
         "effective_batch": data["effective_batch"],
-        "lr": settings["model"]["lr"],
+        "lr": rate,
         "curves": {name: sorted(curves[name].items()) for name in wanted if name in curves},
         "shares": log.read(folder),
-        "checkpoints": [
-            _checkpoint(path, config, samples, probes, device, path in (checkpoints[0], checkpoints[-1]))
-            for path in checkpoints
-        ],
+        "checkpoints": measured,
     }

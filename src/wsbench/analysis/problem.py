@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,8 +41,6 @@ class Problem:
     """A micro-batch to the sum of its items' losses and their number, through ``network``."""
     eligible: tuple[str, ...]
     """Names, in ``network``, of the layers that a weight normalization applies to."""
-    norm: str = ""
-    """The normalization, for titles."""
 
     @classmethod
     def of_run(cls, task: BenchmarkTask, settings: dict[str, Any], samples: int, device: str = "cpu") -> "Problem":
@@ -67,7 +66,7 @@ class Problem:
         data.setup("fit")
         task = task.to(device)
         batches = [move_data_to_device(batch, torch.device(device)) for batch in data.train_dataloader()]
-        return cls(task.network, batches, task.loss, task.norm_report.eligible, str(task.spec))
+        return cls(task.network, batches, task.loss, task.norm_report.eligible)
 
     @property
     def layers(self) -> dict[str, nn.Module]:
@@ -100,23 +99,24 @@ class Problem:
             for module, mode in modes.items():
                 module.training = mode
 
-    @property
+    @cached_property
     def number(self) -> float:
         """Items over all micro-batches, which the loss is divided by."""
         with self.undisturbed(), torch.no_grad():
             return sum(float(self.loss_of(batch)[1]) for batch in self.batches)
 
-    def parts(self, number: float) -> Iterator[Tensor]:
+    def parts(self) -> Iterator[Tensor]:
         """Each micro-batch's part of the mean loss; their sum is the loss. Drawn alike every time."""
+        number = self.number
         for i, batch in enumerate(self.batches):
             torch.manual_seed(i)
             yield self.loss_of(batch)[0] / number
 
-    def loss_and_gradient(self, parameters: list[nn.Parameter], number: float) -> tuple[float, list[Tensor]]:
+    def loss_and_gradient(self, parameters: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
         """The loss and its gradient with respect to ``parameters``, zeros where it has none."""
         total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
         with self.undisturbed():
-            for part in self.parts(number):
+            for part in self.parts():
                 grads = torch.autograd.grad(part, parameters, allow_unused=True)
                 for kept, grad in zip(sums, grads, strict=True):
                     if grad is not None:

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsbench.norms import NormalizedLayer
-from wsbench.norms.layers import to_rows
+from wsbench.norms.layers import rows_of
 from wsbench.norms.moments import VARIANCE_FLOOR
 from wsbench.norms.weight import WeightStandardization
 
@@ -29,6 +29,15 @@ PARTS = ("A", "B", "R")
 
 class SharesError(ValueError):
     """A layer or gradient that the decomposition is not defined for."""
+
+
+def standardized_layers(model: nn.Module) -> dict[str, NormalizedLayer]:
+    """The layers with ``ws`` or a variant of it, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, NormalizedLayer) and isinstance(module.method, WeightStandardization)
+    }
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def scale_of(layer: NormalizedLayer) -> tuple[Tensor, Tensor]:
     method = layer.method
     if not isinstance(method, WeightStandardization) or method.spec.variant == "mo":
         raise SharesError(f"'{layer.spec}' divides by no sigma")
-    rows = to_rows(layer.weight.detach(), layer.transposed_weight, getattr(layer, "groups", 1)).double()
+    rows = rows_of(layer, layer.weight.detach()).double()
     fan_in = rows.shape[1]
     if method.spec.variant == "do":
         sigma = rows.square().mean(1).sqrt()
@@ -120,11 +129,7 @@ def decompose(layer: NormalizedLayer, grad_effective: Tensor, grad_weight: Tenso
     for name, grad in (("grad_effective", grad_effective), ("grad_weight", grad_weight)):
         if grad.shape != layer.weight.shape:
             raise SharesError(f"{name} is {tuple(grad.shape)}, expected that of the weight {tuple(layer.weight.shape)}")
-    groups = getattr(layer, "groups", 1)
-    rows, g, gw = (
-        to_rows(t.detach(), layer.transposed_weight, groups).double()
-        for t in (layer.weight, grad_effective, grad_weight)
-    )
+    rows, g, gw = (rows_of(layer, t.detach()).double() for t in (layer.weight, grad_effective, grad_weight))
     variant, fan_in = method.spec.variant, rows.shape[1]
     if variant == "af":  # the gain comes behind Eq. 2-4, which this is about
         gain: Tensor = layer.weight_gain  # type: ignore[assignment]

@@ -66,8 +66,7 @@ def smoothness(problem: Problem, etas: Sequence[float]) -> Smoothness:
     if not etas or any(not eta > 0 for eta in etas):
         raise ProblemError(f"step sizes must be positive, got {list(etas)}")
     parameters = [p for p in problem.network.parameters() if p.requires_grad]
-    number = problem.number
-    loss, gradient = problem.loss_and_gradient(parameters, number)
+    loss, gradient = problem.loss_and_gradient(parameters)
     flat = torch.cat([g.flatten().double() for g in gradient])
     norm = float(flat.norm())
     if not 0 < norm < float("inf"):
@@ -79,7 +78,7 @@ def smoothness(problem: Problem, etas: Sequence[float]) -> Smoothness:
             with torch.no_grad():
                 for p, old, g in zip(parameters, before, gradient, strict=True):
                     p.copy_(old - eta * g)
-            moved_loss, moved = problem.loss_and_gradient(parameters, number)
+            moved_loss, moved = problem.loss_and_gradient(parameters)
             other = torch.cat([g.flatten().double() for g in moved])
             cosine = float(flat @ other / (norm * other.norm().clamp_min(1e-300)))
             steps.append(Step(eta, moved_loss, float((other - flat).norm()), cosine))

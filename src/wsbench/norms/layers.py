@@ -40,6 +40,20 @@ def from_rows(rows: Tensor, like: Tensor, transposed: bool, groups: int) -> Tens
     return rows.view(like.shape)
 
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def rows_of(layer: nn.Module, weight: Tensor) -> Tensor:
+    """:func:`to_rows` of a tensor in the shape of a convolution's or linear layer's weight, standardized or plain."""
+    return to_rows(weight, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
+
+
+def shaped_as_weight(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Undo :func:`rows_of`."""
+    like = cast(Tensor, layer.weight)
+    return from_rows(rows, like, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
+
+
 class FanInError(ValueError):
     """A layer whose filters have too few values to normalize."""
 

@@ -1,6 +1,8 @@
 """What a run says: what it is before it starts, and its results at the end."""
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +15,18 @@ def console() -> Console:
     """Standard output; in a file wide enough that lines do not break."""
     out = Console()
     return out if out.is_terminal else Console(width=120, highlight=False)
+
+
+def exit_status(work: Callable[[], object], errors: tuple[type[Exception], ...]) -> int:
+    """Do ``work``; 0, or 2 where it raised one of ``errors``, said in a line (a traceback under WSBENCH_DEBUG=1)."""
+    try:
+        work()
+    except errors as error:
+        if os.environ.get("WSBENCH_DEBUG"):
+            raise
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def batch_line(batch: BatchNumbers) -> str:
