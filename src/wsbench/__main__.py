@@ -18,7 +18,9 @@ commands
                why it might not: checks of a model         analyze doctor MODEL_OR_CKPT
   export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
   data         verify and prepare a dataset                data voc --root FOLDER
-  leaderboard  result records to CSV                       leaderboard
+  sweep        a grid: on this machine, Slurm or Ray       sweep table2; sweep status table2; sweep list
+  leaderboard  result records to CSV                       leaderboard; leaderboard check; leaderboard submit RUN
+  report       leaderboards as one HTML page               report
   doctor       versions, devices, optional parts           doctor
 
 options of fit, validate, test and predict (COMMAND --task voc --help shows every field)
@@ -61,6 +63,14 @@ def _data(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _sweep(argv: Sequence[str]) -> int:
+    from wsbench.cli import USER_ERRORS
+    from wsbench.grid.command import main
+    from wsbench.resolve import Resolver
+
+    return main(argv, Resolver, USER_ERRORS)
+
+
 def _leaderboard(argv: Sequence[str]) -> int:
     from wsbench.leaderboard.command import main
 
@@ -78,6 +88,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "analyze": _analyze,
     "export": _export,
     "data": _data,
+    "sweep": _sweep,
     "leaderboard": _leaderboard,
     "doctor": _doctor,
 }

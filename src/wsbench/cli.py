@@ -37,7 +37,7 @@ from wsbench.records import (
     write_text_atomically,
 )
 from wsbench.run import folder as run_folder
-from wsbench.run import report
+from wsbench.run import lock, report
 from wsbench.run.logger import JSONLLogger
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
@@ -50,7 +50,7 @@ from wsbench.tasks.formats import read_run_checkpoint
 USER_ERRORS = (
     BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError,
     MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, SharesError,
-    WindowError, run_folder.RunExistsError,
+    WindowError, lock.RunBusyError, run_folder.RunExistsError,
 )  # fmt: skip
 
 
@@ -63,6 +63,18 @@ class TaskEntry:
 
 
 ENTRIES = {name: TaskEntry(TASK_CLASSES[name], DATA_CLASSES[name]) for name in TASKS}
+
+
+def is_present(task: str, root: Path) -> bool:
+    """Whether a task's dataset lies under a folder."""
+    return ENTRIES[task].data.is_present(root)
+
+
+def use_choice(settings: Namespace, choice: Choice) -> None:
+    """Write into a configuration what its command line means."""
+    settings.task, settings.recipe = choice.task, choice.recipe
+    if choice.ignore_root:
+        settings.data.root = None
 
 
 class FinishedError(Exception):
@@ -168,9 +180,7 @@ class BenchmarkCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the run's folder, claim it, and add what every run has."""
         settings = self.settings
-        settings.task, settings.recipe = self.choice.task, self.choice.recipe
-        if self.choice.ignore_root:
-            settings.data.root = None
+        use_choice(settings, self.choice)
         self._init_from = settings.model.init_from
         if self.subcommand != "fit":
             self._before_evaluation(settings)
@@ -228,7 +238,7 @@ class BenchmarkCLI(LightningCLI):
         data.prepare_data()
         data.setup("fit")
         self.data_identity: DataIdentity = data.identity()
-        identity = run_folder.run_id(_plain(settings), self.data_identity)
+        identity = run_folder.run_id(plain(settings), self.data_identity)
         return Path(settings.runs) / self.choice.task / identity
 
     def _find_checkpoint(self, settings: Namespace) -> None:
@@ -243,6 +253,8 @@ class BenchmarkCLI(LightningCLI):
             settings.model.init_from = None  # the checkpoint has the weights; set back once the model is built
         if settings.trainer.fast_dev_run:
             return
+        if not _rank():
+            lock.hold(self.folder)
         if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
             raise FinishedError(self.folder)
         run_folder.claim(self.folder, resume, settings.overwrite, _rank())
@@ -256,7 +268,7 @@ class BenchmarkCLI(LightningCLI):
         differ = ""
         if beside.is_file():
             theirs = yaml.safe_load(beside.read_text(encoding="utf-8"))
-            fields = run_folder.differences(_plain(self.settings), theirs)
+            fields = run_folder.differences(plain(self.settings), theirs)
             differ = f"; they differ in {', '.join(sorted(fields)) or 'the data'}"
         raise UsageError(
             f"'{path}' belongs to run {identity}, this configuration is run {folder.name}{differ}. A resumed run keeps "
@@ -333,7 +345,7 @@ class BenchmarkCLI(LightningCLI):
             id=folder.name,
             task=self.choice.task,
             recipe=self.choice.recipe,
-            overrides=run_folder.overrides(_plain(self.settings), _plain(defaults)),
+            overrides=run_folder.overrides(plain(self.settings), plain(defaults)),
             norm=str(task.spec),
             network=task.network_name,
             seed=self.settings.seed_everything,
@@ -394,7 +406,8 @@ def _seed(value: bool | int) -> int:
     return value
 
 
-def _plain(settings: Namespace) -> dict[str, Any]:
+def plain(settings: Namespace) -> dict[str, Any]:
+    """A subcommand's configuration as nested dictionaries."""
     return {k: v for k, v in settings.as_dict().items() if k != "config" and not k.startswith("__")}
 
 
@@ -428,11 +441,19 @@ def fit(argv: Sequence[str]) -> Path:
     _quiet()
     line = ["fit", *argv]
     sys.argv[1:] = line  # Lightning starts the other processes of DDP from that
-    choice = choose(argv, lambda task, root: ENTRIES[task].data.is_present(root))
     try:
-        return cast(Path, BenchmarkCLI(choice, line).folder)
+        return cast(Path, _run(line))
     except FinishedError as finished:
         return finished.folder
+
+
+def _run(argv: Sequence[str]) -> Path | None:
+    """Run a subcommand; returns the folder of a run that was fitted, which this process lets go of."""
+    choice = choose(argv[1:], is_present)
+    try:
+        return BenchmarkCLI(choice, argv).folder
+    finally:
+        lock.release()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -440,9 +461,8 @@ def main(argv: Sequence[str]) -> int:
     _quiet()
 
     def run() -> None:
-        choice = choose(argv[1:], lambda task, root: ENTRIES[task].data.is_present(root))
         try:
-            BenchmarkCLI(choice, argv)
+            _run(argv)
         except FinishedError as finished:
             report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
             show(finished.folder)

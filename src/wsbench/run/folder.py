@@ -24,7 +24,7 @@ NOT_IDENTITY = (
     "trainer.accelerator", "trainer.barebones", "trainer.default_root_dir", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",
     "trainer.num_sanity_val_steps", "trainer.profiler", "model.window", "model.compile", "model.memory_format",
-    "analysis", "snapshots",
+    "analysis", "snapshots", "tensorboard", "wandb", "mlflow",
 )  # fmt: skip
 
 #: Fields of the model that follow another field. A saved configuration has only the other one.

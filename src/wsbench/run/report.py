@@ -18,14 +18,18 @@ def console() -> Console:
 
 
 def exit_status(work: Callable[[], object], errors: tuple[type[Exception], ...]) -> int:
-    """Do ``work``; 0, or 2 where it raised one of ``errors``, said in a line (a traceback under WSBENCH_DEBUG=1)."""
+    """Do ``work`` and return the exit status.
+
+    0, or where it raised one of ``errors`` that error's ``exit_status`` (2 if it has none), said in a line (with a
+    traceback under WSBENCH_DEBUG=1).
+    """
     try:
         work()
     except errors as error:
         if os.environ.get("WSBENCH_DEBUG"):
             raise
         print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
+        return int(getattr(error, "exit_status", 2))
     return 0
 
 

@@ -31,6 +31,15 @@ def _torchvision(network: nn.Module) -> dict[str, Any]:
     return checkpoint
 
 
+def parse_source(source: str) -> tuple[NormSpec | None, Path]:
+    """``PATH`` or ``SPEC=PATH`` as the specification, if it is said, and the path."""
+    named, separator, rest = source.partition("=")
+    if separator:
+        with contextlib.suppress(SpecError):  # else a file whose name holds '='
+            return NormSpec.parse(named), Path(rest).expanduser()
+    return None, Path(source).expanduser()
+
+
 def read_source(source: str) -> tuple[dict[str, Any], str]:
     """The checkpoint behind ``PATH`` or ``SPEC=PATH``, with what was stated stamped on it, and its path for messages.
 
@@ -38,12 +47,7 @@ def read_source(source: str) -> tuple[dict[str, Any], str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint, or says another spec itself.
     """
-    stated, file = None, source
-    named, separator, rest = source.partition("=")
-    if separator:
-        with contextlib.suppress(SpecError):  # else a file whose name holds '='
-            stated, file = NormSpec.parse(named), rest
-    path = Path(file).expanduser()
+    stated, path = parse_source(source)
     if not path.is_file():
         raise FileNotFoundError(
             f"--model.init_from '{path}' does not exist; give a checkpoint, SPEC=CHECKPOINT, or 'torchvision'"

@@ -1,0 +1,222 @@
+"""A cell of a grid: an argv and a folder; how it stands is read from its folder, never from a launcher's memory."""
+
+import datetime
+import itertools
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import wsbench
+from wsbench.grid.definition import ALIASES
+from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
+from wsbench.run.folder import LAST, METRICS
+from wsbench.run.lock import holder
+from wsbench.run.logger import append_line, read_lines
+
+LOG = "cell.log"
+ATTEMPTS = "attempts.jsonl"
+
+State = Literal["done", "running", "failed", "missing", "stale"]
+STATES: tuple[State, ...] = ("done", "running", "failed", "missing", "stale")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a ``fit`` command line would run."""
+
+    task: str
+    recipe: str
+    runs: Path
+    id: str | None
+    """None where the dataset is not there: the identity of the data belongs to it."""
+    problem: str | None
+    """Why it cannot run now."""
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Args:
+        options: its fields under full names, as the grid has them.
+        argv: the arguments of ``fit``.
+        resolved: what they mean.
+        renew: whether a finished run is run again.
+        published: folder of published records in which a record of this run counts as the run.
+    """
+
+    options: dict[str, Any]
+    argv: tuple[str, ...]
+    resolved: Resolved
+    renew: bool = False
+    published: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.resolved.id or "?"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.resolved.runs / self.resolved.task / self.id
+
+    def command(self) -> list[str]:
+        """The command line now: resumes what lies unfinished in the folder, starts a stale run over."""
+        recorded = (self.folder / RECORD_NAME).exists()
+        further: tuple[str, ...] = ()
+        if recorded and self.renew:
+            further = ("--overwrite", "true")
+        elif not recorded and (self.folder / LAST).exists():
+            further = ("--ckpt_path", "last")
+        return ["fit", *self.argv, *further]
+
+    def record(self) -> RunRecord | None:
+        """The record of the finished run, its own or a published one.
+
+        Raises:
+            RecordError: there is one that cannot be read, or it is of another run.
+        """
+        paths = [self.folder / RECORD_NAME]
+        if self.published:
+            paths.append(self.published / self.resolved.task / f"{self.id}.json")
+        for path in paths:
+            if path.exists():
+                record = read_record(path)
+                if record.id != self.id:
+                    raise RecordError(f"'{path}' is the record of run {record.id}, not of {self.id}")
+                return record
+        return None
+
+    def finished(self) -> bool:
+        """Whether there is nothing to run."""
+        try:
+            return self.record() is not None and not self.renew
+        except RecordError:
+            return False
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a cell stands."""
+
+    state: State
+    note: str = ""
+    seconds: float | None = None
+    """How long it ran, over all attempts; of a running one, since its start."""
+    when: str = ""
+    """When it ended or, if it runs, started: UTC, ISO 8601."""
+
+
+def label(cell: Cell, fields: Sequence[str]) -> str:
+    """A cell in words: the values of ``fields``, the self-explaining ones without their name."""
+    short = {full: name for name, full in ALIASES.items()}
+    words = []
+    for name in fields:
+        value = cell.options.get(name)
+        if value is not None:
+            words.append(
+                str(value) if name in ("task", "norm", "model.network") else f"{short.get(name, name)} {value}"
+            )
+    return " ".join(words) or cell.id
+
+
+def varying(cells: Sequence[Cell]) -> list[str]:
+    """The fields in which cells differ, in the order of the command line."""
+    names = [name for cell in cells for name in cell.options]
+    order = {"task": 0, "model.network": 1, "norm": 2, "seed_everything": 4}
+    distinct = sorted(dict.fromkeys(names), key=lambda n: (order.get(n, 3), n))
+    chosen = [n for n in distinct if len({json.dumps(c.options.get(n)) for c in cells}) > 1]
+    return chosen or [n for n in ("task", "norm") if n in distinct]
+
+
+# -- attempts --------------------------------------------------------------------------------------------------------
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def note_start(folder: Path, launcher: str, pid: int) -> None:
+    """Write down that a cell is started."""
+    line = {"event": "start", "time": now(), "launcher": launcher, "host": platform.node(), "pid": pid}
+    append_line(folder / ATTEMPTS, line)
+
+
+def note_end(folder: Path, status: int, reason: str) -> None:
+    """Write down how an attempt ended: its exit status (negative: the signal), and why in words."""
+    append_line(folder / ATTEMPTS, {"event": "end", "time": now(), "status": status, "reason": reason})
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """Starts and ends, in order."""
+    path = folder / ATTEMPTS
+    return list(read_lines(path)) if path.exists() else []
+
+
+def _seconds(start: str, end: str) -> float:
+    return (datetime.datetime.fromisoformat(end) - datetime.datetime.fromisoformat(start)).total_seconds()
+
+
+def _step(cell: Cell) -> str:
+    """``step 40 of 800`` by the metrics that were logged."""
+    path = cell.folder / METRICS
+    if not path.exists():
+        return "no step logged yet"
+    steps = [line["step"] for line in read_lines(path) if line.get("step") is not None]
+    of = f" of {cell.resolved.steps}" if cell.resolved.steps else ""
+    return f"step {max(steps)}{of}" if steps else "no step logged yet"
+
+
+def status(cell: Cell, former: Mapping[str, str] | None = None) -> Status:
+    """How a cell stands, by its folder.
+
+    Args:
+        cell: it.
+        former: ``{options as JSON: id}`` of earlier plans of the sweep, by which a changed cell is told from a new one.
+    """
+    by = holder(cell.folder)
+    events = attempts(cell.folder)
+    if by is not None:
+        start = next((e["time"] for e in reversed(events) if e["event"] == "start"), None)
+        return Status("running", f"{_step(cell)}; {by}", _seconds(start, now()) if start else None, start or "")
+    try:
+        record = cell.record()
+    except RecordError as error:
+        return Status("failed", str(error))
+    if record is not None:
+        when = record.provenance.finished
+        if record.provenance.wsbench != wsbench.__version__:
+            note = f"by wsbench {record.provenance.wsbench}, this is {wsbench.__version__}; --rerun-stale runs it again"
+            return Status("stale", note, record.cost.total_seconds, when)
+        return Status("done", "", record.cost.total_seconds, when)
+    if events:
+        return _unfinished(cell, events)
+    if (cell.folder / LAST).exists():
+        return Status("missing", f"an unfinished run, {_step(cell)}, will be resumed")
+    old = (former or {}).get(json.dumps(cell.options, sort_keys=True))
+    if old and old != cell.id and (replace_id(cell, old).folder / RECORD_NAME).exists():
+        return Status("stale", f"its configuration or data changed since run {old}; it will be run")
+    return Status("missing", cell.resolved.problem or "")
+
+
+def replace_id(cell: Cell, identity: str) -> Cell:
+    """The cell as it was under another id."""
+    return replace(cell, resolved=replace(cell.resolved, id=identity))
+
+
+def _unfinished(cell: Cell, events: Sequence[Mapping[str, Any]]) -> Status:
+    total = 0.0
+    for before, after in itertools.pairwise(events):
+        if before["event"] == "start" and after["event"] == "end":
+            total += _seconds(before["time"], after["time"])
+    last = events[-1]
+    resumes = f"; resumes at {_step(cell)}" if (cell.folder / LAST).exists() else ""
+    if last["event"] == "start":
+        return Status("failed", f"process {last['pid']} on {last['host']} died{resumes}", total or None, last["time"])
+    return Status("failed", f"{last['reason']}{resumes}", total, last["time"])

@@ -1,0 +1,261 @@
+"""Grids as data: ``conf/sweep/NAME.yaml`` to the options of every cell. docs/sweeps.md explains the fields."""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wsbench.norms import NormSpec, SpecError
+
+#: short names of the fields that grids are mostly made of
+ALIASES = {
+    "seed": "seed_everything", "network": "model.network", "batch": "data.micro_batch",
+    "effective_batch": "data.effective_batch", "lr": "model.lr", "steps": "trainer.max_steps",
+}  # fmt: skip
+#: fields that the sweep sets by itself
+RESERVED = ("recipe", "runs", "ckpt_path", "overwrite", "config")
+#: what a cell's command line begins with; the seed ends it
+_FIRST = ("task", "recipe", "norm")
+
+Scalar = bool | int | float | str | None
+Value = Scalar | list[Scalar]
+Options = dict[str, Value]
+
+
+class GridError(ValueError):
+    """A grid's definition, or a choice from it, that makes no sense; the message names the file and the field."""
+
+
+class Rule(BaseModel):
+    """Further options of the cells that match."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    when: dict[str, Value] = Field(min_length=1)
+    then: dict[str, Value] = Field(min_length=1, alias="set")
+
+
+class Grid(BaseModel):
+    """The cells of one recipe: the product of the axes, less ``exclude``, plus ``include``, with ``rules`` applied."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: dict[str, Value] = {}
+    axes: dict[str, list[Value]] = Field(min_length=1)
+    include: list[dict[str, Value]] = []
+    exclude: list[dict[str, Value]] = []
+    rules: list[Rule] = []
+
+
+class Definition(BaseModel):
+    """A sweep: what it is, and its grid for each recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    about: str = Field(min_length=1)
+    grids: dict[str, Grid] = Field(min_length=1)
+
+
+def sweep_names() -> list[str]:
+    """The sweeps that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in (files("wsbench.conf") / "sweep").iterdir())
+
+
+def load(name: str) -> Definition:
+    """Read a definition.
+
+    Args:
+        name: a sweep of the package, or the path of a YAML file.
+
+    Raises:
+        GridError: there is none, or it is not a definition.
+    """
+    if name in sweep_names():
+        text = (files("wsbench.conf") / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
+    elif Path(name).suffix in (".yaml", ".yml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise GridError(f"cannot read the sweep '{name}': {error.strerror}") from error
+    else:
+        raise GridError(f"no sweep '{name}'; choose from {', '.join(sweep_names())}, or name a YAML file")
+    try:
+        return Definition.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise GridError(f"sweep '{name}' is not YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise GridError(f"sweep '{name}': {problems}") from error
+
+
+def field_name(name: str) -> str:
+    """The full name of a field that may be short: ``seed`` is ``seed_everything``."""
+    return ALIASES.get(name, name)
+
+
+def _canonical(name: str, value: Any) -> Any:
+    if name != "norm":
+        return value
+    if not isinstance(value, str):
+        raise GridError(f"norm: {value!r} is not a specification (in YAML, quote what could be a number or a boolean)")
+    try:
+        return str(NormSpec.parse(value))
+    except SpecError as error:
+        raise GridError(f"norm: {error}") from error
+
+
+def full(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the full names of their fields.
+
+    Raises:
+        GridError: a field is said twice, or is one that the sweep sets.
+    """
+    named: dict[str, Any] = {}
+    for short, value in options.items():
+        name = field_name(short)
+        if name in RESERVED:
+            raise GridError(f"'{short}' is not a field of a grid; the sweep sets it")
+        if name in named:
+            raise GridError(f"'{short}' is said twice, also as '{name}'")
+        named[name] = [_canonical(name, v) for v in value] if isinstance(value, list) else _canonical(name, value)
+    return named
+
+
+def _matches(cell: Options, condition: Mapping[str, Any]) -> bool:
+    def one(name: str, wanted: Any) -> bool:
+        have = cell.get(name)
+        return have == wanted or (isinstance(wanted, list) and have in wanted)
+
+    return all(one(name, wanted) for name, wanted in condition.items())
+
+
+def _known(fields: Iterable[str], cells: Sequence[Options], what: str) -> None:
+    there = sorted({name for cell in cells for name in cell})
+    for name in fields:
+        if name not in there:
+            raise GridError(f"{what}: no cell has the field '{name}'; they have {', '.join(there)}")
+
+
+def _product(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> list[Options]:
+    return [dict(options) | dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
+def _axes(given: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for name, values in full({name: list(values) for name, values in given.items()}).items():
+        if not values:
+            raise GridError(f"axis '{name}' has no values")
+        if len({json.dumps(v) for v in values}) < len(values):
+            raise GridError(f"axis '{name}' has a value twice: {values}")
+        axes[name] = values
+    return axes
+
+
+def expand(grid: Grid, axes: Mapping[str, Sequence[Any]] | None = None) -> list[Options]:
+    """The options of every cell, under full names.
+
+    Args:
+        grid: the definition.
+        axes: axes that replace those of the grid, or join them.
+
+    Raises:
+        GridError: a field or value is wrong, a condition matches nothing, a cell occurs twice, there is no cell.
+    """
+    options = full(grid.options)
+    replaced = _axes(axes or {})
+    both = _axes(grid.axes) | replaced
+    options = {name: value for name, value in options.items() if name not in both}
+    cells = _product(options, both)
+    for excluded in map(full, grid.exclude):
+        _known(excluded, cells, "exclude")
+        left = [cell for cell in cells if not _matches(cell, excluded)]
+        if len(left) == len(cells) and not axes:
+            raise GridError(f"exclude {excluded} matches no cell")
+        cells = left
+    for further in map(full, grid.include):
+        lists = {name: value if isinstance(value, list) else [value] for name, value in further.items()}
+        cells += _product(options, {name: v for name, v in replaced.items() if name not in lists} | lists)
+    cells = [_ruled(cell, cells, grid.rules, strict=not axes) for cell in cells]
+    if not cells:
+        raise GridError("the grid has no cell")
+    seen = [json.dumps(cell, sort_keys=True) for cell in cells]
+    for cell, text in zip(cells, seen, strict=True):
+        if seen.count(text) > 1:
+            raise GridError(f"a cell occurs twice: {cell}")
+    return cells
+
+
+def _ruled(cell: Options, cells: Sequence[Options], rules: Sequence[Rule], strict: bool) -> Options:
+    """The cell with the options of all rules that match it; what an axis or an earlier rule says stays."""
+    ruled = dict(cell)
+    for rule in rules:
+        when = full(rule.when)
+        if strict and not any(_matches(other, when) for other in cells):
+            raise GridError(f"rule {rule.when} matches no cell")
+        if _matches(cell, when):
+            ruled = full(rule.then) | ruled
+    return {name: _filled(value, ruled) for name, value in ruled.items()}
+
+
+def _filled(value: Any, cell: Options) -> Any:
+    """``weights/{norm}.ckpt`` with the cell's norm."""
+    if not isinstance(value, str) or "{" not in value:
+        return value
+    text = value
+    for name, short in [(field_name(s), s) for s in (*ALIASES, *cell)]:
+        if name in cell:
+            text = text.replace(f"{{{short}}}", str(cell[name]))
+    if "{" in text:
+        raise GridError(f"'{value}': the cell has no such field; it has {', '.join(sorted(cell))}")
+    return text
+
+
+def select(cells: Sequence[Options], only: Mapping[str, Sequence[Any]]) -> list[Options]:
+    """The cells whose fields have one of the values.
+
+    Raises:
+        GridError: there is no such field, or no such cell.
+    """
+    chosen = list(cells)
+    for name, values in full({name: list(values) for name, values in only.items()}).items():
+        _known([name], cells, "--only")
+        left = [cell for cell in chosen if cell.get(name) in values]
+        if not left:
+            there = sorted({str(cell.get(name)) for cell in chosen})
+            raise GridError(f"--only {name}={','.join(map(str, values))}: no cell; there are {', '.join(there)}")
+        chosen = left
+    return chosen
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def argv(cell: Options, recipe: str) -> list[str]:
+    """The arguments of ``fit`` for a cell, in an order that depends on nothing but the fields."""
+    fields = {"recipe": recipe, **cell}
+    last = ["seed_everything"] if "seed_everything" in fields else []
+    middle = sorted(set(fields) - {*_FIRST, *last})
+    order = [name for name in _FIRST if name in fields] + middle + last
+    return [part for name in order for part in (f"--{name}", _text(fields[name]))]
+
+
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """``FIELD=V1,V2`` of the command line; values are read as YAML reads them.
+
+    Raises:
+        GridError: it is not of that form.
+    """
+    name, equals, values = text.partition("=")
+    if not equals or not name or not values:
+        raise GridError(f"'{text}' is not of the form FIELD=VALUE,VALUE")
+    try:
+        read = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError as error:
+        raise GridError(f"'{text}': {error}") from error
+    return name, read

@@ -1,0 +1,156 @@
+"""From a sweep's name to its cells, all of them resolved and checked before anything runs; and the plan on disk."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsbench.choose import RECIPES, ChoiceError
+from wsbench.grid.cells import Cell, Resolved, label, now, varying
+from wsbench.grid.definition import GridError, argv, expand, load, select
+from wsbench.records import write_text_atomically
+
+PLAN = "plan.json"
+SWEEPS = "sweeps"
+
+Resolve = Callable[[Sequence[str]], Resolved]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked of a sweep."""
+
+    name: str
+    """Of a sweep in the package, or a YAML file."""
+    recipe: str | None = None
+    """None: paper where all of its datasets are there, else mini."""
+    axes: Mapping[str, Sequence[Any]] | None = None
+    only: Mapping[str, Sequence[Any]] | None = None
+    runs: Path = Path("runs")
+    further: Sequence[str] = ()
+    """Arguments of ``fit`` for every cell."""
+    renew_stale: bool = False
+    published: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's cells, resolved."""
+
+    name: str
+    recipe: str
+    reason: str
+    about: str
+    cells: tuple[Cell, ...]
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep keeps its plan."""
+        return self.runs / SWEEPS / f"{self.name}-{self.recipe}"
+
+    def labels(self) -> dict[str, str]:
+        """``{id: words}`` that tell the cells apart."""
+        fields = varying(self.cells)
+        return {cell.id: label(cell, fields) for cell in self.cells}
+
+    def problems(self) -> list[str]:
+        """Why cells cannot run, each reason once."""
+        return list(dict.fromkeys(cell.resolved.problem for cell in self.cells if cell.resolved.problem))
+
+
+def make(
+    choice: Choice, resolve: Resolve, options: Sequence[str] = (), stale: Callable[[Cell], bool] | None = None
+) -> Plan:
+    """Expand and resolve a sweep.
+
+    Args:
+        choice: what is asked for.
+        resolve: says what a command line of ``fit`` would run.
+        options: further arguments of ``fit`` that the launcher needs.
+        stale: whether a cell's result is to be renewed.
+
+    Raises:
+        GridError: the definition or the choice is wrong.
+        Exception: what ``resolve`` raises for a field or value that does not exist, with the cell in its message.
+    """
+    definition = load(choice.name)
+    name = Path(choice.name).stem
+    recipes = [recipe for recipe in RECIPES if recipe in definition.grids]
+    if set(definition.grids) - set(RECIPES):
+        raise GridError(f"sweep '{name}': grids are of recipes {', '.join(RECIPES)}, not {', '.join(definition.grids)}")
+    if choice.recipe is not None and choice.recipe not in recipes:
+        raise GridError(f"sweep '{name}' has no grid for --recipe {choice.recipe}; it has {', '.join(recipes)}")
+
+    def cells_of(recipe: str) -> list[Cell]:
+        chosen = select(expand(definition.grids[recipe], choice.axes), choice.only or {})
+        cells = []
+        for fields in chosen:
+            line = [*argv(fields, recipe), *options, *choice.further]
+            if choice.runs != Path("runs"):
+                line += ["--runs", str(choice.runs)]
+            try:
+                resolved = resolve(line)
+            except ChoiceError as error:
+                raise GridError(f"cell {' '.join(line)}: {error}") from error
+            cells.append(Cell(fields, tuple(line), resolved, published=choice.published))
+        _distinct(cells)
+        return cells
+
+    recipe, reason = choice.recipe or recipes[0], "by --recipe" if choice.recipe else "the only one"
+    cells = cells_of(recipe)
+    if choice.recipe is None and len(recipes) > 1:
+        reason = "its datasets are there"
+        lacking = next((c.resolved.problem for c in cells if c.resolved.id is None), None)
+        if recipe == "paper" and lacking:
+            recipe, reason = "mini", "a dataset of the paper's is not there; --recipe paper says which"
+            cells = cells_of(recipe)
+    if choice.renew_stale and stale is not None:
+        cells = [Cell(c.options, c.argv, c.resolved, stale(c), c.published) for c in cells]
+    return Plan(name, recipe, reason, definition.about, tuple(cells), choice.runs)
+
+
+def _distinct(cells: Sequence[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.resolved.id is None:
+            continue
+        other = seen.setdefault(cell.id, cell)
+        if other is not cell:
+            raise GridError(
+                f"two cells are one run, {cell.id}: {' '.join(other.argv)} and {' '.join(cell.argv)}; a field that "
+                "changes no number is no axis"
+            )
+
+
+def _key(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The plan that was written into a sweep's folder; empty if there is none."""
+    path = folder / PLAN
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GridError(f"'{path}' is not JSON: {error}; remove it, the sweep writes it again") from error
+    return dict(found)
+
+
+def former_ids(folder: Path) -> dict[str, str]:
+    """``{options as JSON: id}`` of the last plan that was run; what a cell was then."""
+    return {_key(cell["options"]): cell["id"] for cell in read(folder).get("cells", [])}
+
+
+def write(plan: Plan) -> None:
+    """Write the plan; cells of the earlier one that this one has not stay in it, as ``left`` or under the old id."""
+    earlier = read(plan.folder)
+    current = [{"options": c.options, "id": c.id, "task": c.resolved.task, "argv": list(c.argv)} for c in plan.cells]
+    ids = {cell["id"] for cell in current}
+    left = [cell for cell in (*earlier.get("left", []), *earlier.get("cells", [])) if cell["id"] not in ids]
+    unique = {cell["id"]: cell for cell in left}
+    content = {"name": plan.name, "recipe": plan.recipe, "written": now(), "cells": current, "left": [*unique.values()]}
+    write_text_atomically(plan.folder / PLAN, json.dumps(content, indent=1) + "\n")

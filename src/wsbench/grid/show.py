@@ -1,0 +1,97 @@
+"""What a sweep says: cells as commands, as a table, and as a line when something happens."""
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from wsbench.grid.cells import LOG, STATES, Cell, Status
+from wsbench.grid.launcher import Event
+from wsbench.grid.plan import Plan
+from wsbench.run.progress import duration
+from wsbench.run.report import console
+
+_COLOUR = {"done": "green", "running": "cyan", "failed": "red", "missing": "yellow", "stale": "magenta"}
+
+
+def commands(plan: Plan) -> None:
+    """Every cell's command, ready for a shell."""
+    for cell in plan.cells:
+        print(shlex.join(["python", "-m", "wsbench", *cell.command()]))
+
+
+def counts(statuses: Sequence[Status]) -> str:
+    """``3 done, 1 failed``."""
+    number = Counter(status.state for status in statuses)
+    return ", ".join(f"{number[state]} {state}" for state in STATES if number[state]) or "no cells"
+
+
+def table(plan: Plan, statuses: Mapping[str, Status], all_of_them: bool) -> None:
+    """A row a cell: how it stands, how long it took, why.
+
+    Args:
+        plan: the sweep.
+        statuses: by id.
+        all_of_them: also those that are done.
+    """
+    out = console()
+    chosen = [cell for cell in plan.cells if all_of_them or statuses[cell.id].state != "done"]
+    if chosen:
+        labels = plan.labels()
+        rows = Table(title=f"{plan.name}, recipe {plan.recipe}")
+        for column in ("cell", "state", "time", "ended (UTC)", "run", "note"):
+            rows.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
+        for cell in chosen:
+            status = statuses[cell.id]
+            took = duration(status.seconds) if status.seconds is not None else "-"
+            when = status.when[:16].replace("T", " ") or "-"
+            state = f"[{_COLOUR[status.state]}]{status.state}[/]"
+            rows.add_row(labels[cell.id], state, took, when, cell.id, status.note.replace("[", r"\["))
+        out.print(rows)
+    total = sum(s.seconds or 0 for s in statuses.values() if s.state == "done")
+    out.print(f"{counts(list(statuses.values()))}; the finished ones ran {duration(total)} in all")
+
+
+class Progress:
+    """A line when a cell starts or ends, with how many are left and about how long that takes.
+
+    Args:
+        plan: the sweep.
+        cells: those to run.
+    """
+
+    def __init__(self, plan: Plan, cells: Sequence[Cell]) -> None:
+        self._labels = plan.labels()
+        self._total = len(cells)
+        self._ended = 0
+        self._start = time.monotonic()
+        self._began: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Say it."""
+        name = self._labels[event.cell.id]
+        if event.kind == "started":
+            self._began[event.cell.id] = time.monotonic()
+            return self._print(f"started  {name}: {event.where}, log {event.cell.folder / LOG}")
+        if event.kind == "submitted":
+            return self._print(f"submitted  {name}: {event.where}")
+        if event.kind == "waits":
+            return self._print(f"waits  {name}: another process runs it")
+        reason = event.outcome.reason if event.outcome else ""
+        if event.kind == "retried":
+            return self._print(f"again  {name}: {reason}")
+        self._ended += 1
+        now = time.monotonic()
+        took = duration(now - self._began.get(event.cell.id, now))
+        left = (now - self._start) / self._ended * (self._total - self._ended)
+        rest = f", about {duration(left)} left" if self._ended < self._total else ""
+        word = f"FAILED  {name}: {reason}" if reason else f"done  {name} in {took}"
+        self._print(f"[{self._ended}/{self._total}] {word}{rest}")
+        return None
+
+    def _print(self, text: str) -> None:
+        sys.stdout.write(f"{text}\n")  # one write: several threads say something
+        sys.stdout.flush()

@@ -1,0 +1,94 @@
+"""What a ``fit`` command line would run, without running it: its run's id and folder."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from wsbench.choose import Choice, choose
+from wsbench.cli import ENTRIES, BenchmarkCLI, UsageError, is_present, plain, use_choice
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.sampling import accumulation
+from wsbench.grid.cells import Resolved
+from wsbench.records import DataIdentity
+from wsbench.run import folder as run_folder
+from wsbench.tasks.initialize import parse_source
+
+
+class _Parser(BenchmarkCLI):
+    """The parser of ``fit`` for one task and recipe, and nothing else of it."""
+
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(choice, ["fit"])
+        for parser in (self.parser, *self._subcommand_parsers.values()):
+            parser.exit_on_error = False
+
+    def parse_arguments(self, *args: Any) -> None:
+        """Nothing yet."""
+        self.config = Namespace(subcommand="fit")  # type: ignore[no-untyped-call]
+
+    def _nothing(self) -> None:
+        pass
+
+    _set_seed = before_instantiate_classes = instantiate_classes = after_instantiate_classes = _nothing
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class Resolver:
+    """Resolves command lines of ``fit``; keeps parsers and the identities of datasets, so that a grid takes seconds.
+
+    Raises:
+        ChoiceError: no such task or recipe, or a field or value that does not exist.
+        BatchError: the batch numbers contradict each other.
+    """
+
+    def __init__(self) -> None:
+        self._parsers: dict[tuple[str, ...], _Parser] = {}
+        self._data: dict[str, DataIdentity | str] = {}
+
+    def __call__(self, argv: Sequence[str]) -> Resolved:
+        """What ``fit`` with these arguments would run."""
+        choice = choose(argv, is_present)
+        parser = self._parsers.setdefault(choice.configs, _Parser(choice))
+        try:
+            settings: Namespace = parser.parser.parse_args(["fit", *argv])["fit"]
+        except argparse.ArgumentError as error:
+            raise UsageError(" ".join(str(error).split())) from error
+        use_choice(settings, choice)
+        data, trainer = settings.data, settings.trainer
+        devices = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
+        accumulation(data.effective_batch, data.micro_batch, devices * trainer.num_nodes)
+        missing = None
+        if settings.model.init_from not in (None, "torchvision"):
+            _, weights = parse_source(settings.model.init_from)
+            if not weights.is_file():
+                missing = f"the weights '{weights}' of model.init_from are not there"
+        identity = self._identity(choice.task, data)
+        problem = identity if isinstance(identity, str) else missing
+        return Resolved(
+            task=choice.task,
+            recipe=choice.recipe,
+            runs=Path(settings.runs),
+            id=None if isinstance(identity, str) else run_folder.run_id(plain(settings), identity),
+            problem=problem,
+            steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        )
+
+    def _identity(self, task: str, options: Namespace) -> DataIdentity | str:
+        """Of the dataset; the reason where it cannot be read."""
+        fields = {k: v for k, v in options.as_dict().items() if k != "seed"}  # draws samples, does not choose them
+        key = json.dumps([task, fields], sort_keys=True, default=str)
+        if key not in self._data:
+            try:
+                data: Any = ENTRIES[task].data(**options.as_dict())
+                data.prepare_data()
+                data.setup("fit")
+                self._data[key] = data.identity()
+            except DatasetError as error:
+                self._data[key] = str(error)
+        return self._data[key]

@@ -1,0 +1,106 @@
+"""A run's folder belongs to one process at a time; the kernel lets go of it when that process ends, however it ends."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+LOCK = "run.lock"
+#: seconds that a process waits: somebody who only looks has the lock for a moment
+PATIENCE = 2.0
+
+_held: dict[Path, int] = {}
+
+
+class RunBusyError(RuntimeError):
+    """Another process runs this very run."""
+
+    exit_status = 75  # EX_TEMPFAIL: nothing is wrong, but not now
+
+
+def hold(folder: Path) -> None:
+    """Take ``folder`` for this process, until :func:`release` or the end of the process.
+
+    The lock is ``flock``'s: no dead process holds it. On a network file system it holds between hosts where that file
+    system has locks (NFS does; Lustre with the mount option ``flock``).
+
+    Raises:
+        RunBusyError: a living process has it.
+    """
+    path = (folder / LOCK).absolute()
+    if path in _held:
+        return
+    deadline = time.monotonic() + PATIENCE
+    while (handle := _try(path)) is None:
+        if time.monotonic() > deadline:
+            raise RunBusyError(f"'{folder}' is being run by {_words(_content(path))}; wait for it or end it")
+        time.sleep(0.05)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    content = {"pid": os.getpid(), "host": platform.node(), "since": now}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(content).encode(), 0)
+    _held[path] = handle
+
+
+def _try(path: Path) -> int | None:
+    """A handle on the locked file; None if somebody else has it, or has just removed it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # the folder went between the two lines: a run that failed leaves none
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(handle)
+    return None
+
+
+def release() -> None:
+    """Let go of every folder that this process has; a folder in which nothing was written goes too."""
+    while _held:
+        path, handle = _held.popitem()
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: then it stays
+            for folder in path.parents[:3]:
+                folder.rmdir()
+        fcntl.flock(handle, fcntl.LOCK_UN)  # for data loading workers that inherited the handle, too
+        os.close(handle)
+
+
+def holder(folder: Path) -> str | None:
+    """Who has ``folder``, in words; None if nobody has."""
+    path = (folder / LOCK).absolute()
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _words(_content(path))
+    finally:
+        os.close(handle)
+    return None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # it is just being written
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _words(content: dict[str, Any]) -> str:
+    if not content:
+        return "another process"
+    return f"process {content.get('pid')} on {content.get('host')} since {content.get('since')}"
