@@ -24,6 +24,7 @@ BELOW = {
     "load": {"choose", "datamodules", "norms", "run", "tasks"},
     "analysis": {"analysis", "choose", "datamodules", "load", "norms", "parts", "records", "run", "tasks", "__init__"},
     "leaderboard": {"leaderboard", "run", "records"},
+    "grid": {"grid", "choose", "norms", "parts", "records", "run", "__init__"},
 }
 
 

@@ -427,6 +427,7 @@ def _quiet() -> None:
         ".*smaller than the logging interval.*",  # the task logs by itself, see BenchmarkTask
         ".*callbacks used to create the checkpoint.*",  # evaluating needs none of them
         ".*dirpath has changed.*",
+        ".*The `srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")

@@ -56,6 +56,28 @@ def matplotlib() -> Any:
     return pyplot
 
 
+def submitit() -> Any:
+    """The module submitit; MissingPartError if it is not there."""
+    try:
+        import submitit as module
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            "Slurm's jobs are submitted with submitit, which is not installed: pip install 'wsbench[slurm]'"
+        ) from error
+    return module
+
+
+def ray() -> Any:
+    """The module ray; MissingPartError if it is not there."""
+    try:
+        import ray as module
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            "--launcher ray needs ray, which is not installed: pip install 'wsbench[ray]'"
+        ) from error
+    return module
+
+
 def plotly() -> Any:
     """The module plotly.graph_objects; MissingPartError if it is not there."""
     try:

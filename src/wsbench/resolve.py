@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningCLI
 
 from wsbench.choose import Choice, choose
 from wsbench.cli import ENTRIES, BenchmarkCLI, UsageError, is_present, plain, use_choice
@@ -25,6 +26,11 @@ class _Parser(BenchmarkCLI):
         super().__init__(choice, ["fit"])
         for parser in (self.parser, *self._subcommand_parsers.values()):
             parser.exit_on_error = False
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only ``fit``: the parsers of the others take as long to make."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
 
     def parse_arguments(self, *args: Any) -> None:
         """Nothing yet."""
@@ -54,7 +60,9 @@ class Resolver:
     def __call__(self, argv: Sequence[str]) -> Resolved:
         """What ``fit`` with these arguments would run."""
         choice = choose(argv, is_present)
-        parser = self._parsers.setdefault(choice.configs, _Parser(choice))
+        if choice.configs not in self._parsers:
+            self._parsers[choice.configs] = _Parser(choice)
+        parser = self._parsers[choice.configs]
         try:
             settings: Namespace = parser.parser.parse_args(["fit", *argv])["fit"]
         except argparse.ArgumentError as error:

@@ -142,10 +142,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def note_start(folder: Path, launcher: str, pid: int) -> None:
-    """Write down that a cell is started."""
+def note_start(folder: Path, launcher: str, pid: int, job: str = "") -> None:
+    """Write down that a cell is started, by a launcher, as a process, in a job of a cluster."""
     line = {"event": "start", "time": now(), "launcher": launcher, "host": platform.node(), "pid": pid}
-    append_line(folder / ATTEMPTS, line)
+    append_line(folder / ATTEMPTS, line | ({"job": job} if job else {}))
+
+
+def note_queued(folder: Path, where: str) -> None:
+    """Write down that a cell waits in somebody's queue."""
+    append_line(folder / ATTEMPTS, {"event": "queued", "time": now(), "where": where})
 
 
 def note_end(folder: Path, status: int, reason: str) -> None:
@@ -213,10 +218,12 @@ def replace_id(cell: Cell, identity: str) -> Cell:
 def _unfinished(cell: Cell, events: Sequence[Mapping[str, Any]]) -> Status:
     total = 0.0
     for before, after in itertools.pairwise(events):
-        if before["event"] == "start" and after["event"] == "end":
+        if before["event"] == "start" and after["event"] in ("end", "queued"):
             total += _seconds(before["time"], after["time"])
     last = events[-1]
     resumes = f"; resumes at {_step(cell)}" if (cell.folder / LAST).exists() else ""
+    if last["event"] == "queued":
+        return Status("missing", f"queued as {last['where']}{resumes}", total or None, last["time"])
     if last["event"] == "start":
         return Status("failed", f"process {last['pid']} on {last['host']} died{resumes}", total or None, last["time"])
     return Status("failed", f"{last['reason']}{resumes}", total, last["time"])

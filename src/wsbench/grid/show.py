@@ -85,10 +85,11 @@ class Progress:
             return self._print(f"again  {name}: {reason}")
         self._ended += 1
         now = time.monotonic()
-        took = duration(now - self._began.get(event.cell.id, now))
+        began = self._began.get(event.cell.id)
+        took = "" if began is None else f" in {duration(now - began)}"
         left = (now - self._start) / self._ended * (self._total - self._ended)
         rest = f", about {duration(left)} left" if self._ended < self._total else ""
-        word = f"FAILED  {name}: {reason}" if reason else f"done  {name} in {took}"
+        word = f"FAILED  {name}: {reason}" if reason else f"done  {name}{took}"
         self._print(f"[{self._ended}/{self._total}] {word}{rest}")
         return None
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def release() -> None:
                 folder.rmdir()
         fcntl.flock(handle, fcntl.LOCK_UN)  # for data loading workers that inherited the handle, too
         os.close(handle)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Have the file ``path`` locked for a while; False, at once, if somebody else has it."""
+    handle = _try(path)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def holder(folder: Path) -> str | None:
