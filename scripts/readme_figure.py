@@ -46,6 +46,8 @@ def records() -> dict[str, dict[str, list[RunRecord]]]:
     found: dict[str, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted((ROOT / "leaderboards/records").glob("*/*.json")):
         record = read_record(path)
+        if record.overrides:  # the batch-size sweep's
+            continue
         found[record.task][record.norm.replace("gn16", "gn")].append(record)
     return found
 

@@ -15,7 +15,8 @@ from tests.running import fit, only_run
 from wsbench.__main__ import main
 from wsbench.choose import ChoiceError, choose
 from wsbench.records import read_record
-from wsbench.run.logger import JSONLLogger, read_metrics
+from wsbench.run.lines import read_metrics
+from wsbench.run.logger import JSONLLogger
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
 

@@ -32,6 +32,7 @@ def test_every_package_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     places = {"wsbench": ROOT / "src" / "wsbench", "wsbench.conf": ROOT / "conf"}
     places |= {"wsbench.datamodules": ROOT / "datamodules", "wsbench.paper": ROOT / "leaderboards" / "paper"}
+    places |= {"wsbench.published": ROOT / "leaderboards" / "published"}
     found = {
         ".".join((name, *init.parent.relative_to(place).parts))
         for name, place in places.items()
@@ -51,7 +52,7 @@ def test_wheel(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"wsbench", wheel.name.split("-py3")[0] + ".dist-info"}
     for name in ("conf/voc/paper.yaml", "conf/voc/mini.yaml", "datamodules/voc.py", "datamodules/mini/voc.py",
-                 "paper/table7.csv", "norms/weight.py", "py.typed"):  # fmt: skip
+                 "paper/table7.csv", "published/coco.csv", "norms/weight.py", "py.typed"):  # fmt: skip
         assert f"wsbench/{name}" in names
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.conftest import TINY, write_voc
 from wsbench.records import read_record
-from wsbench.run.logger import read_metrics
+from wsbench.run.lines import read_metrics
 
 COMMAND = [sys.executable, "-m", "wsbench", "fit", *TINY]
 

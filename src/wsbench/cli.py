@@ -365,7 +365,7 @@ class BenchmarkCLI(LightningCLI):
         name = f"{tables.table_name(record)}.csv"
         try:
             written = [path for path in tables.update([runs], runs / "leaderboards") if path.name == name]
-        except RecordError as error:
+        except (RecordError, tables.LeaderboardError) as error:
             written = []
             print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)
         show(folder, written)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RECORD_NAME = "result.json"
 
 
@@ -106,7 +106,7 @@ class Provenance(_Strict):
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1, 2] = Field(2, description="version of this schema")
+    schema_version: Literal[1, 2, 3] = Field(3, description="version of this schema")
     id: str = Field(description="content hash of the resolved configuration, seed and data included")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
     recipe: str = Field(description="paper or mini")
@@ -131,6 +131,7 @@ class RunRecord(_Strict):
     )
     cost: Cost
     provenance: Provenance
+    note: str = Field("", description="what its publisher says about it, for instance why it renews an earlier one")
 
 
 def checksum(names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from tests.grid.small import folders, write_grid
 from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
 from wsbench.records import read_record
-from wsbench.run.logger import read_lines, read_metrics
+from wsbench.run.lines import read_lines, read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SLURM = ("--launcher", "slurm", "--no-gpus", "--time", "20", "--memory", "1")

@@ -6,7 +6,8 @@ import pytest
 from tests.test_records import make_record
 from wsbench.__main__ import main
 from wsbench.leaderboard.paper import paper_rows
-from wsbench.leaderboard.tables import COLUMNS, PAPER, derive, find_records, summary, table_name
+from wsbench.leaderboard.published import published_rows
+from wsbench.leaderboard.tables import COLUMNS, PAPER, LeaderboardError, derive, find_records, paper_rows_of, table_name
 from wsbench.norms import NormSpec
 from wsbench.records import DataIdentity, RecordError, SplitIdentity, write_record
 
@@ -40,11 +41,13 @@ def test_deterministic_and_in_any_order() -> None:
 
 def test_mini_and_paper_never_in_one_table() -> None:
     texts = derive([make_record(), paper_record(), make_record(recipe="paper", id="c" * 12)])  # type: ignore[list-item]
-    assert {t for t in texts if t.startswith("voc")} == {"voc.csv", "voc-mini.csv", "voc-paper-voc-mini-v1.csv"}
-    assert {r["recipe"] for r in rows(texts["voc.csv"])} == {"paper"}
+    assert {t for t in texts if t.startswith("voc") and "wide" not in t} == {
+        "voc.csv", "voc-mini.csv", "voc-paper-voc-mini-v1.csv",
+    }  # fmt: skip
+    assert {r["recipe"] for r in rows(texts["voc.csv"]) if r["source"] != "published"} == {"paper"}
     assert {r["data"] for r in rows(texts["voc.csv"])} == {"voc2012"}
     assert {r["recipe"] for r in rows(texts["voc-mini.csv"])} == {"mini"}
-    assert [r["source"] for r in rows(texts["voc.csv"])] == ["paper Table 7"] * 4 + ["run"]
+    assert [r["source"] for r in rows(texts["voc.csv"])] == ["paper"] * 4 + ["published"] * 2 + ["run"]
 
 
 def test_paper_rows_stand_without_records() -> None:
@@ -55,20 +58,22 @@ def test_paper_rows_stand_without_records() -> None:
 
 def test_all_of_the_papers_numbers_stand_under_names_that_runs_have() -> None:
     texts = derive([])
-    assert set(texts) == {f"{task}.csv" for task in PAPER}
-    found = [row for text in texts.values() for row in rows(text)]
+    assert set(texts) == {f"{task}{kind}.csv" for task in PAPER for kind in ("", ".wide")}
+    papers = {task: [r for r in rows(texts[f"{task}.csv"]) if r["source"] == "paper"] for task in PAPER}
+    found = [row for each in papers.values() for row in each]
     assert len(found) == 219
-    networks = {task: {r["network"] for r in rows(texts[f"{task}.csv"])} for task in PAPER}
+    assert {row["citation"] for row in found} == {f"arXiv:1903.10520 Table {n}" for n in range(1, 9)}
+    networks = {task: {r["network"] for r in papers[task]} for task in PAPER}
     assert networks["modelnet40"] == {"dgcnn_tf"}
     assert networks["something"] == {"tsm_resnet50"}
     assert "mask_rcnn_resnext101_32x4d" in networks["coco"]
-    assert {r["norm"] for r in rows(texts["modelnet40.csv"])} == {"bn", "bn+ws", "gn16", "gn16+ws"}
+    assert {r["norm"] for r in papers["modelnet40"]} == {"bn", "bn+ws", "gn16", "gn16+ws"}
 
 
 def test_a_changed_recipe_is_said() -> None:
     record = make_record(overrides={"model.lr": 0.5})
     (row,) = rows(derive([record])["voc-mini.csv"])
-    assert row["overrides"] == "model.lr"
+    assert row["overrides"] == "model.lr=0.5"
     assert row["best_value"] == "41.0"
     assert table_name(record) == "voc-mini"
 
@@ -84,20 +89,29 @@ def test_find_each_record_once(tmp_path: Path) -> None:
         find_records([tmp_path / "runs"])
 
 
-def test_summary_groups_seeds_and_nothing_else() -> None:
-    from wsbench.records import MetricValue
+def test_data_of_one_name_but_other_lists_is_refused() -> None:
+    other = DataIdentity(name="voc-mini-v1", splits={"val": SplitIdentity(list="val", count=3, checksum="y")})
+    with pytest.raises(LeaderboardError, match="would mix data of one name"):
+        derive([make_record(), make_record(id="d" * 12, seed=1, data=other)])
+    custom = [
+        make_record(id=c * 12, data=DataIdentity(name="custom", splits={"val": split.model_copy(update={"count": n})}))
+        for n, (c, split) in enumerate((c, other.splits["val"]) for c in "ab")
+    ]
+    assert len([name for name in derive(custom) if "custom" in name and "wide" not in name]) == 2
 
-    records = [
-        make_record(id=f"{i:012d}", seed=i, metrics={"miou": MetricValue(value=v, n_eval=3, step=4)})
-        for i, v in enumerate((40.0, 42.0, 44.0))
-    ]
-    records.append(make_record(id="f" * 12, overrides={"model.lr": 1.0}))
-    records.append(make_record(id="e" * 12, norm="gn"))
-    assert summary(records, "miou") == [
-        ("voc-mini", "gn", 1, 40.0, None),
-        ("voc-mini", "gn+ws", 3, 42.0, 2.0),
-        ("voc-mini", "gn+ws (model.lr=1.0)", 1, 40.0, None),
-    ]
+
+def test_a_published_row_names_its_source_and_its_norm() -> None:
+    for task in PAPER:
+        for row in published_rows(task):
+            assert row.citation
+            assert 0 < float(row.value) < 100
+            assert row.metric in {r.metric for r in paper_rows_of(task)}
+            if row.norm.split("+")[0] in ("bn", "gn", "sn", "frozenbn") and not row.norm.endswith("sws"):
+                assert str(NormSpec.parse(row.norm)) == row.norm
+    values = [r.value for r in published_rows("imagenet") if r.norm == "mabn"]
+    assert values == ["23.67"]
+    recalled = {"29.8", "24.4", "24.2", "24.0"}  # 1912.11370 Table 4 was not read, so it must not be here
+    assert not [r for r in published_rows("imagenet") if "1912.11370" in r.citation and r.value in recalled]
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from wsbench.analysis.smoothness import FACTORS, smoothness
 from wsbench.load import build_task, load_weights, read_settings
 from wsbench.norms import GradientTap, NormSpec
 from wsbench.run.folder import METRICS
-from wsbench.run.logger import read_metrics
+from wsbench.run.lines import read_metrics
 
 
 def shares_of(problem: Problem) -> dict[str, ChannelShares]:

@@ -6,7 +6,7 @@ from typing import Any
 from wsbench.analysis.shares import PARTS, Aggregate, ChannelShares, aggregate
 from wsbench.records import AnalysisPoint, GradientParts
 from wsbench.run.folder import ANALYSIS
-from wsbench.run.logger import append_line, read_lines
+from wsbench.run.lines import append_line, read_lines
 
 
 def _aggregated(found: Aggregate) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import wsbench
 from wsbench.grid.definition import ALIASES
 from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
 from wsbench.run.folder import LAST, METRICS
+from wsbench.run.lines import append_line, read_lines
 from wsbench.run.lock import holder
-from wsbench.run.logger import append_line, read_lines
 
 LOG = "cell.log"
 ATTEMPTS = "attempts.jsonl"

@@ -17,7 +17,7 @@ from wsbench.grid.definition import GridError, load, parse_values, sweep_names
 from wsbench.grid.launcher import Launcher, LauncherError
 from wsbench.parts import MissingPartError
 from wsbench.records import RecordError
-from wsbench.run.logger import append_line
+from wsbench.run.lines import append_line
 from wsbench.run.progress import duration
 from wsbench.run.report import console, exit_status
 

@@ -1,15 +1,20 @@
-"""Records and the paper's rows to CSV files: deterministic, one file for each task, recipe and dataset."""
+"""Records, the paper's rows and published ones to long CSV files: one for each task, recipe and dataset."""
 
 import csv
+import hashlib
 import io
-import statistics
-from collections import defaultdict
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsbench.leaderboard.paper import PaperRow, paper_rows
-from wsbench.records import RECORD_NAME, RunRecord, read_record, write_text_atomically
+from wsbench.leaderboard.published import published_rows
+from wsbench.records import RECORD_NAME, DataIdentity, RunRecord, read_record, write_text_atomically
+
+
+class LeaderboardError(ValueError):
+    """Records that do not belong into a leaderboard; the message names them and says why."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +25,27 @@ class PaperTable:
     data: str
     headline: str
     """The metric that a summary shows; the task's main one."""
+    further: tuple[str, ...] = ()
+    """Metrics that the wide table shows behind it."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of the wide table."""
+        return (self.headline, *self.further)
 
 
 PAPER = {
-    "imagenet": PaperTable((1, 2, 3), "imagenet1k", "top1_error"),
-    "something": PaperTable((6,), "something_something_v1", "top1_acc"),
+    "imagenet": PaperTable((1, 2, 3), "imagenet1k", "top1_error", ("top5_error",)),
+    "something": PaperTable((6,), "something_something_v1", "top1_acc", ("top5_acc",)),
     "voc": PaperTable((7,), "voc2012", "miou"),
-    "modelnet40": PaperTable((8,), "modelnet40", "overall_acc"),
-    "coco": PaperTable((4, 5), "coco2017", "box_AP"),
+    "modelnet40": PaperTable((8,), "modelnet40", "overall_acc", ("mean_class_acc",)),
+    "coco": PaperTable((4, 5), "coco2017", "box_AP", ("mask_AP",)),
 }
+
+
+def lower_is_better(metric: str) -> bool:
+    """Of a metric's name."""
+    return metric.endswith("error")
 
 
 def network_of(row: PaperRow) -> str:
@@ -46,7 +63,8 @@ def paper_rows_of(task: str) -> list[PaperRow]:
 COLUMNS = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
     "norm_batch", "seed", "metric", "value", "best_value", "n_eval", "steps", "overrides", "samples_per_second",
-    "peak_memory_mib", "source", "record",
+    "peak_memory_mib", "source", "record", "citation", "note", "data_checksum", "precision", "hardware", "wsbench",
+    "commit", "finished",
 )  # fmt: skip
 Row = dict[str, str]
 
@@ -71,6 +89,12 @@ def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
     return sorted(records, key=lambda r: (r.task, r.recipe, r.data.name, r.network, r.norm, r.seed, r.id))
 
 
+def data_checksum(data: DataIdentity) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a dataset's splits: their names, counts and checksums."""
+    splits = {name: split.model_dump() for name, split in data.splits.items()}
+    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def table_name(record: RunRecord) -> str:
     """The file a record belongs to: ``voc`` is the paper's recipe on the paper's data, and nothing else is."""
     task, recipe, data = record.task, record.recipe, record.data.name
@@ -78,18 +102,26 @@ def table_name(record: RunRecord) -> str:
         return task
     if recipe == "mini" and data.startswith(f"{task}-mini"):
         return f"{task}-mini"
-    return f"{task}-{recipe}-{data}"
+    return f"{task}-{recipe}-{data}" + (f"-{data_checksum(record.data)}" if data == "custom" else "")
+
+
+def overrides_of(record: RunRecord) -> str:
+    """What a run changed of its recipe: ``model.lr=0.5 trainer.max_steps=300``."""
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in sorted(record.overrides.items()))
 
 
 def _record_rows(record: RunRecord) -> list[Row]:
-    batch = record.batch
+    batch, provenance = record.batch, record.provenance
     common = {
         "task": record.task, "recipe": record.recipe, "data": record.data.name, "network": record.network,
         "norm": record.norm, "micro_batch": batch.micro_batch, "accumulate": batch.accumulate,
         "devices": batch.devices, "effective_batch": batch.effective_batch, "norm_batch": batch.norm_batch,
-        "seed": record.seed, "steps": record.steps, "overrides": " ".join(sorted(record.overrides)),
+        "seed": record.seed, "steps": record.steps, "overrides": overrides_of(record),
         "samples_per_second": record.cost.samples_per_second, "peak_memory_mib": record.cost.peak_memory_mib,
-        "source": "run", "record": record.id,
+        "source": "run", "record": record.id, "citation": "", "note": record.note,
+        "data_checksum": data_checksum(record.data), "precision": provenance.precision,
+        "hardware": provenance.hardware, "wsbench": provenance.wsbench, "commit": provenance.commit,
+        "finished": provenance.finished,
     }  # fmt: skip
     rows = []
     for name, metric in sorted(record.metrics.items()):
@@ -100,34 +132,66 @@ def _record_rows(record: RunRecord) -> list[Row]:
     return rows
 
 
-def _paper_rows(task: str) -> list[Row]:
-    return [
-        dict.fromkeys(COLUMNS, "")
-        | {
-            "task": task,
-            "recipe": "paper",
-            "data": PAPER[task].data,
-            "network": network_of(row),
-            "norm": row.norm,
-            "metric": row.metric,
-        }
-        | {"micro_batch": row.batch_per_gpu, "value": str(row.value), "source": row.source}
+def _cited_rows(task: str) -> list[Row]:
+    """The paper's and other published numbers, which stand beside runs and are never averaged with them."""
+    empty = dict.fromkeys(COLUMNS, "") | {"task": task, "data": PAPER[task].data}
+    paper = [
+        empty
+        | {"recipe": "paper", "network": network_of(row), "norm": row.norm, "metric": row.metric}
+        | {"micro_batch": row.batch_per_gpu, "value": str(row.value), "source": "paper"}
+        | {"citation": f"arXiv:1903.10520 {row.source.removeprefix('paper ')}"}
         for row in paper_rows_of(task)
     ]
+    published = [
+        empty
+        | {"recipe": "published", "network": row.network, "norm": row.norm, "metric": row.metric}
+        | {"micro_batch": row.micro_batch, "devices": row.devices, "value": row.value, "source": "published"}
+        | {"citation": row.citation, "note": row.note}
+        for row in published_rows(task)
+    ]
+    return paper + published
+
+
+def text_of(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """CSV text."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def by_table(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """``{table: records}`` in order; the paper's tables are there without a record, too.
+
+    Raises:
+        LeaderboardError: records of one table were made with different data.
+    """
+    tables: dict[str, list[RunRecord]] = {task: [] for task in PAPER}
+    for record in in_order(records):
+        tables.setdefault(table_name(record), []).append(record)
+    for name, found in tables.items():
+        different = {data_checksum(record.data): record for record in found}
+        if len(different) > 1:
+            words = ", ".join(f"{r.id} has {r.data.name} {checksum}" for checksum, r in sorted(different.items()))
+            raise LeaderboardError(f"table '{name}' would mix data of one name with different lists: {words}")
+    return dict(sorted(tables.items()))
 
 
 def derive(records: Sequence[RunRecord]) -> dict[str, str]:
-    """``{file name: CSV text}``; the same records give the same bytes."""
-    tables: dict[str, list[Row]] = {task: _paper_rows(task) for task in PAPER}
-    for record in in_order(records):
-        tables.setdefault(table_name(record), []).extend(_record_rows(record))
+    """``{file name: CSV text}`` of long and wide tables; the same records give the same bytes.
+
+    Raises:
+        LeaderboardError: see :func:`by_table`.
+    """
+    from wsbench.leaderboard.wide import WIDE, wide_rows  # its rows are made from these
+
     texts = {}
-    for name, rows in sorted(tables.items()):
-        out = io.StringIO()
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        texts[f"{name}.csv"] = out.getvalue()
+    for name, found in by_table(records).items():
+        cited = _cited_rows(name) if name in PAPER else []
+        texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in _record_rows(record))])
+        task = found[0].task if found else name
+        texts[f"{name}.wide.csv"] = text_of(WIDE, wide_rows(task, found, cited))
     return texts
 
 
@@ -137,19 +201,3 @@ def update(folders: Sequence[Path], out: Path) -> list[Path]:
     for name, text in texts.items():
         write_text_atomically(out / name, text)
     return [out / name for name in texts]
-
-
-def summary(records: Sequence[RunRecord], metric: str) -> list[tuple[str, str, int, float, float | None]]:
-    """(table, norm, seeds, mean, standard deviation) of records that differ in nothing but the seed."""
-    groups: dict[tuple[str, str, str, str, str], list[float]] = defaultdict(list)
-    for record in records:
-        if metric in record.metrics:
-            changed = " ".join(f"{k}={v}" for k, v in sorted(record.overrides.items()))
-            batch = str(tuple(record.batch.model_dump().values()))
-            key = (table_name(record), record.norm, record.network, batch, changed)
-            groups[key].append(record.metrics[metric].value)
-    return [
-        (key[0], key[1] + (f" ({key[4]})" if key[4] else ""), len(values), statistics.mean(values),
-         statistics.stdev(values) if len(values) > 1 else None)
-        for key, values in sorted(groups.items())
-    ]  # fmt: skip

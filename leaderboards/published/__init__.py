@@ -1,0 +1,1 @@
+"""Numbers that others have published, with where they stand, packaged as ``wsbench.published``."""

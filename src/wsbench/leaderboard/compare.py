@@ -1,0 +1,61 @@
+"""Is the difference of two norms more than noise? Over the same seeds, in the same table, at the same batch sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from wsbench.leaderboard.spread import Paired, holm, paired
+from wsbench.leaderboard.tables import PAPER, lower_is_better
+from wsbench.leaderboard.wide import Group
+
+#: below it a difference is called more than noise
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups of runs."""
+
+    first: Group
+    second: Group
+    metric: str
+    test: Paired
+    p: float
+    """Corrected for how many comparisons were made beside it."""
+
+    @property
+    def better(self) -> Group | None:
+        """The better of the two; None if the difference may be noise."""
+        if self.p >= ALPHA:
+            return None
+        return self.first if (self.test.mean < 0) == lower_is_better(self.metric) else self.second
+
+    def words(self) -> str:
+        """The verdict."""
+        return "may be noise" if self.better is None else f"{self.better.first.norm} is better"
+
+
+def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+    """Every pair of norms in every table, network, batch size and setting where both have two seeds in common.
+
+    Args:
+        found: groups of runs.
+        pairs: of norms; ``gn`` stands for ``gn16``, too, where a task has that.
+
+    Returns:
+        The tests, their p values corrected together.
+    """
+    tests = []
+    for first in found:
+        for second in found:
+            names = tuple(group.first.norm.replace("gn16", "gn") for group in (first, second))
+            if names in pairs and _setting(first) == _setting(second):
+                metric = PAPER[first.first.task].headline
+                test = paired(first.values(metric), second.values(metric))
+                if test is not None:
+                    tests.append(Comparison(first, second, metric, test, test.p))
+    corrected = holm([one.test.p for one in tests])
+    return [replace(one, p=p) for one, p in zip(tests, corrected, strict=True)]
+
+
+def _setting(group: Group) -> tuple[object, ...]:
+    return (group.table, group.first.network, group.overrides, group.first.batch, group.first.steps)

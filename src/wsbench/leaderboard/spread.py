@@ -1,0 +1,78 @@
+"""Means over seeds, their intervals, and whether a difference is more than noise."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of the values of several seeds."""
+
+    n: int
+    mean: float
+    std: float | None
+    """Sample standard deviation (divisor n - 1); None of a single value."""
+    low: float | None
+    high: float | None
+    """Ends of Student's 95 % interval of the mean: mean -+ t(0.975, n - 1) std / sqrt(n)."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation and interval of at least one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Spread(len(values), mean, None, None, None)
+    std = statistics.stdev(values)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / math.sqrt(len(values))
+    return Spread(len(values), mean, std, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two methods on the same seeds: Student's paired t-test."""
+
+    n: int
+    mean: float
+    """Of the differences, first minus second."""
+    low: float
+    high: float
+    """95 % interval of it."""
+    p: float
+    """Two-sided; 1 where all differences are 0."""
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
+    """The test over the seeds that both have; None if there are fewer than two.
+
+    Args:
+        first: ``{seed: value}``.
+        second: the same of the other method.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [first[seed] - second[seed] for seed in seeds]
+    over = spread(differences)
+    assert over.std is not None
+    assert over.low is not None
+    assert over.high is not None
+    if over.std == 0:
+        return Paired(over.n, over.mean, over.low, over.high, 1.0 if over.mean == 0 else 0.0)
+    statistic = over.mean / (over.std / math.sqrt(over.n))
+    return Paired(over.n, over.mean, over.low, over.high, float(2 * stats.t.sf(abs(statistic), over.n - 1)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction of p values for how many there are (Holm 1979): compare them with 0.05 all the same."""
+    adjusted = [0.0] * len(p)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,115 @@
+"""The table that a paper prints: a row for runs that differ in nothing but the seed, beside the paper's value."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from wsbench.leaderboard.spread import Spread, spread
+from wsbench.leaderboard.tables import PAPER, Row, data_checksum, network_of, overrides_of, paper_rows_of, table_name
+from wsbench.records import RunRecord
+
+WIDE = (
+    "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
+    "norm_batch", "overrides", "metric", "n_seeds", "mean", "std", "ci95_low", "ci95_high", "paper", "delta",
+    "samples_per_second", "peak_memory_mib", "source", "citation", "records", "note", "data_checksum", "precision",
+    "hardware", "wsbench", "commit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    records: tuple[RunRecord, ...]
+
+    @property
+    def first(self) -> RunRecord:
+        """For what all have in common."""
+        return self.records[0]
+
+    @cached_property
+    def table(self) -> str:
+        """The table it stands in."""
+        return table_name(self.first)
+
+    @cached_property
+    def overrides(self) -> str:
+        """What they changed of the recipe, in words."""
+        return overrides_of(self.first)
+
+    def values(self, metric: str) -> dict[int, float]:
+        """``{seed: value}`` of the final weights."""
+        return {r.seed: r.metrics[metric].value for r in self.records if metric in r.metrics}
+
+    def spread(self, metric: str) -> Spread | None:
+        """Over the seeds; None if there is no such metric."""
+        values = list(self.values(metric).values())
+        return spread(values) if values else None
+
+    def mean_of_cost(self, name: str) -> float:
+        """``samples_per_second`` or ``peak_memory_mib``."""
+        return sum(float(getattr(r.cost, name)) for r in self.records) / len(self.records)
+
+    def paper(self, metric: str) -> float | None:
+        """The paper's value of the same network, norm and images a device; None if the run is another experiment."""
+        if self.table not in PAPER or self.overrides:
+            return None
+        rows = [r for r in paper_rows_of(self.first.task) if network_of(r) == self.first.network]
+        rows = [r for r in rows if (r.norm, r.metric) == (self.first.norm, metric)]
+        rows = [r for r in rows if r.batch_per_gpu in ("", str(self.first.batch.micro_batch))]
+        return rows[0].value if rows else None
+
+
+def groups(records: Iterable[RunRecord]) -> list[Group]:
+    """Records by everything but the seed, in a fixed order."""
+    found: dict[tuple[object, ...], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        batch = tuple(record.batch.model_dump().values())
+        key = (table_name(record), record.network, record.norm, overrides_of(record), batch)
+        found[*key, record.steps, record.provenance.precision].append(record)
+    return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found, key=str)]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else str(round(value, 4))
+
+
+def _joined(values: Iterable[str | None]) -> str:
+    return "; ".join(sorted({value for value in values if value}))
+
+
+def _row(group: Group, metric: str, over: Spread) -> Row:
+    first, paper = group.first, group.paper(metric)
+    values = {
+        "task": first.task, "recipe": first.recipe, "data": first.data.name, "network": first.network,
+        "norm": first.norm, **{k: str(v) for k, v in first.batch.model_dump().items()}, "overrides": group.overrides,
+        "metric": metric, "n_seeds": str(over.n), "mean": _number(over.mean), "std": _number(over.std),
+        "ci95_low": _number(over.low), "ci95_high": _number(over.high), "paper": _number(paper),
+        "delta": _number(None if paper is None else over.mean - paper),
+        "samples_per_second": _number(group.mean_of_cost("samples_per_second")),
+        "peak_memory_mib": _number(group.mean_of_cost("peak_memory_mib")), "source": "run", "citation": "",
+        "records": " ".join(r.id for r in group.records), "note": _joined(r.note for r in group.records),
+        "data_checksum": data_checksum(first.data), "precision": first.provenance.precision,
+        "hardware": _joined(r.provenance.hardware for r in group.records),
+        "wsbench": _joined(r.provenance.wsbench for r in group.records),
+        "commit": _joined(r.provenance.commit for r in group.records),
+    }  # fmt: skip
+    return {column: values[column] for column in WIDE}
+
+
+def wide_rows(task: str, records: Sequence[RunRecord], cited: Sequence[Row]) -> list[Row]:
+    """A row for each group and metric of the task's main ones; then those that are cited, as they are."""
+    metrics = PAPER[task].metrics
+    rows = []
+    for group in groups(records):
+        for metric in metrics:
+            over = group.spread(metric)
+            if over is not None:
+                rows.append(_row(group, metric, over))
+    quoted = [
+        {column: row.get(column, "") for column in WIDE} | {"mean": row["value"]}
+        for row in cited
+        if row["metric"] in metrics
+    ]
+    return quoted + rows

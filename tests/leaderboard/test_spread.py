@@ -1,0 +1,105 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.test_records import make_record
+from wsbench.leaderboard.compare import comparisons
+from wsbench.leaderboard.spread import holm, paired, spread
+from wsbench.leaderboard.wide import WIDE, groups, wide_rows
+from wsbench.records import BatchNumbers, MetricValue, RunRecord
+
+
+def test_interval_is_scipys() -> None:
+    values = [40.0, 42.5, 41.0, 47.0]
+    over = spread(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (over.low, over.high) == pytest.approx((expected.low, expected.high))
+    assert over.std == pytest.approx(np.std(values, ddof=1))
+    assert spread([3.0]).std is None
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = [(o := spread(list(generator.normal(5, 2, 3)))).low < 5 < o.high for _ in range(4000)]  # type: ignore[operator]
+    assert 0.935 < np.mean(covered) < 0.965
+
+
+def test_paired_is_scipys_on_common_seeds_only() -> None:
+    first, second = {0: 1.0, 1: 4.0, 2: 2.5, 7: 99.0}, {0: 0.5, 1: 2.0, 2: 2.0, 8: -99.0}
+    test = paired(first, second)
+    assert test is not None
+    expected = stats.ttest_rel([1.0, 4.0, 2.5], [0.5, 2.0, 2.0])
+    assert (test.n, test.p) == (3, pytest.approx(expected.pvalue))
+    assert (test.low, test.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert paired({0: 1.0}, {0: 2.0}) is None
+    assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p == 1  # type: ignore[union-attr]
+    assert paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0}).p == 0  # type: ignore[union-attr]
+
+
+def test_holm_by_its_definition() -> None:
+    """The smallest level at which Holm's step-down procedure rejects, found by trying levels."""
+
+    def rejects(p: list[float], level: float) -> set[int]:
+        found: set[int] = set()
+        for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+            if p[index] > level / (len(p) - rank):
+                break
+            found.add(index)
+        return found
+
+    p = [0.01, 0.04, 0.03, 0.005, 0.6]
+    adjusted = holm(p)
+    for level in np.linspace(0.001, 0.999, 999):
+        assert rejects(p, float(level)) == {i for i, a in enumerate(adjusted) if a <= level}
+    for order in itertools.permutations(range(3)):
+        assert [holm([p[i] for i in order])[order.index(k)] for k in range(3)] == holm(p[:3])
+
+
+def record(norm: str, seed: int, value: float, **changes: object) -> RunRecord:
+    metric = MetricValue(value=value, n_eval=3, step=4)
+    return make_record(
+        id=f"{norm}{seed}{value}"[:12].ljust(12, "x"), norm=norm, seed=seed, metrics={"miou": metric}, **changes
+    )
+
+
+def test_groups_differ_in_nothing_but_the_seed() -> None:
+    records = [record("gn+ws", seed, value) for seed, value in ((2, 44.0), (0, 40.0), (1, 42.0))]
+    batch = BatchNumbers(micro_batch=8, accumulate=1, devices=1, effective_batch=8, norm_batch=8)
+    records += [
+        record("gn+ws", 0, 30.0, overrides={"model.lr": 1.0}),
+        record("gn", 0, 20.0),
+        record("bn", 0, 50.0, batch=batch),
+    ]
+    found = {(g.first.norm, g.overrides): g for g in groups(records)}
+    assert len(found) == 4
+    group = found["gn+ws", ""]
+    assert group.values("miou") == {0: 40.0, 1: 42.0, 2: 44.0}
+    rows = wide_rows("voc", records, [])
+    row = next(r for r in rows if (r["norm"], r["overrides"]) == ("gn+ws", ""))
+    assert tuple(row) == WIDE
+    assert (row["n_seeds"], row["mean"], row["std"], row["paper"]) == ("3", "42.0", "2.0", "")
+    assert float(row["ci95_high"]) == pytest.approx(42 + 4.302653 * 2 / 3**0.5, abs=1e-4)
+
+
+def test_a_delta_needs_the_papers_experiment() -> None:
+    from tests.leaderboard.test_tables import paper_record
+
+    same = {"network": "deeplabv3_resnet101", "metrics": {"miou": MetricValue(value=77.0, n_eval=3, step=4)}}
+    (row,) = wide_rows("voc", [paper_record(**same)], [])  # type: ignore[list-item]
+    assert (row["paper"], row["delta"]) == ("77.2", "-0.2")
+    (row,) = wide_rows("voc", [paper_record(**same, overrides={"model.lr": 1})], [])  # type: ignore[list-item]
+    assert (row["paper"], row["delta"]) == ("", "")
+
+
+def test_comparisons_keep_to_one_setting_and_say_who_is_better() -> None:
+    records = [record("gn+ws", s, 60.0 + s) for s in range(3)] + [record("gn", s, 30.0 + 1.1 * s) for s in range(3)]
+    records += [record("gn", s, 90.0 + s, overrides={"model.lr": 1.0}) for s in range(3)]
+    (one,) = comparisons(groups(records), [("gn+ws", "gn")])
+    assert one.better is not None
+    assert one.better.first.norm == "gn+ws"
+    assert one.words() == "gn+ws is better"
+    noisy = [record("gn+ws", s, v) for s, v in enumerate((1.0, 90.0, 40.0))] + records[3:6]
+    (two,) = comparisons(groups(noisy), [("gn+ws", "gn")])
+    assert two.words() == "may be noise"
