@@ -19,7 +19,8 @@ commands
   export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
   data         verify and prepare a dataset                data voc --root FOLDER
   sweep        a grid: on this machine, Slurm or Ray       sweep table2; sweep status table2; sweep list
-  leaderboard  result records to CSV                       leaderboard; leaderboard check; leaderboard submit RUN
+  leaderboard  result records to CSV                       leaderboard; leaderboard submit RUN
+               are they right, is it more than noise?      leaderboard check; leaderboard compare gn+ws gn
   report       leaderboards as one HTML page               report
   doctor       versions, devices, optional parts           doctor
 
@@ -77,6 +78,12 @@ def _leaderboard(argv: Sequence[str]) -> int:
     return main(argv[1:])
 
 
+def _report(argv: Sequence[str]) -> int:
+    from wsbench.leaderboard.page.command import main
+
+    return main(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from wsbench.doctor import main
 
@@ -90,6 +97,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": _data,
     "sweep": _sweep,
     "leaderboard": _leaderboard,
+    "report": _report,
     "doctor": _doctor,
 }
 

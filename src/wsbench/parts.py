@@ -1,5 +1,6 @@
 """Optional parts: what is missing, and the command that installs it."""
 
+import importlib
 from typing import Any
 
 #: system libraries that open3d's wheel links to, and Debian's packages with them
@@ -76,6 +77,30 @@ def ray() -> Any:
             "--launcher ray needs ray, which is not installed: pip install 'wsbench[ray]'"
         ) from error
     return module
+
+
+def _of_report(name: str, package: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingPartError(
+            f"the report needs {package}, which is not installed: pip install 'wsbench[report]'"
+        ) from error
+
+
+def altair() -> Any:
+    """The module altair; MissingPartError if it is not there."""
+    return _of_report("altair", "altair")
+
+
+def vl_convert() -> Any:
+    """The module vl_convert; MissingPartError if it is not there."""
+    return _of_report("vl_convert", "vl-convert-python")
+
+
+def jinja2() -> Any:
+    """The module jinja2; MissingPartError if it is not there."""
+    return _of_report("jinja2", "Jinja2")
 
 
 def plotly() -> Any:

@@ -132,7 +132,7 @@ def _record_rows(record: RunRecord) -> list[Row]:
     return rows
 
 
-def _cited_rows(task: str) -> list[Row]:
+def cited_rows(task: str) -> list[Row]:
     """The paper's and other published numbers, which stand beside runs and are never averaged with them."""
     empty = dict.fromkeys(COLUMNS, "") | {"task": task, "data": PAPER[task].data}
     paper = [
@@ -188,7 +188,7 @@ def derive(records: Sequence[RunRecord]) -> dict[str, str]:
 
     texts = {}
     for name, found in by_table(records).items():
-        cited = _cited_rows(name) if name in PAPER else []
+        cited = cited_rows(name) if name in PAPER else []
         texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in _record_rows(record))])
         task = found[0].task if found else name
         texts[f"{name}.wide.csv"] = text_of(WIDE, wide_rows(task, found, cited))

@@ -1,0 +1,109 @@
+"""The front answer, in the words that the numbers support, whoever wins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wsbench.leaderboard.page.charts import curves_of, settings_of, short
+from wsbench.leaderboard.tables import PAPER, lower_is_better, network_of, paper_rows_of
+from wsbench.leaderboard.wide import Group
+
+#: the method that the paper proposes, and those that it is held against
+OURS = "gn+ws"
+AGAINST = ("bn", "gn")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """For one table at one batch size."""
+
+    table: str
+    images: int
+    """On a device at a time."""
+    effective: int
+    metric: str
+    ranking: tuple[tuple[str, str, str], ...]
+    """(norm, value in words, id of its first record), the best first."""
+    sentence: str
+
+
+def _number(group: Group, metric: str) -> str:
+    over = group.spread(metric)
+    assert over is not None
+    return f"{over.mean:.1f}" + ("" if over.std is None else f" ± {over.std:.1f}")
+
+
+def answers(found: Sequence[Group], images: int | None = None) -> list[Answer]:
+    """An answer for every table and setting, at the given number of images a device or, by default, the smallest.
+
+    Args:
+        found: groups of runs.
+        images: images a device; None: the fewest that a table has runs of.
+    """
+    given = []
+    for setting in settings_of(found):
+        first = setting[0].first
+        metric = PAPER[first.task].headline
+        least = min(g.first.batch.micro_batch for g in found if g.table == setting[0].table)
+        ranked = sorted(
+            ((group.spread(metric).mean, group) for group in setting if metric in group.first.metrics),  # type: ignore[union-attr]
+            key=lambda pair: pair[0] if lower_is_better(metric) else -pair[0],
+        )
+        if first.batch.micro_batch != (images or least) or len(ranked) < 2:
+            continue
+        ranking = tuple((short(g.first.norm), _number(g, metric), g.first.id) for _, g in ranked)
+        given.append(
+            Answer(setting[0].table, first.batch.micro_batch, first.batch.effective_batch, metric, ranking,
+                   sentence(ranking))
+        )  # fmt: skip
+    return sorted(given, key=lambda a: (a.images, a.table, -a.effective))
+
+
+def sentence(ranking: Sequence[tuple[str, str, str]]) -> str:
+    """Who is first, where the paper's method and those it is held against stand."""
+    names = [norm for norm, _, _ in ranking]
+    values = {norm: value for norm, value, _ in ranking}
+    said = f"{names[0]} is best of {len(names)} with {values[names[0]]}"
+    if OURS in names and names[0] != OURS:
+        said += f"; {OURS} is {_ordinal(names.index(OURS) + 1)} with {values[OURS]}"
+    rest = [f"{norm} {values[norm]}" for norm in AGAINST if norm in values and norm != names[0]]
+    return said + (f" ({', '.join(rest)})" if rest else "")
+
+
+def _images(number: str) -> str:
+    return f"{number} image{'' if number == '1' else 's'}"
+
+
+def of_the_curves(found: Sequence[Group]) -> list[tuple[str, str]]:
+    """(table, sentence): what becomes of each norm from the most images a device to the fewest."""
+    said = []
+    for curve in curves_of(found):
+        metric = PAPER[curve[0].first.task].headline
+        most, least = (end(g.first.batch.micro_batch for g in curve) for end in (max, min))
+        at = {(g.first.norm, g.first.batch.micro_batch): _number(g, metric) for g in curve if g.spread(metric)}
+        norms = [n for n in dict.fromkeys(g.first.norm for g in curve) if {(n, most), (n, least)} <= at.keys()]
+        moves = ", ".join(f"{short(n)} from {at[n, most]} to {at[n, least]}" for n in norms)
+        said.append(
+            (curve[0].table, f"from {most} to {least} images a device, at {curve[0].first.batch.effective_batch} a "
+             f"step throughout, {metric} goes for {moves}")
+        )  # fmt: skip
+    return said
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def of_the_paper() -> list[tuple[str, str]]:
+    """(experiment, sentence) by the paper's own numbers: BN at its large batch, GN and GN+WS at one image."""
+    said = []
+    for task, network in (("imagenet", "resnet50"), ("imagenet", "resnet101")):
+        metric = PAPER[task].headline
+        rows = {
+            r.norm: r for r in paper_rows_of(task) if network_of(r) == network and r.metric == metric and r.table == 1
+        }
+        said.append(
+            (f"ImageNet, {network}, top-1 error",
+             ", ".join(f"{norm} {rows[norm].value:.2f} at {_images(rows[norm].batch_per_gpu)} a GPU"
+                       for norm in (OURS, "gn", "bn", "bn+ws")))
+        )  # fmt: skip
+    return said

@@ -1,0 +1,74 @@
+"""Groups of runs to HTML; every string of a record goes through Jinja's escaping."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import wsbench
+from wsbench.leaderboard.compare import comparisons
+from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
+from wsbench.leaderboard.page.charts import MAIN, Logs, figures, short
+from wsbench.leaderboard.tables import PAPER, Row, by_table, cited_rows, lower_is_better
+from wsbench.leaderboard.wide import Group, wide_rows
+from wsbench.parts import jinja2, vl_convert
+
+#: which of two norms is asked about: what weight standardization does to each, and the paper's method against BN
+PAIRS = [(f"{act}+ws", act) for act in ("bn", "gn", "ln", "in", "sn")] + [("gn+ws", "bn")]
+
+
+def _tables(found: Sequence[Group]) -> list[dict[str, Any]]:
+    """Every table's wide rows, runs before numbers that are cited."""
+    records = [record for group in found for record in group.records]
+    made = []
+    for name, runs in by_table(records).items():
+        task = runs[0].task if runs else name
+        rows: list[Row] = wide_rows(task, runs, cited_rows(name) if name in PAPER else [])
+        rows.sort(key=lambda row: row["source"] != "run")
+        metric = PAPER[task].headline
+        made.append({"name": name, "task": task, "rows": rows, "metric": metric, "lower": lower_is_better(metric)})
+    return sorted(made, key=lambda t: (not any(r["source"] == "run" for r in t["rows"]), t["name"]))
+
+
+def _records(found: Sequence[Group]) -> list[Mapping[str, Any]]:
+    return [
+        {"record": record, "json": json.dumps(json.loads(record.model_dump_json()), indent=1)}
+        for group in found
+        for record in group.records
+    ]
+
+
+def render(found: Sequence[Group], logs: Logs) -> str:
+    """The page.
+
+    Args:
+        found: groups of runs.
+        logs: their logs of metrics.
+    """
+    engine = jinja2()
+    environment = engine.Environment(
+        loader=engine.FunctionLoader(_asset), autoescape=True, undefined=engine.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    drawn = figures(found, logs)
+    text: str = environment.get_template("page.html.j2").render(
+        version=wsbench.__version__,
+        answers=answers(found),
+        paper=of_the_paper(),
+        curves=of_the_curves(found),
+        tables=_tables(found),
+        comparisons=comparisons(found, PAIRS),
+        figures=drawn,
+        specs={figure.name: figure.chart.to_dict() for figure in drawn},
+        records=_records(found),
+        main=MAIN,
+        short=short,
+        style=_asset("page.css"),
+        script=_asset("page.js"),
+        vega=vl_convert().javascript_bundle().replace("</script", "<\\/script"),
+    )
+    return text
+
+
+def _asset(name: str) -> str:
+    return (files("wsbench.leaderboard.page") / name).read_text(encoding="utf-8")
