@@ -38,7 +38,7 @@ from wsbench.records import (
 )
 from wsbench.run import folder as run_folder
 from wsbench.run import lock, report
-from wsbench.run.logger import JSONLLogger
+from wsbench.run.loggers import finish, loggers
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
@@ -123,6 +123,7 @@ class BenchmarkCLI(LightningCLI):
         self.choice, self.argv = choice, list(argv)
         self.recorder = Recorder()
         self.folder: Path | None = None
+        self._resumed_at: int | None = None
         entry = ENTRIES[choice.task]
         super().__init__(
             model_class=entry.model,
@@ -149,6 +150,11 @@ class BenchmarkCLI(LightningCLI):
         parser.add_argument("--overwrite", type=bool, default=False, help="start an unfinished or finished run over")
         parser.add_argument("--output", type=str, default="predictions", help="folder that predict writes to")
         parser.add_argument("--analysis", type=bool, default=False, help="measure gradient shares (docs/analysis.md)")
+        parser.add_argument(
+            "--tensorboard", type=bool, default=True, help="write TensorBoard's files into the run's folder"
+        )
+        parser.add_argument("--wandb", type=bool, default=False, help="log to Weights & Biases (extra wandb)")
+        parser.add_argument("--mlflow", type=bool, default=False, help="log to MLflow (extra mlflow)")
         parser.add_argument("--snapshots", type=int, default=0, help="keep the weights of so many steps for analyze")
         for target, source in run_folder.LINKS.items():
             if target != "model.segments" or self.choice.task == "something":
@@ -261,8 +267,10 @@ class BenchmarkCLI(LightningCLI):
 
     def _same_run(self, path: str) -> None:
         """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
-        identity, folder = _read_checkpoint(path).get("run_id"), cast(Path, self.folder)
+        checkpoint, folder = _read_checkpoint(path), cast(Path, self.folder)
+        identity = checkpoint.get("run_id")
         if identity == folder.name:
+            self._resumed_at = int(checkpoint["global_step"])
             return
         beside = Path(path).expanduser().resolve().parent / run_folder.CONFIG
         differ = ""
@@ -292,7 +300,12 @@ class BenchmarkCLI(LightningCLI):
         self.trainer.accumulate_grad_batches = derived
         assert self.folder is not None
         if not self.settings.trainer.fast_dev_run:
-            self.trainer.loggers = [JSONLLogger(self.folder), *self.trainer.loggers]
+            settings = self.settings
+            words = {"task": settings.task, "recipe": settings.recipe, "norm": str(self.task.spec)}
+            words["seed"] = f"seed {settings.seed_everything}"
+            chosen = (settings.tensorboard, settings.wandb, settings.mlflow)
+            own = loggers(self.folder, self._resumed_at, _rank(), words, *chosen)
+            self.trainer.loggers = [*own, *self.trainer.loggers]
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
@@ -454,6 +467,7 @@ def _run(argv: Sequence[str]) -> Path | None:
     try:
         return BenchmarkCLI(choice, argv).folder
     finally:
+        finish()
         lock.release()
 
 

@@ -79,13 +79,27 @@ def ray() -> Any:
     return module
 
 
+def wandb() -> Any:
+    """The module wandb; MissingPartError if it is not there."""
+    return _extra("wandb", "--wandb true needs wandb", "wandb")
+
+
+def mlflow() -> Any:
+    """The module mlflow; MissingPartError if it is not there."""
+    return _extra("mlflow", "--mlflow true needs mlflow", "mlflow")
+
+
 def _of_report(name: str, package: str) -> Any:
+    return _extra(name, f"the report needs {package}", "report")
+
+
+def _extra(module: str, words: str, extra: str) -> Any:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingPartError(
-            f"the report needs {package}, which is not installed: pip install 'wsbench[report]'"
-        ) from error
+        if error.name != module:
+            raise
+        raise MissingPartError(f"{words}, which is not installed: pip install 'wsbench[{extra}]'") from error
 
 
 def altair() -> Any:

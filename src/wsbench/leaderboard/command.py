@@ -109,7 +109,7 @@ def _compare(argv: Sequence[str]) -> None:
     parser.add_argument("second", help="another")
     parser.add_argument("--records", type=Path, nargs="+", default=[Path("leaderboards/records")])
     args = parser.parse_args(argv)
-    found = comparisons(groups(find_records(args.records)), [(args.first, args.second)])
+    found = comparisons(groups(find_records(args.records)), [(args.first, args.second)], together=True)
     if not found:
         raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
     table = Table(title=f"{args.first} minus {args.second}")

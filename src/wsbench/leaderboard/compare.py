@@ -20,7 +20,7 @@ class Comparison:
     metric: str
     test: Paired
     p: float
-    """Corrected for how many comparisons were made beside it."""
+    """Holm's correction of the test's p for the comparisons that were made beside it."""
 
     @property
     def better(self) -> Group | None:
@@ -34,15 +34,13 @@ class Comparison:
         return "may be noise" if self.better is None else f"{self.better.first.norm} is better"
 
 
-def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], together: bool = False) -> list[Comparison]:
     """Every pair of norms in every table, network, batch size and setting where both have two seeds in common.
 
     Args:
         found: groups of runs.
         pairs: of norms; ``gn`` stands for ``gn16``, too, where a task has that.
-
-    Returns:
-        The tests, their p values corrected together.
+        together: correct the p values of all tests together, not only of those in one setting.
     """
     tests = []
     for first in found:
@@ -53,8 +51,14 @@ def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> lis
                 test = paired(first.values(metric), second.values(metric))
                 if test is not None:
                     tests.append(Comparison(first, second, metric, test, test.p))
-    corrected = holm([one.test.p for one in tests])
-    return [replace(one, p=p) for one, p in zip(tests, corrected, strict=True)]
+    families: dict[object, list[Comparison]] = {}
+    for one in tests:
+        families.setdefault(None if together else _setting(one.first), []).append(one)
+    return [
+        replace(one, p=p)
+        for family in families.values()
+        for one, p in zip(family, holm([one.test.p for one in family]), strict=True)
+    ]
 
 
 def _setting(group: Group) -> tuple[object, ...]:

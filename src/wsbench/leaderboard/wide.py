@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from wsbench.leaderboard.spread import Spread, spread
 from wsbench.leaderboard.tables import PAPER, Row, data_checksum, network_of, overrides_of, paper_rows_of, table_name
@@ -63,12 +64,12 @@ class Group:
 
 def groups(records: Iterable[RunRecord]) -> list[Group]:
     """Records by everything but the seed, in a fixed order."""
-    found: dict[tuple[object, ...], list[RunRecord]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
     for record in records:
         batch = tuple(record.batch.model_dump().values())
         key = (table_name(record), record.network, record.norm, overrides_of(record), batch)
         found[*key, record.steps, record.provenance.precision].append(record)
-    return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found, key=str)]
+    return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found)]
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,8 @@ BEST = "best.ckpt"
 NORMS = "norms.txt"
 ANALYSIS = "analysis.jsonl"
 CHANNELS = "analysis"
+#: what services of tracking call the run
+TRACKING = "tracking.json"
 FILES = (CONFIG, NORMS, METRICS, ANALYSIS, LAST, BEST)
 
 #: Fields that say where and how to run, and change no number but by rounding.
@@ -115,7 +117,8 @@ def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
         )
     if rank:
         return
-    for name in (RECORD_NAME, *FILES):
+    for name in (RECORD_NAME, *FILES, TRACKING, "hparams.yaml"):
         (folder / name).unlink(missing_ok=True)
-    for path in (*snapshots(folder), *(folder / CHANNELS).glob("step-*.npz")):
+    events = folder.glob("events.out.tfevents.*")
+    for path in (*snapshots(folder), *(folder / CHANNELS).glob("step-*.npz"), *events):
         path.unlink()

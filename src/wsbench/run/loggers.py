@@ -1,0 +1,94 @@
+"""The loggers of a run: its own log always, TensorBoard by default, W&B and MLflow on request; all survive a resume."""
+
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+
+from wsbench.parts import mlflow, wandb
+from wsbench.records import write_text_atomically
+from wsbench.run.folder import TRACKING
+from wsbench.run.logger import JSONLLogger
+
+PROJECT = "wsbench"
+
+
+def loggers(
+    folder: Path,
+    resumed_at: int | None,
+    rank: int,
+    words: Mapping[str, str],
+    tensorboard: bool = True,
+    with_wandb: bool = False,
+    with_mlflow: bool = False,
+) -> list[Logger]:
+    """Make them.
+
+    Args:
+        folder: the run's folder.
+        resumed_at: the step of the checkpoint that the run goes on from; None at a start.
+        rank: of this process; only rank 0 logs anything.
+        words: what tells the run from others: task, norm, seed ...
+        tensorboard: event files in ``folder``.
+        with_wandb: a run of W&B's project ``wsbench``; where to is W&B's own matter (WANDB_MODE, WANDB_BASE_URL).
+        with_mlflow: a run of MLflow's experiment ``wsbench``, at MLFLOW_TRACKING_URI.
+
+    Raises:
+        MissingPartError: the package of a logger is not installed.
+    """
+    made: list[Logger] = [JSONLLogger(folder)]
+    name = " ".join(words.values())
+    if tensorboard:
+        # what an earlier process logged behind its checkpoint is logged again, and must not stand there twice
+        purge: dict[str, Any] = {} if resumed_at is None else {"purge_step": resumed_at + 1}
+        made.append(TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge))
+    if with_wandb:
+        wandb()
+        identity = _kept(folder, "wandb", f"{folder.name}-{secrets.token_hex(3)}", rank)
+        made.append(
+            WandbLogger(
+                project=PROJECT, name=name, id=identity, save_dir=folder, resume="allow", tags=list(words.values()),
+                log_model=False,
+            )
+        )  # fmt: skip
+    if with_mlflow:
+        made.append(_mlflow(folder, name, words, rank))
+    return made
+
+
+def finish() -> None:
+    """End what services have open in this process, so that another run in it gets its own."""
+    if sys.modules.get("wandb") is not None:
+        wandb().finish()
+
+
+def _tracking(folder: Path) -> dict[str, str]:
+    path = folder / TRACKING
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _kept(folder: Path, service: str, identity: str, rank: int) -> str:
+    """The identity under which a service knows the run: that of an earlier session, else this new one."""
+    known = _tracking(folder)
+    if service not in known and not rank:
+        known[service] = identity
+        write_text_atomically(folder / TRACKING, json.dumps(known) + "\n")
+    return known.get(service, identity)
+
+
+def _mlflow(folder: Path, name: str, words: Mapping[str, str], rank: int) -> Logger:
+    mlflow()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    options: dict[str, Any] = {"experiment_name": PROJECT, "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
+    known = _tracking(folder).get("mlflow")
+    made = MLFlowLogger(**options, run_id=known, run_name=name, tags={**words, "run": folder.name})
+    if known is None and not rank:
+        _kept(folder, "mlflow", str(made.run_id), rank)
+    return made
