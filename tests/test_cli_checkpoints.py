@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.running import fit
+from tests.running import fit, only_run
 from wsbench.__main__ import main
 from wsbench.datamodules.segmentation import open_upright
 from wsbench.records import read_record
@@ -145,3 +145,20 @@ def test_a_photograph_that_lies_on_its_side(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (50, 20)).save(tmp_path / "a.jpg", exif=exif)
     assert open_upright(tmp_path / "a.jpg").size == (20, 50)
+
+
+def test_auto_resumes_what_there_is_and_starts_otherwise(
+    root: Path, in_a_folder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--ckpt_path auto``: a start, a run that is finished, an unfinished one."""
+    assert fit(root, "--ckpt_path", "auto") == 0
+    folder = only_run()
+    capsys.readouterr()
+    assert fit(root, "--ckpt_path", "auto") == 0
+    assert "this run is finished" in capsys.readouterr().out
+    (folder / "result.json").unlink()
+    log = (folder / "metrics.jsonl").read_text()
+    assert fit(root, "--ckpt_path", "auto") == 0
+    assert read_record(folder / "result.json").steps == 4
+    again = (folder / "metrics.jsonl").read_text().removeprefix(log)
+    assert '"step": 2' not in again  # nothing was left to train

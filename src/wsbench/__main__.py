@@ -29,7 +29,8 @@ options of fit, validate, test and predict (COMMAND --task voc --help shows ever
   --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
   --recipe NAME       paper or mini; default: paper where the dataset is found under --data.root or $WSBENCH_DATA
   --seed_everything N initialization, shuffling and augmentation (default: 0)
-  --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration
+  --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration,
+                      and `auto` does so if there is one
   --config FILE       settings, for instance a run's config.yaml; options behind it overrule it
   --print_config      print the resolved configuration and stop
 """

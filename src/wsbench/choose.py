@@ -82,7 +82,7 @@ def choose(argv: Sequence[str], is_present: Callable[[str, Path], bool]) -> Choi
     known = _sniff(argv)
     layers = [_read(path) for path in known.config]
     beside: tuple[str, ...] = ()
-    if known.ckpt_path and known.ckpt_path != "last":
+    if known.ckpt_path and known.ckpt_path not in ("last", "auto"):
         config = Path(known.ckpt_path).expanduser().resolve().parent / CONFIG
         if config.is_file():
             beside = (str(config),)

@@ -249,6 +249,9 @@ class BenchmarkCLI(LightningCLI):
 
     def _find_checkpoint(self, settings: Namespace) -> None:
         assert self.folder is not None
+        if settings.ckpt_path == "auto":
+            unfinished = (self.folder / run_folder.LAST).exists() and not (self.folder / RECORD_NAME).exists()
+            settings.ckpt_path = "last" if unfinished else None
         resume = settings.ckpt_path is not None
         if settings.ckpt_path == "last":
             settings.ckpt_path = str(self.folder / run_folder.LAST)

@@ -31,6 +31,8 @@ def start(*line: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "wsbench", "sweep", *line],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # a job in the background of a shell ignores it, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

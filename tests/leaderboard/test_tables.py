@@ -8,6 +8,7 @@ from wsbench.__main__ import main
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.leaderboard.published import published_rows
 from wsbench.leaderboard.tables import COLUMNS, PAPER, LeaderboardError, derive, find_records, paper_rows_of, table_name
+from wsbench.leaderboard.wide import WIDE
 from wsbench.norms import NormSpec
 from wsbench.records import DataIdentity, RecordError, SplitIdentity, write_record
 
@@ -142,3 +143,9 @@ def test_committed_tables_are_the_committed_records() -> None:
         assert (folder / name).read_text() == text, (
             f"run `python -m wsbench leaderboard --records leaderboards/records`: {name}"
         )
+
+
+def test_every_column_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "leaderboards.md").read_text()
+    for column in {*COLUMNS, *WIDE}:
+        assert f"| `{column}` |" in text, f"docs/leaderboards.md lacks `{column}`"
