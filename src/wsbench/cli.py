@@ -25,6 +25,7 @@ from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import BatchError, accumulation
 from wsbench.leaderboard import tables
+from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.show import show
 from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError, WindowError
 from wsbench.parts import MissingPartError
@@ -380,7 +381,7 @@ class BenchmarkCLI(LightningCLI):
         runs = Path(self.settings.runs)
         name = f"{tables.table_name(record)}.csv"
         try:
-            written = [path for path in tables.update([runs], runs / "leaderboards") if path.name == name]
+            written = [path for path in update([runs], runs / "leaderboards") if path.name == name]
         except (RecordError, tables.LeaderboardError) as error:
             written = []
             print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)

@@ -15,9 +15,11 @@ import pytest
 from tests.conftest import write_voc
 from tests.grid.small import folders, write_grid
 from wsbench.__main__ import main
-from wsbench.grid.cells import attempts
+from wsbench.grid import plan as plans
+from wsbench.grid.cells import CLAIM, attempts, note_start, status
 from wsbench.records import read_record, write_record
-from wsbench.run.lock import hold, release
+from wsbench.resolve import Resolver
+from wsbench.run.lock import claimed, hold, release
 
 LONG = {"trainer.max_steps": 300, "data.steps_per_epoch": 5}
 
@@ -30,7 +32,7 @@ def data(tmp_path: Path, in_a_folder: None) -> Path:
 def start(*line: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "wsbench", "sweep", *line],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         # a job in the background of a shell ignores it, and so would this
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -179,9 +181,6 @@ def test_states(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> No
         return {row[1].strip(): row[2].strip() for row in rows if row[2].strip()}
 
     assert states() == {"seed 0": "done", "seed 1": "missing", "seed 2": "missing", "seed 3": "missing"}
-    from wsbench.grid import plan as plans
-    from wsbench.resolve import Resolver
-
     plan = plans.make(plans.Choice(grid), Resolver())
     cells = {cell.options["seed_everything"]: cell for cell in plan.cells}
     assert cells[0].folder == run
@@ -241,3 +240,16 @@ def test_the_published_sweeps_are_what_the_package_would_run(
     monkeypatch.setattr("wsbench.resolve.Resolver._identity", lambda self, task, options: data[task])
     assert main(["sweep", name, "--recipe", "mini", "--records", str(published)]) == 0
     assert f"{cells} done; 0 to run" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_being_started_is_running(data: Path) -> None:
+    """Between its start and the moment when the run takes its folder, some seconds later."""
+    cell = plans.make(plans.Choice(write_grid(Path(), data, {"seed": [0]})), Resolver()).cells[0]
+    note_start(cell.folder, "local", 7)
+    with claimed(cell.folder / CLAIM) as mine:
+        assert mine
+        with claimed(cell.folder / CLAIM) as other:
+            assert not other
+        assert status(cell).state == "running"
+    assert status(cell).state == "failed"
+    assert "process 7" in status(cell).note

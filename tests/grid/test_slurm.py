@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_voc
+from tests.conftest import TINY, write_voc
 from tests.grid.small import folders, write_grid
 from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
@@ -124,3 +125,32 @@ def test_a_preempted_cell_resumes_and_ends_at_the_right_step(cluster: None, data
     assert set(evaluated) == set(range(10, steps + 1, 10))
     assert len(evaluated) <= steps // 10 + 1  # it went on, it did not start over
     assert max(read_metrics(folder / "metrics.jsonl")["val/miou"]) == steps
+
+
+def test_the_manifest_queues_itself_again_and_resumes(cluster: None, data: Path) -> None:
+    """``deploy/slurm.sbatch``, two tasks on this host: the signal before its time limit, then to the end."""
+    manifest = Path(__file__).parents[2] / "deploy" / "slurm.sbatch"
+    here = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=20")
+    fields = ("--data.root", str(data), "--norm", "bn+ws", "--trainer.max_steps", "300", "--data.steps_per_epoch", "10")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sbatch", "--parsable", *here, str(manifest), *TINY, *fields],
+        capture_output=True, text=True, check=True, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    job = done.stdout.strip()
+
+    def log() -> str:
+        paths = list(Path("runs/voc").glob("*/metrics.jsonl"))
+        return paths[0].read_text() if paths else ""
+
+    until(lambda: log().count("val/miou") >= 3)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    until(lambda: "PENDING" in said("squeue", "--noheader", "--format=%T"))
+    subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=True)
+    until(lambda: not said("squeue", "--noheader").strip())
+    (folder,) = folders()
+    record = read_record(folder / "result.json")
+    assert (record.steps, record.batch.devices) == (300, 2)
+    evaluated = [entry["step"] for entry in read_lines(folder / "metrics.jsonl") if "val/miou" in entry]
+    assert set(evaluated) == set(range(10, 301, 10))
+    assert len(evaluated) <= 31  # it went on, it did not start over

@@ -12,7 +12,7 @@ import pytest
 from tests.test_records import make_record
 from wsbench.__main__ import main
 from wsbench.leaderboard.check import check, problems_of
-from wsbench.leaderboard.tables import update
+from wsbench.leaderboard.derive import update
 from wsbench.records import MetricValue, RunRecord, read_record, write_record
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from tests.test_records import make_record
 from wsbench.__main__ import main
+from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.leaderboard.published import published_rows
-from wsbench.leaderboard.tables import COLUMNS, PAPER, LeaderboardError, derive, find_records, paper_rows_of, table_name
+from wsbench.leaderboard.tables import COLUMNS, PAPER, LeaderboardError, find_records, paper_rows_of, table_name
 from wsbench.leaderboard.wide import WIDE
 from wsbench.norms import NormSpec
 from wsbench.records import DataIdentity, RecordError, SplitIdentity, write_record

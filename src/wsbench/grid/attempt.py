@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from wsbench.grid.cells import LOG, Cell, note_end, note_start, now
+from wsbench.grid.cells import CLAIM, LOG, Cell, note_end, note_start, now
 from wsbench.run.lock import RunBusyError, claimed, holder
 
 BUSY = RunBusyError.exit_status
-CLAIM = "attempt.lock"
 #: how much of a log's end is looked at for the reason of a failure
 _TAIL = 20_000
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
@@ -77,7 +76,7 @@ def attempt(
     """
     if cell.finished():
         return Outcome(0, "")
-    with claimed(cell.folder / CLAIM) as mine:  # the run itself takes its folder some seconds after it is started
+    with claimed(cell.folder / CLAIM) as mine:
         if not mine or holder(cell.folder) is not None:
             return Outcome(BUSY, "another process runs it")
         return Outcome(0, "") if cell.finished() else _attempt(cell, launcher, environment, started)

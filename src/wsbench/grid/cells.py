@@ -14,10 +14,12 @@ from wsbench.grid.definition import ALIASES
 from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
 from wsbench.run.folder import LAST, METRICS
 from wsbench.run.lines import append_line, read_lines
-from wsbench.run.lock import holder
+from wsbench.run.lock import holder, is_locked
 
 LOG = "cell.log"
 ATTEMPTS = "attempts.jsonl"
+#: whoever starts a cell has this locked until it has ended; the run itself locks its folder some seconds later
+CLAIM = "attempt.lock"
 
 State = Literal["done", "running", "failed", "missing", "stale"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "missing", "stale")
@@ -185,8 +187,10 @@ def status(cell: Cell, former: Mapping[str, str] | None = None) -> Status:
         cell: it.
         former: ``{options as JSON: id}`` of earlier plans of the sweep, by which a changed cell is told from a new one.
     """
-    by = holder(cell.folder)
     events = attempts(cell.folder)
+    by = None
+    if not (cell.folder / RECORD_NAME).exists():  # else the process that holds the folder is just ending
+        by = holder(cell.folder) or ("it is being started" if is_locked(cell.folder / CLAIM) else None)
     if by is not None:
         start = next((e["time"] for e in reversed(events) if e["event"] == "start"), None)
         return Status("running", f"{_step(cell)}; {by}", _seconds(start, now()) if start else None, start or "")

@@ -9,16 +9,16 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsbench.grid.attempt import BUSY, Outcome, ended, header
-from wsbench.grid.cells import LOG, Cell, attempts, note_end, note_queued, note_start
+from wsbench.grid.cells import CLAIM, LOG, Cell, attempts, note_end, note_queued, note_start
 from wsbench.grid.launcher import Event, LauncherError, Say
 from wsbench.parts import submitit as submitit_module
-from wsbench.run.lock import holder
+from wsbench.run.lock import claimed, holder
 
 #: below the folder of sweeps: what submitit keeps of its jobs
 JOBS = "sweeps/slurm"
@@ -78,10 +78,11 @@ class SlurmCell:
             return
         cell.folder.mkdir(parents=True, exist_ok=True)
         os.register_at_fork(after_in_child=_ignore_preemption)
-        with _output(cell.folder / (f"cell.{rank}.log" if rank else LOG)):
+        mine = nullcontext(True) if rank else claimed(cell.folder / CLAIM)
+        with _output(cell.folder / (f"cell.{rank}.log" if rank else LOG)), mine as claim:
+            if not claim or (not rank and holder(cell.folder) is not None):
+                raise RuntimeError(f"another process runs it: {holder(cell.folder) or 'it is being started'}")
             line = cell.command()
-            if not rank and holder(cell.folder) is not None:
-                raise RuntimeError(f"another process runs it: {holder(cell.folder)}")
             print(header(line), end="", flush=True)
             if not rank:
                 note_start(cell.folder, SlurmLauncher.name, os.getpid(), os.environ.get("SLURM_JOB_ID", ""))

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wsbench.leaderboard.tables import PAPER, derive, find_records, in_order, overrides_of, table_name
+from wsbench.leaderboard.derive import derive
+from wsbench.leaderboard.tables import PAPER, find_records, in_order, overrides_of, table_name
 from wsbench.records import RecordError, RunRecord, read_record
 from wsbench.run.lines import read_metrics
 

@@ -8,8 +8,9 @@ from rich.table import Table
 
 from wsbench.leaderboard.check import check
 from wsbench.leaderboard.compare import comparisons
+from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.submit import submit
-from wsbench.leaderboard.tables import PAPER, LeaderboardError, find_records, update
+from wsbench.leaderboard.tables import PAPER, LeaderboardError, find_records
 from wsbench.leaderboard.wide import Group, groups
 from wsbench.records import RecordError
 from wsbench.run.report import console, exit_status

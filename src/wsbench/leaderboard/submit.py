@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from wsbench.leaderboard.check import METRICS_SUFFIX, log_problems, problems_of, twins
-from wsbench.leaderboard.tables import LeaderboardError, derive, find_records, update
+from wsbench.leaderboard.derive import derive, update
+from wsbench.leaderboard.tables import LeaderboardError, find_records
 from wsbench.records import RECORD_NAME, SCHEMA_VERSION, read_record, write_atomically, write_record
 from wsbench.run.folder import METRICS
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsbench.leaderboard.paper import PaperRow, paper_rows
 from wsbench.leaderboard.published import published_rows
-from wsbench.records import RECORD_NAME, DataIdentity, RunRecord, read_record, write_text_atomically
+from wsbench.records import RECORD_NAME, DataIdentity, RunRecord, read_record
 
 
 class LeaderboardError(ValueError):
@@ -110,7 +110,8 @@ def overrides_of(record: RunRecord) -> str:
     return " ".join(f"{name}={json.dumps(value)}" for name, value in sorted(record.overrides.items()))
 
 
-def _record_rows(record: RunRecord) -> list[Row]:
+def record_rows(record: RunRecord) -> list[Row]:
+    """A row for each metric of a run."""
     batch, provenance = record.batch, record.provenance
     common = {
         "task": record.task, "recipe": record.recipe, "data": record.data.name, "network": record.network,
@@ -176,28 +177,3 @@ def by_table(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
             words = ", ".join(f"{r.id} has {r.data.name} {checksum}" for checksum, r in sorted(different.items()))
             raise LeaderboardError(f"table '{name}' would mix data of one name with different lists: {words}")
     return dict(sorted(tables.items()))
-
-
-def derive(records: Sequence[RunRecord]) -> dict[str, str]:
-    """``{file name: CSV text}`` of long and wide tables; the same records give the same bytes.
-
-    Raises:
-        LeaderboardError: see :func:`by_table`.
-    """
-    from wsbench.leaderboard.wide import WIDE, wide_rows  # its rows are made from these
-
-    texts = {}
-    for name, found in by_table(records).items():
-        cited = cited_rows(name) if name in PAPER else []
-        texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in _record_rows(record))])
-        task = found[0].task if found else name
-        texts[f"{name}.wide.csv"] = text_of(WIDE, wide_rows(task, found, cited))
-    return texts
-
-
-def update(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Derive the tables from all records below ``folders`` and write them into ``out``."""
-    texts = derive(find_records(folders))
-    for name, text in texts.items():
-        write_text_atomically(out / name, text)
-    return [out / name for name in texts]

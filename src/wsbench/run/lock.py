@@ -86,23 +86,29 @@ def claimed(path: Path) -> Iterator[bool]:
     finally:
         if handle is not None:
             path.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # for data loading workers that inherited the handle, too
             os.close(handle)
 
 
 def holder(folder: Path) -> str | None:
     """Who has ``folder``, in words; None if nobody has."""
     path = (folder / LOCK).absolute()
+    return _words(_content(path)) if is_locked(path) else None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has the file ``path``."""
     try:
         handle = os.open(path, os.O_RDWR)
     except FileNotFoundError:
-        return None
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _words(_content(path))
+        return True
     finally:
         os.close(handle)
-    return None
+    return False
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""All tables of a set of records, and their files; the same records give the same bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsbench.leaderboard.tables import COLUMNS, PAPER, by_table, cited_rows, find_records, record_rows, text_of
+from wsbench.leaderboard.wide import WIDE, wide_rows
+from wsbench.records import RunRecord, write_text_atomically
+
+
+def derive(records: Sequence[RunRecord]) -> dict[str, str]:
+    """``{file name: CSV text}`` of long and wide tables.
+
+    Raises:
+        LeaderboardError: records of one table were made with different data.
+    """
+    texts = {}
+    for name, found in by_table(records).items():
+        cited = cited_rows(name) if name in PAPER else []
+        texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in record_rows(record))])
+        task = found[0].task if found else name
+        texts[f"{name}.wide.csv"] = text_of(WIDE, wide_rows(task, found, cited))
+    return texts
+
+
+def update(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Derive the tables from all records below ``folders`` and write them into ``out``."""
+    texts = derive(find_records(folders))
+    for name, text in texts.items():
+        write_text_atomically(out / name, text)
+    return [out / name for name in texts]
