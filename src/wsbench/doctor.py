@@ -25,6 +25,13 @@ OPTIONAL = (
     ("onnxruntime", ("onnxruntime",), "checking exported ONNX", "pip install 'wsbench[export]'"),
     ("onnxscript", ("onnxscript",), "export to ONNX", "pip install 'wsbench[export]'"),
     ("matplotlib", ("matplotlib",), "figures of analyze", "pip install 'wsbench[analysis]'"),
+    ("submitit", ("submitit",), "sweeps on Slurm", "pip install 'wsbench[slurm]'"),
+    ("ray", ("ray",), "sweeps on Ray", "pip install 'wsbench[ray]'"),
+    ("altair", ("altair",), "figures of report", "pip install 'wsbench[report]'"),
+    ("vl_convert", ("vl-convert-python",), "figures of report", "pip install 'wsbench[report]'"),
+    ("jinja2", ("Jinja2",), "the page of report", "pip install 'wsbench[report]'"),
+    ("wandb", ("wandb",), "fit --wandb", "pip install 'wsbench[wandb]'"),
+    ("mlflow", ("mlflow",), "fit --mlflow", "pip install 'wsbench[mlflow]'"),
     ("mmseg", ("mmsegmentation",), "mmsegmentation's networks", "scripts/install-mmseg"),
     ("timm", ("timm",), "tests and benchmarks", "pip install 'wsbench[dev]'"),
 )

@@ -42,7 +42,7 @@ def interrupted(root: Path, *options: str) -> Path:
 def test_curves_survive_a_resume(root: Path, in_a_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     options = ("--wandb", "true", "--mlflow", "true")
     folder = interrupted(root, *options)
     before = json.loads((folder / "tracking.json").read_text())
@@ -56,7 +56,7 @@ def test_curves_survive_a_resume(root: Path, in_a_folder: None, monkeypatch: pyt
 
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/runs/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == "wsbench"])
     assert [run.info.run_id for run in runs] == [before["mlflow"]]
     history = {m.step: m.value for m in client.get_metric_history(before["mlflow"], "val/miou")}

@@ -38,7 +38,7 @@ def loggers(
         words: what tells the run from others: task, norm, seed ...
         tensorboard: event files in ``folder``.
         with_wandb: a run of W&B's project ``wsbench``; where to is W&B's own matter (WANDB_MODE, WANDB_BASE_URL).
-        with_mlflow: a run of MLflow's experiment ``wsbench``, at MLFLOW_TRACKING_URI.
+        with_mlflow: a run of MLflow's experiment ``wsbench``, at MLFLOW_TRACKING_URI or in ``mlflow.db`` beside the runs.
 
     Raises:
         MissingPartError: the package of a logger is not installed.
@@ -86,9 +86,11 @@ def _kept(folder: Path, service: str, identity: str, rank: int) -> str:
 def _mlflow(folder: Path, name: str, words: Mapping[str, str], rank: int) -> Logger:
     mlflow()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    options: dict[str, Any] = {"experiment_name": PROJECT, "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
+    # Lightning's default, files below ./mlruns, is one that MLflow no longer writes
+    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute().parents[1] / 'mlflow.db'}"
     known = _tracking(folder).get("mlflow")
-    made = MLFlowLogger(**options, run_id=known, run_name=name, tags={**words, "run": folder.name})
+    tags = {**words, "run": folder.name}
+    made = MLFlowLogger(PROJECT, run_name=name, tracking_uri=place, tags=tags, run_id=known)
     if known is None and not rank:
         _kept(folder, "mlflow", str(made.run_id), rank)
     return made
