@@ -38,7 +38,7 @@ def loggers(
         words: what tells the run from others: task, norm, seed ...
         tensorboard: event files in ``folder``.
         with_wandb: a run of W&B's project ``wsbench``; where to is W&B's own matter (WANDB_MODE, WANDB_BASE_URL).
-        with_mlflow: a run of MLflow's experiment ``wsbench``, at MLFLOW_TRACKING_URI or in ``mlflow.db`` beside the runs.
+        with_mlflow: a run of MLflow's experiment ``wsbench``, at MLFLOW_TRACKING_URI, or in ``mlflow.db`` beside runs.
 
     Raises:
         MissingPartError: the package of a logger is not installed.
