@@ -292,7 +292,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(REFERENCES), choices=list(REFERENCES))
     parser.add_argument("--root", help="a dataset of the only task in its official layout, instead of made files")
-    parser.add_argument("--num-classes", type=int, help="of that dataset")
     parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
@@ -304,12 +303,9 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {}
     for task in args.tasks:
         with tempfile.TemporaryDirectory() as folder:
-            options: dict[str, Any] = {"num_classes": 3 if task == "coco" else 21 if task == "voc" else 2}
-            if args.root:
-                options = {} if args.num_classes is None else {"num_classes": args.num_classes}
-            else:
+            if not args.root:
                 write(task, Path(folder), args.samples)
-            rows[task] = measure(task, Path(args.root or folder), args.samples, args.rounds, options)
+            rows[task] = measure(task, Path(args.root or folder), args.samples, args.rounds, {})
     shift = measure_shift(3 * args.rounds)
     if args.json:
         print(json.dumps({"torch": torch.__version__, "threads": 1, "samples/s": rows, "shift": shift}, indent=1))

@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -17,19 +18,42 @@ from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSamp
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
 
+@dataclass(frozen=True)
+class Split:
+    """What one split is, for the record.
+
+    Args:
+        listed: name of its list.
+        names: of its samples, in order.
+        labels: SHA-256 of what is learned from; the class names are added to it.
+        dropped: names of the samples that the list has and the split has not.
+    """
+
+    listed: str
+    names: Iterable[str]
+    labels: str
+    dropped: Sequence[str] = field(default=())
+
+
 class BenchmarkData(LightningDataModule, ABC):
-    """A dataset in its official layout, or its miniature in the same layout.
+    """A dataset in its official layout, a user's own in that layout, or the miniature.
+
+    A subclass says where the dataset lies (:meth:`place`), reads its splits (:meth:`read`, once whatever stages there
+    are) and says what they are (:meth:`describe`).
 
     Args:
         root: folder of the dataset; default: the environment variable WSBENCH_DATA.
         miniature: use the miniature made of handwritten digits; ``root`` must not be given.
-        num_classes: classes that labels are checked against.
+        num_classes: classes that there must be; None: as many as the data has.
         micro_batch: samples on a device in one micro-step.
         effective_batch: samples in an optimizer step; accumulation is derived from it, micro_batch and devices.
         steps_per_epoch: optimizer steps between evaluations and checkpoints; None is one pass over the data.
+        min_steps_per_epoch: where an epoch is a pass over the data, it has at least so many optimizer steps.
         eval_batch: samples on a device in evaluation.
         num_workers: processes that load data.
         pictures: a folder of what ``predict`` is to look at.
+        recursive: whether ``predict`` looks into the folders in it.
+        max_dropped: share of a split's samples that may be left out (clips without frames); more is an error.
         seed: of shuffling and augmentation; the run's seed on the command line.
     """
 
@@ -37,6 +61,9 @@ class BenchmarkData(LightningDataModule, ABC):
     task: ClassVar[str]
     #: what messages call the dataset
     title: ClassVar[str]
+    #: how the dataset lies on disk, and what is looked for there
+    layout: ClassVar[str]
+    looked_for: ClassVar[str]
     #: writes the miniature: its NAME, and ``write(folder)``
     mini: ClassVar[ModuleType]
     #: collates a training or evaluation batch
@@ -48,27 +75,42 @@ class BenchmarkData(LightningDataModule, ABC):
         self,
         root: str | None = None,
         miniature: bool = False,
-        num_classes: int = 10,
+        num_classes: int | None = None,
         micro_batch: int = 1,
         effective_batch: int = 16,
         steps_per_epoch: int | None = None,
+        min_steps_per_epoch: int = 1,
         eval_batch: int = 1,
         num_workers: int = 4,
         pictures: str | None = None,
+        recursive: bool = False,
+        max_dropped: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if miniature and root is not None:
             raise DatasetError("--data.miniature and --data.root exclude each other; add --data.miniature false")
         self.require_positive(micro_batch=micro_batch, effective_batch=effective_batch, eval_batch=eval_batch,
-                              num_classes=num_classes, steps_per_epoch=steps_per_epoch or 1)  # fmt: skip
+                              num_classes=num_classes or 1, steps_per_epoch=1 if steps_per_epoch is None else
+                              steps_per_epoch, min_steps_per_epoch=min_steps_per_epoch)  # fmt: skip
+        if num_classes == 0:
+            raise BatchError("--data.num_classes must be at least 1, got 0")
+        self.require_probability(max_dropped=max_dropped)
+        if num_workers < 0:
+            raise BatchError(f"--data.num_workers must be 0 or more, got {num_workers}")
         self.miniature, self.num_classes, self.pictures, self.seed = miniature, num_classes, pictures, seed
         self.micro_batch, self.effective_batch, self.eval_batch = micro_batch, effective_batch, eval_batch
-        self.steps_per_epoch, self.num_workers = steps_per_epoch, num_workers
+        self.steps_per_epoch, self.min_steps_per_epoch = steps_per_epoch, min_steps_per_epoch
+        self.num_workers, self.recursive, self.max_dropped = num_workers, recursive, max_dropped
         self._root = root
+        #: names of the classes, in the order of their numbers; empty before the data is read
+        self.classes: tuple[str, ...] = ()
         self.train_data: Any = None
         self.val_data: Any = None
         self.predict_data: Any = None
+        #: what ``predict`` passed over in its folder
+        self.passed_over: list[Path] = []
+        self._identity: DataIdentity | None = None
 
     @staticmethod
     def require_positive(**values: int) -> None:
@@ -88,54 +130,151 @@ class BenchmarkData(LightningDataModule, ABC):
     def require_range(**values: tuple[float, float]) -> None:
         """Refuse what is no range of positive numbers, by the option's name."""
         for name, (low, high) in values.items():
-            if not 0 < low <= high:
+            if not 0 < low <= high < float("inf"):
                 raise DatasetError(f"--data.{name} must be two positive numbers, the smaller first, got {[low, high]}")
 
     @staticmethod
     def require_room(resize: int, crop: int) -> None:
-        """Refuse pictures to evaluate that are smaller than what is cut out of them."""
+        """Refuse images to evaluate that are smaller than what is cut out of them."""
         if resize < crop:
             raise DatasetError(f"--data.resize {resize} is smaller than --data.crop {crop}")
 
-    def require_classes(self, classes: Sequence[str]) -> None:
-        """Refuse data of another number of classes."""
-        if len(classes) != self.num_classes:
-            raise DatasetError(f"there are {len(classes)} classes, expected {self.num_classes}; set --data.num_classes")
+    # -- where ------------------------------------------------------------------------------------------------------
 
     @staticmethod
     @abstractmethod
-    def is_present(root: Path) -> bool:
-        """Whether the dataset lies under ``root``."""
+    def place(root: Path) -> Path | None:
+        """The folder that is the dataset: ``root`` itself or one below it; None if there is none.
 
-    @abstractmethod
-    def setup(self, stage: str) -> None:
-        """Set ``train_data`` (fit), ``val_data`` (fit, validate, test) and ``predict_data`` (predict)."""
+        Raises:
+            DatasetError: it is almost there, and what is missing is known.
+        """
 
+    @classmethod
+    def is_present(cls, root: Path) -> bool:
+        """Whether a dataset lies under ``root``."""
+        return cls.place(root) is not None
+
+    @classmethod
+    def find(cls, root: Path | None) -> Path:
+        """The folder that is the dataset.
+
+        Raises:
+            DatasetNotFoundError: there is none; what was looked for, what is there, and the layout.
+        """
+        found = None if root is None or not root.is_dir() else cls.place(root)
+        if found is None:
+            raise DatasetNotFoundError.under(cls.title, root, cls.looked_for, cls.layout, cls.task)
+        return found
+
+    @property
     @abstractmethod
-    def identity(self) -> DataIdentity:
-        """What the data is, for the record; after ``setup("fit")``."""
+    def official(self) -> str:
+        """What the identity of the official dataset is called."""
 
     @property
     def command(self) -> str:
         """The command that verifies the dataset."""
-        return f"python -m wsbench data {self.task}"
+        return f"python -m wsbench data {self.task}" + ("" if self._root is None else f" --root {self._root}")
 
     def prepare_data(self) -> None:
         """Make the miniature, once for all processes of a machine."""
         if self.miniature:
             ensure(self.mini.NAME, self.mini.write)
 
-    def root(self) -> Path:
-        """The folder of the dataset; DatasetNotFoundError if there is none."""
+    def folder(self) -> Path:
+        """The folder that is the dataset; DatasetNotFoundError if there is none."""
         if self.miniature:
-            return ensure(self.mini.NAME, self.mini.write)
+            return self.find(ensure(self.mini.NAME, self.mini.write))
         text = self._root or os.environ.get("WSBENCH_DATA")
-        root = Path(text).expanduser() if text else None
-        if root is None or not self.is_present(root):
-            raise DatasetNotFoundError(self.title, root, self.command)
-        return root
+        return self.find(Path(text).expanduser() if text else None)
 
-    def prediction_folder(self, what: str) -> Path:
+    # -- what -------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Read what ``stage`` needs and is not read yet."""
+        if stage == "predict":
+            if self.predict_data is None:
+                self.predict_data = self.read_predictions()
+        elif self.val_data is None or (stage == "fit" and self.train_data is None):
+            self.read(stage == "fit")
+
+    @abstractmethod
+    def read(self, train: bool) -> None:
+        """Set ``classes`` and ``val_data``, and ``train_data`` if ``train``.
+
+        Raises:
+            DatasetError: something is missing or broken.
+        """
+
+    @abstractmethod
+    def read_predictions(self) -> Dataset[dict[str, Any]]:
+        """The user's files below ``pictures``; :meth:`user_folder` and ``passed_over`` help."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Split]:
+        """``train`` and ``val``, for the identity."""
+
+    @property
+    @abstractmethod
+    def resembles_official(self) -> bool:
+        """Whether what was read has the classes of the official dataset, complete or not."""
+
+    @property
+    @abstractmethod
+    def official_counts(self) -> dict[str, int]:
+        """Samples of the official dataset: ``{"train": ..., "val": ...}``."""
+
+    @property
+    def is_official(self) -> bool:
+        """Whether what was read has the classes and counts of the official dataset."""
+        counts = {"train": len(self.train_data or ()), "val": len(self.val_data)}
+        return self.resembles_official and counts == self.official_counts
+
+    def remedy(self, split: str) -> str:
+        """How to complete a split of the official dataset."""
+        return f"unpack the archive of '{split}' again"
+
+    def take_classes(self, classes: Sequence[str]) -> None:
+        """The data has these classes; their number, if it was given, must be this.
+
+        Raises:
+            DatasetError: it is not, or a name occurs twice.
+        """
+        if self.num_classes is not None and len(classes) != self.num_classes:
+            raise DatasetError(
+                f"--data.num_classes {self.num_classes} was given, the data has {len(classes)} classes "
+                f"({', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}); leave the option out, it follows "
+                "from the data"
+            )
+        if len(set(classes)) < len(classes):
+            twice = next(name for name in classes if list(classes).count(name) > 1)
+            raise DatasetError(f"two classes are called '{twice}'; they could not be told apart in results")
+        self.classes, self.num_classes = tuple(classes), len(classes)
+
+    def check_dropped(self, split: str, dropped: Sequence[str], whole: int, why: str) -> None:
+        """Refuse a split of which too much is left out, naming some of it."""
+        if len(dropped) > self.max_dropped * whole:
+            raise DatasetError(
+                f"{len(dropped)} of {whole} samples of '{split}' {why}, among them {', '.join(dropped[:3])}; repair "
+                f"them (`{self.command}`), take them off the list, or raise --data.max_dropped {self.max_dropped}"
+            )
+
+    def identity(self) -> DataIdentity:
+        """What the data is, with its labels; after ``setup("fit")``."""
+        if self._identity is None:
+            classes = checksum(self.classes)
+            parts = {}
+            for name, split in self.describe().items():
+                names = list(split.names)
+                labels = checksum([classes, split.labels])
+                parts[name] = SplitIdentity(list=split.listed, count=len(names), checksum=checksum(names),
+                                            labels=labels, dropped=len(split.dropped))  # fmt: skip
+            title = self.mini.NAME if self.miniature else self.official if self.is_official else "custom"
+            self._identity = DataIdentity(name=title, splits=parts)
+        return self._identity
+
+    def user_folder(self, what: str) -> Path:
         """The folder named by --data.pictures; DatasetError if none was given or there is none."""
         if self.pictures is None:
             raise DatasetError(f"predict needs --data.pictures FOLDER, a folder of {what}")
@@ -144,20 +283,9 @@ class BenchmarkData(LightningDataModule, ABC):
             raise DatasetError(f"'{folder}' is no folder; --data.pictures names a folder of {what} to predict")
         return folder
 
-    def describe(
-        self, official: str, is_official: bool, splits: Mapping[str, tuple[str, Sequence[str] | Iterable[str]]]
-    ) -> DataIdentity:
-        """The identity from ``{split: (name of its list, names of its samples)}``."""
-        parts = {}
-        for part, (listed, names) in splits.items():
-            names = list(names)
-            parts[part] = SplitIdentity(list=listed, count=len(names), checksum=checksum(names))
-        name = self.mini.NAME if self.miniature else official if is_official else "custom"
-        return DataIdentity(name=name, splits=parts)
-
     def steps_in_epoch(self) -> int:
         """Optimizer steps between evaluations."""
-        return self.steps_per_epoch or max(1, len(self.train_data) // self.effective_batch)
+        return self.steps_per_epoch or max(self.min_steps_per_epoch, len(self.train_data) // self.effective_batch)
 
     def sampler(self) -> StreamSampler:
         """The training stream of this device."""

@@ -1,5 +1,7 @@
 """Clips as folders of numbered frames: which frames, which crop."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +13,69 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.pictures import read_picture
+from wsbench.datamodules.pictures import PICTURES, read_picture
 from wsbench.datamodules.sampling import Draw
 
 
 @dataclass(frozen=True)
+class Naming:
+    """How the frames of a clip are called: ``00001.jpg`` ... by default, ``img_000.PNG`` ... elsewhere."""
+
+    prefix: str = ""
+    digits: int = 5
+    suffix: str = ".jpg"
+    first: int = 1
+
+    def name(self, number: int) -> str:
+        """The file of a frame, counted from 1."""
+        return f"{self.prefix}{number - 1 + self.first:0{self.digits}d}{self.suffix}"
+
+
+@dataclass(frozen=True)
 class Clip:
-    """A folder of frames ``00001.jpg`` ..., how many there are, and the class."""
+    """A folder of numbered frames, how many there are, the class, and how they are called."""
 
     folder: Path
     frames: int
     label: int
+    naming: Naming = Naming()
+
+
+_NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.\w+)\Z")
+
+
+def frames_of(folder: Path) -> tuple[Naming, int]:
+    """How the frames in a clip's folder are called, and how many there are.
+
+    Raises:
+        DatasetError: there is no such folder, it has no frames, they are called in two ways, or numbers are left out.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.name.lower().endswith(PICTURES) and not e.name.startswith(".")]
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise DatasetError(f"the clip '{folder}' {reason}; unpack it again, or take it off the list") from error
+    found = [_NUMBERED.match(name) for name in names]
+    matches = [m for m in found if m is not None]
+    if not matches:
+        raise DatasetError(
+            f"the clip '{folder}' has no frames (00001.jpg ...); unpack it again, or take it off the list"
+        )
+    if len(matches) < len(names):
+        other = next(name for name, m in zip(names, found, strict=True) if m is None)
+        raise DatasetError(f"the clip '{folder}' has '{other}' among its numbered frames; remove it")
+    first = min(matches, key=lambda m: int(m["number"]))
+    kinds = {(m["prefix"], m["suffix"]) for m in matches}
+    if len(kinds) > 1:
+        two = " and ".join(sorted(m.group() for m in {(m["prefix"], m["suffix"]): m for m in matches}.values())[:2])
+        raise DatasetError(f"the frames in '{folder}' are called in two ways, as {two}; keep one")
+    naming = Naming(first["prefix"], len(first["number"]), first["suffix"], int(first["number"]))
+    there = set(names)
+    gap = next((naming.name(n) for n in range(1, len(names) + 1) if naming.name(n) not in there), None)
+    if gap is not None:
+        raise DatasetError(f"frame '{folder / gap}' is missing among {len(names)} frames; unpack the clip again")
+    return naming, len(names)
 
 
 def training_frames(frames: int, segments: int, generator: torch.Generator) -> list[int]:
@@ -91,12 +145,12 @@ def centre_crop(frames: Tensor, resize: int, side: int) -> Tensor:
     return out
 
 
-def read_frames(folder: Path, numbers: Sequence[int], name: str = "{:05d}.jpg") -> Tensor:
+def read_frames(folder: Path, numbers: Sequence[int], naming: Naming = Naming()) -> Tensor:  # frozen
     """uint8 (T, 3, H, W); only these frames are decoded, each once. A DatasetError names a missing one."""
-    paths = [folder / name.format(number) for number in numbers]
+    paths = [folder / naming.name(number) for number in numbers]
     missing = next((p for p in paths if not p.is_file()), None)
     if missing is not None:
-        raise DatasetError(f"frame '{missing}' is missing; unpack the clip again, or build the lists anew")
+        raise DatasetError(f"frame '{missing}' is missing; unpack the clip again, or correct its line in the list")
     pictures = {path: read_picture(path) for path in dict.fromkeys(paths)}
     sizes = {picture.shape for picture in pictures.values()}
     if len(sizes) > 1:
@@ -126,12 +180,24 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.clips)
 
+    def path(self, index: int) -> Path:
+        """The folder of a sample."""
+        return self.clips[index].folder
+
+    def check(self, index: int) -> None:
+        """Look at all of a clip; DatasetError if it does not hold what the list says, or a frame cannot be read."""
+        clip = self.clips[index]
+        _, frames = frames_of(clip.folder)
+        if frames != clip.frames:
+            raise DatasetError(f"the clip '{clip.folder}' has {frames} frames, the list says {clip.frames}")
+        read_frames(clip.folder, range(1, clip.frames + 1), clip.naming)
+
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         """``clip`` uint8 (T, 3, H, W) and ``label``."""
         clip = self.clips[draw.index if isinstance(draw, Draw) else draw]
         if self.transform is not None and isinstance(draw, Draw):
             generator = torch.Generator().manual_seed(draw.seed)
-            frames = read_frames(clip.folder, training_frames(clip.frames, self.segments, generator))
+            frames = read_frames(clip.folder, training_frames(clip.frames, self.segments, generator), clip.naming)
             return {"clip": self.transform(frames, generator), "label": clip.label}
-        frames = read_frames(clip.folder, evaluation_frames(clip.frames, self.segments))
+        frames = read_frames(clip.folder, evaluation_frames(clip.frames, self.segments), clip.naming)
         return {"clip": self.evaluate(frames), "label": clip.label}

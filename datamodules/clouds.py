@@ -1,7 +1,8 @@
 """Point clouds: augmentations of both DGCNN codes, HDF5 files, meshes sampled with open3d."""
 
+import hashlib
+import io
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.meshes import to_open3d
 from wsbench.datamodules.sampling import Draw
 from wsbench.parts import open3d
+from wsbench.records import write_atomically
 from wsbench.seeds import derived_seed
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -81,6 +86,9 @@ class CloudDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.clouds)
 
+    def check(self, index: int) -> None:
+        """Nothing more: all clouds were read and looked at already."""
+
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         """``cloud`` (P, 3) and ``label``."""
         index = draw.index if isinstance(draw, Draw) else draw
@@ -90,52 +98,58 @@ class CloudDataset(Dataset[dict[str, Any]]):
         return {"cloud": cloud, "label": int(self.labels[index])}
 
 
-def read_hdf5(path: Path, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The first ``points`` points of every cloud of a file of the HDF5 release, (n, points, 3), and labels (n,).
+def read_hdf5(path: Path, points: int) -> tuple[NDArray[np.float32], NDArray[np.int64], bytes]:
+    """The first ``points`` points of every cloud of a file of the HDF5 release.
+
+    Returns:
+        Clouds (n, points, 3), labels (n,), and a digest of both, of all points.
 
     Raises:
-        DatasetError: it is missing, no such file, or has fewer points.
+        DatasetError: it is missing, no such file, has fewer points, or points or labels that are none.
     """
     try:
         with h5py.File(path, "r") as file:
             data, label = file["data"], file["label"]
-            if data.ndim != 3 or data.shape[2] != 3 or data.shape[1] < points or len(label) != len(data):
+            single = label.ndim == 1 or (label.ndim == 2 and label.shape[1] == 1)
+            if data.ndim != 3 or data.shape[2] != 3 or len(label) != len(data) or not single:
                 raise DatasetError(
-                    f"'{path}' holds data {data.shape} and label {label.shape}, expected (n, {points} or more, 3) and "
-                    "(n, 1); set --data.points"
+                    f"'{path}' holds data {data.shape} and label {label.shape}, expected (n, points, 3) and one class "
+                    "number a cloud, (n, 1)"
                 )
-            return data[:, :points].astype(np.float32), label[:].astype(np.int64).reshape(-1)
-    except (OSError, KeyError) as error:
+            if data.shape[1] < points:
+                raise DatasetError(
+                    f"'{path}' has clouds of {data.shape[1]} points, fewer than --data.points {points}; set "
+                    f"--data.points {data.shape[1]}"
+                )
+            clouds, labels = data[:].astype("<f4"), label[:].reshape(-1)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"cannot read '{path}' as HDF5 with data and label: {error}; unpack it again") from error
+    if not np.isfinite(clouds).all():
+        which = np.flatnonzero(~np.isfinite(clouds).all((1, 2)))
+        raise DatasetError(
+            f"'{path}': {len(which)} clouds have coordinates that are not finite, the first is {which[0]}"
+        )
+    if not np.equal(np.mod(labels, 1), 0).all() or (labels < 0).any():
+        wrong = next(v for v in labels.tolist() if v < 0 or v % 1)
+        raise DatasetError(f"'{path}' has the label {wrong}, expected class numbers from 0")
+    labels = labels.astype("<i8")
+    return clouds[:, :points].astype(np.float32), labels.astype(np.int64), digest_of(clouds, labels)
 
 
-def read_mesh(path: Path) -> Any:
-    """A triangle mesh of open3d from a file; quadrangles are split.
-
-    ModelNet's OFF files often have ``OFF490 518 0`` as their first line, of which open3d makes an empty mesh without an
-    error; that line is repaired.
-
-    Raises:
-        DatasetError: there is no triangle in it.
-        MissingPartError: open3d is not installed, or a system library that it needs is missing.
-    """
-    o3d = open3d()
+def stored_points(path: Path) -> int | None:
+    """Points of a cloud in a file of the HDF5 release; None if it cannot be read, which :func:`read_hdf5` explains."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
-    first, _, rest = content.partition(b"\n")
-    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-        if path.suffix.lower() == ".off" and first.startswith(b"OFF") and first.strip() != b"OFF":
-            with tempfile.NamedTemporaryFile(suffix=".off") as repaired:
-                repaired.write(b"OFF\n" + first[3:].strip() + b"\n" + rest)
-                repaired.flush()
-                mesh = o3d.io.read_triangle_mesh(repaired.name)
-        else:
-            mesh = o3d.io.read_triangle_mesh(str(path))
-    if not len(mesh.triangles):
-        raise DatasetError(f"'{path}' holds no triangle mesh; unpack it again, or remove it")
-    return mesh
+        with h5py.File(path, "r") as file:
+            return int(file["data"].shape[1])
+    except (OSError, KeyError, IndexError, AttributeError):
+        return None
+
+
+def digest_of(clouds: NDArray[Any], labels: NDArray[Any]) -> bytes:
+    """SHA-256 of clouds and labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(clouds, "<f4").tobytes())
+    digest.update(np.ascontiguousarray(labels, "<i8").tobytes())
+    return digest.digest()
 
 
 def unit_sphere(points: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -151,7 +165,7 @@ def sample_mesh(path: Path, points: int, up: str = "y") -> NDArray[np.float32]:
 
     ``up`` is the vertical axis in the file, ``y`` or ``z``.
     """
-    mesh = read_mesh(path)
+    mesh = to_open3d(path)
     open3d().utility.random.seed(derived_seed(f"surface {path.name}") & 0x7FFFFFFF)
     cloud = unit_sphere(np.asarray(mesh.sample_points_uniformly(points).points))
     return cloud if up == "y" else np.ascontiguousarray(np.stack([cloud[:, 0], cloud[:, 2], -cloud[:, 1]], 1))
@@ -160,12 +174,19 @@ def sample_mesh(path: Path, points: int, up: str = "y") -> NDArray[np.float32]:
 def sample_meshes(paths: Sequence[Path], points: int, cache: Path, up: str = "y") -> NDArray[np.float32]:
     """The clouds of many meshes, (n, points, 3); sampled once and kept in ``cache`` (.npy)."""
     if cache.is_file():
-        clouds: NDArray[np.float32] = np.load(cache)
+        try:
+            clouds: NDArray[np.float32] = np.load(cache, allow_pickle=False)
+        except (OSError, ValueError):  # cut off by a full disk, say: it is derived again
+            clouds = np.zeros(0, np.float32)
         if clouds.shape == (len(paths), points, 3):
             return clouds
-    clouds = np.stack([sample_mesh(path, points, up) for path in paths])
+    console = Console(stderr=True)
+    clouds = np.stack([
+        sample_mesh(path, points, up)
+        for path in track(paths, "sampling meshes, once", console=console, disable=len(paths) < 500)
+    ])  # fmt: skip
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npy", delete=False) as file:
-        np.save(file, clouds)
-    Path(file.name).replace(cache)
+    out = io.BytesIO()
+    np.save(out, clouds)
+    write_atomically(cache, out.getvalue())
     return clouds

@@ -2,17 +2,40 @@
 
 from pathlib import Path
 
+from wsbench.errors import UserError
 
-class DatasetError(RuntimeError):
-    """Data that is missing, incomplete or broken; the message names the file and the way out."""
+#: entries of a folder that a message lists
+_LISTED = 8
+
+
+class DatasetError(UserError, RuntimeError):
+    """Data that is missing, incomplete or broken; the message names the file and how to fix it."""
 
 
 class DatasetNotFoundError(DatasetError):
-    """No dataset where one was looked for."""
+    """No dataset where the user says that there is one, or none was named."""
 
-    def __init__(self, dataset: str, looked: Path | None, command: str) -> None:
-        where = f"under '{looked}'" if looked else "anywhere: neither --data.root nor $WSBENCH_DATA is set"
-        super().__init__(
-            f"{dataset} was not found {where}. Point --data.root (or $WSBENCH_DATA) to it, "
-            f"run `{command}` to see the expected layout and how to get it, or use --recipe mini"
+    @classmethod
+    def under(cls, dataset: str, root: Path | None, looked_for: str, layout: str, task: str) -> "DatasetNotFoundError":
+        """The error of a root that does not hold the dataset: what was looked for, what is there, the layout."""
+        if root is None:
+            return cls(
+                f"{dataset} was not found: neither --data.root nor $WSBENCH_DATA is set. Point --data.root to it "
+                f"(`python -m wsbench data {task}` shows the layout), or use the miniature by --recipe mini"
+            )
+        return cls(
+            f"{dataset} was not found under '{root}': looked for {looked_for}; {contents(root)}. The layout is\n"
+            f"{layout}\nPoint --data.root (or $WSBENCH_DATA) to such a folder, or use the miniature by --recipe mini"
         )
+
+
+def contents(folder: Path) -> str:
+    """What is in a folder, in a few words: ``it holds a, b, c ...``."""
+    if not folder.exists():
+        return "there is no such folder"
+    if not folder.is_dir():
+        return "it is a file"
+    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
+    if not names:
+        return "it is empty"
+    return f"it holds {', '.join(names[:_LISTED])}{' ...' if len(names) > _LISTED else ''}"

@@ -1,76 +1,162 @@
-"""ImageNet classification: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``, or any dataset in such folders."""
+"""ImageNet classification: ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``, or any dataset in class folders."""
 
+import hashlib
+import os
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from wsbench.datamodules.base import BenchmarkData
+from wsbench.datamodules.base import BenchmarkData, Split
+from wsbench.datamodules.cache import keep, read_kept
 from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.lists import folders_in
 from wsbench.datamodules.mini import imagenet as mini
-from wsbench.datamodules.pictures import PredictionFolder, collate_one, picture_paths, read_picture
+from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, read_picture, user_files
 from wsbench.datamodules.sampling import Draw, seeded
-from wsbench.records import DataIdentity
 
 COUNTS = {"train": 1_281_167, "val": 50_000}
+_SYNSET = re.compile(r"n\d{8}\Z")
+LAYOUT = """\
+ROOT/ (or ROOT/ILSVRC2012/)
+    train/CLASS/*.JPEG ...       a folder for each class, whatever it is called; ImageNet: 1,281,167 in 1,000 folders
+    val/CLASS/*.JPEG ...         the same classes; ImageNet: 50,000 in 1,000 folders
+(JPEG, PNG, BMP, WebP, TIFF and PPM, in upper or lower case; hidden files and folders are passed over)
+or, for ImageNet's own archives, which `python -m wsbench data imagenet` unpacks and sorts:
+    ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar"""
 
 
-def folder(root: Path) -> Path:
+def splits_in(root: Path) -> Path | None:
     """``root`` or ``root/ILSVRC2012``, whichever holds train and val."""
-    return root if (root / "train").is_dir() else root / "ILSVRC2012"
+    return next((p for p in (root, root / "ILSVRC2012") if (p / "train").is_dir() and (p / "val").is_dir()), None)
 
 
-def is_present(root: Path) -> bool:
-    """Whether class folders for training and validation lie under ``root``."""
-    return all(any(p.is_dir() for p in s.glob("n[0-9]*")) for s in (folder(root) / "train", folder(root) / "val"))
+@dataclass(frozen=True)
+class Listing:
+    """The images of a split, class by class: of each class folder the file names, sorted, and their sizes in bytes."""
+
+    folder: Path
+    names: dict[str, list[str]]
+    sizes: dict[str, list[int]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the class folders, alphabetically."""
+        return list(self.names)
 
 
-class _Folders(ImageFolder):  # type: ignore[misc]
-    """torchvision's ImageFolder: a sample is a tensor and a label, a Draw seeds the transform."""
+def list_split(folder: Path) -> Listing:
+    """List a split; class folders that did not change since the last time are not read again.
+
+    Raises:
+        DatasetError: there is no class folder, or one has no images.
+    """
+    kept = read_kept("imagenet", folder)
+    names: dict[str, list[str]] = {}
+    sizes: dict[str, list[int]] = {}
+    changed = False
+    stamps = {}
+    for place in folders_in(folder):
+        stamps[place.name] = place.stat().st_mtime_ns
+        entry = kept.get(place.name)
+        if entry is None or entry["changed"] != stamps[place.name]:
+            changed = True
+            with os.scandir(place) as found:
+                images = sorted(
+                    (e.name, e.stat().st_size)
+                    for e in found
+                    if e.name.lower().endswith(PICTURES) and not e.name.startswith(".") and e.is_file()
+                )
+            entry = {"names": [n for n, _ in images], "sizes": [s for _, s in images]}
+        names[place.name], sizes[place.name] = entry["names"], entry["sizes"]
+    if not names:
+        flat = next((p for p in folder.iterdir() if p.suffix.lower() in PICTURES), None)
+        hint = " (its images lie there without folders)" if flat is not None else ""
+        raise DatasetError(f"'{folder}' has no class folders{hint}; sort its images into a folder for each class, as "
+                           f"'{folder}/CLASS/{flat.name if flat else 'IMAGE.jpg'}'")  # fmt: skip
+    empty = [name for name, images in names.items() if not images]
+    if empty:
+        raise DatasetError(
+            f"{len(empty)} class folders in '{folder}' have no images ({', '.join(empty[:3])}); fill or remove them "
+            f"(images end in {', '.join(PICTURES)})"
+        )
+    if changed or set(kept) != set(names):
+        entries = {n: {"changed": stamps[n], "names": names[n], "sizes": sizes[n]} for n in names}
+        keep("imagenet", folder, entries)
+    return Listing(folder, names, sizes)
+
+
+class FolderDataset(Dataset[dict[str, Any]]):
+    """Images of a split with the number of their class.
+
+    Args:
+        listing: of the split.
+        transform: of an image uint8 (3, H, W); a Draw seeds it.
+    """
+
+    def __init__(self, listing: Listing, transform: Callable[[Tensor], Tensor]) -> None:
+        self.folder, self.classes, self.transform = listing.folder, listing.classes, transform
+        self._names = np.array([name.encode("utf-8", "surrogateescape") for c in listing.classes
+                                for name in listing.names[c]], dtype=object)  # fmt: skip
+        counts = [len(listing.names[c]) for c in listing.classes]
+        self._labels = np.repeat(np.arange(len(counts)), counts)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        name: str = self._names[index].decode("utf-8", "surrogateescape")
+        return self.folder / self.classes[int(self._labels[index])] / name
+
+    def check(self, index: int) -> None:
+        """Read an image; DatasetError if it cannot be."""
+        read_picture(self.path(index))
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        path, label = self.samples[draw.index if isinstance(draw, Draw) else draw]
+        """``image`` uint8 (3, H, W) and ``label``."""
+        index = draw.index if isinstance(draw, Draw) else draw
         with seeded(draw.seed) if isinstance(draw, Draw) else nullcontext():
-            return {"image": self.transform(read_picture(path)), "label": label}
+            return {"image": self.transform(read_picture(self.path(index))), "label": int(self._labels[index])}
 
 
 class ImageNet(BenchmarkData):
     """ImageNet (ILSVRC 2012), or a dataset in class folders, or its miniature.
 
-    Pictures stay uint8; the task normalizes them on the device. Classes are the folders' names in alphabetical order,
+    Images stay uint8; the task normalizes them on the device. Classes are the folders' names in alphabetical order,
     which is the order of the published checkpoints.
 
     Args:
-        num_classes: class folders that there must be.
-        crop: side of the pictures.
-        resize: shorter side that a picture to evaluate is resized to before its centre is cut out.
-        scale: range of the area of the random crop, relative to the picture.
+        crop: side of the images.
+        resize: shorter side that an image to evaluate is resized to before its centre is cut out.
+        scale: range of the area of the random crop, relative to the image.
         flip: probability of the mirror.
         kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds train and val, or ILSVRC2012.
     """
 
     task = "imagenet"
-    title = "ImageNet (ILSVRC 2012)"
+    title = "An image classification dataset (ImageNet, ILSVRC 2012, or class folders)"
+    layout, looked_for = LAYOUT, "train/ and val/ with a folder for each class, or ILSVRC2012/ with them"
     mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
-    is_present = staticmethod(is_present)
 
     def __init__(
         self,
-        num_classes: int = 1000,
         crop: int = 224,
         resize: int = 256,
         scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes=num_classes, **kwargs)
+        super().__init__(**kwargs)
         self.require_positive(crop=crop, resize=resize)
         self.require_range(scale=scale)
         self.require_probability(flip=flip)
@@ -79,43 +165,77 @@ class ImageNet(BenchmarkData):
             [v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip(flip)]
         )
         self.val_transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
-        self.classes: tuple[str, ...] = ()
+        self._listings: dict[str, Listing] = {}
 
-    def setup(self, stage: str) -> None:
-        """Find the pictures that ``stage`` needs."""
-        if stage == "predict":
-            paths = picture_paths(self.prediction_folder("pictures"))
-            self.predict_data = PredictionFolder(paths, self._read, "image")
-            return
-        place = folder(self.root())
-        if stage == "fit":
-            self.train_data = self._folders(place / "train", self.train_transform)
-        self.val_data = self._folders(place / "val", self.val_transform)
-        self.classes = tuple(self.val_data.classes)
-        if stage == "fit" and self.train_data.classes != self.val_data.classes:
-            differ = sorted(set(self.train_data.classes) ^ set(self.classes))
-            raise DatasetError(f"train and val have different classes: {', '.join(differ[:5])} in one only")
+    @staticmethod
+    def place(root: Path) -> Path | None:
+        """``root`` or ``root/ILSVRC2012``, with class folders in both train and val."""
+        found = splits_in(root)
+        if found is None or not folders_in(found / "train"):
+            return None
+        if not folders_in(found / "val"):
+            raise DatasetError(
+                f"'{found / 'val'}' has no class folders: it is flat. Sort its images into a folder for each class; "
+                f"for ImageNet lay ILSVRC2012_devkit_t12.tar.gz into '{root}' and run `python -m wsbench data imagenet "
+                f"--root {root}`, which does it"
+            )
+        return found
+
+    def read(self, train: bool) -> None:
+        """List the images."""
+        folder = self.folder()
+        for split in ("train", "val") if train else ("val",):
+            if split not in self._listings:
+                self._listings[split] = list_split(folder / split)
+        self.take_classes(self._listings["val"].classes)
+        if train:
+            ours = self._listings["train"].classes
+            differ = sorted(set(ours) ^ set(self.classes))
+            if differ:
+                one = "train" if differ[0] in ours else "val"
+                raise DatasetError(
+                    f"train has {len(ours)} classes and val {len(self.classes)}: "
+                    f"{len(differ)} are in one only, among them '{differ[0]}' in {one}"
+                )
+            self.train_data = FolderDataset(self._listings["train"], self.train_transform)
+        self.val_data = FolderDataset(self._listings["val"], self.val_transform)
+
+    def read_predictions(self) -> PredictionFolder:
+        """Images below ``pictures``."""
+        folder = self.user_folder("images")
+        paths, self.passed_over = user_files(folder, PICTURES, self.recursive, "images")
+        return PredictionFolder(paths, folder, self._read, "image")
 
     def _read(self, path: Path) -> Tensor:
-        picture: Tensor = self.val_transform(read_picture(path, upright=True))
-        return picture
+        image: Tensor = self.val_transform(read_picture(path, upright=True))
+        return image
 
-    def _folders(self, path: Path, transform: Callable[[Tensor], Tensor]) -> Dataset[Any]:
-        try:
-            data = _Folders(str(path), transform)
-        except FileNotFoundError as error:  # a class without pictures, or no classes
-            raise DatasetError(f"'{path}': {error}; see `{self.command}`") from error
-        if len(data.classes) != self.num_classes:
-            raise DatasetError(
-                f"'{path}' has {len(data.classes)} class folders, expected {self.num_classes}; set --data.num_classes"
-            )
-        return data
-
-    def identity(self) -> DataIdentity:
-        """Lists are the relative paths of the pictures."""
-        counts = {"train": len(self.train_data), "val": len(self.val_data)}
+    def describe(self) -> dict[str, Split]:
+        """Samples are relative paths; labels are the classes, which the paths hold, and the files' sizes."""
         splits = {}
-        for split, data in (("train", self.train_data), ("val", self.val_data)):
-            prefix = len(data.root) + 1
-            splits[split] = (split, [Path(path[prefix:]).as_posix() for path, _ in data.samples])
-        return self.describe("imagenet1k", self.num_classes == 1000 and counts == COUNTS, splits)
+        for split, listing in self._listings.items():
+            names = [f"{c}/{name}" for c in listing.classes for name in listing.names[c]]
+            sizes = hashlib.sha256()
+            for c in () if self.miniature else listing.classes:  # its files are as long as the encoder makes them
+                sizes.update(np.array(listing.sizes[c], dtype="<i8").tobytes())
+            splits[split] = Split(split, names, sizes.hexdigest())
+        return splits
+
+    @property
+    def official(self) -> str:
+        """ImageNet's 1,000 classes."""
+        return "imagenet1k"
+
+    @property
+    def resembles_official(self) -> bool:
+        """1,000 folders that are called as WordNet's synsets."""
+        return len(self.classes) == 1000 and all(map(_SYNSET.match, self.classes))
+
+    @property
+    def official_counts(self) -> dict[str, int]:
+        """1,281,167 and 50,000."""
+        return COUNTS
+
+    def remedy(self, split: str) -> str:
+        """Its archive."""
+        return f"unpack ILSVRC2012_img_{split}.tar again"

@@ -1,6 +1,7 @@
-"""ModelNet40: the HDF5 release ``modelnet40_ply_hdf5_2048``, or the meshes of ``ModelNet40/<class>/{train,test}``."""
+"""ModelNet40: the HDF5 release ``modelnet40_ply_hdf5_2048``, or meshes in ``<class>/{train,test}``; or one's own."""
 
-from collections.abc import Iterable
+import hashlib
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -9,62 +10,76 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsbench.datamodules.base import BenchmarkData
-from wsbench.datamodules.clouds import AUGMENTS, Augment, CloudDataset, read_hdf5, sample_mesh, sample_meshes
+from wsbench.datamodules.base import BenchmarkData, Split
+from wsbench.datamodules.clouds import AUGMENTS, Augment, CloudDataset, digest_of, read_hdf5, sample_mesh, sample_meshes
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.lists import lines_of
+from wsbench.datamodules.lists import folders_in, is_meant, names_of, read_text
+from wsbench.datamodules.meshes import MESHES as MESH_SUFFIXES
 from wsbench.datamodules.mini import modelnet40 as mini
 from wsbench.datamodules.mini.store import cache_root
-from wsbench.datamodules.pictures import PredictionFolder, collate_one, without_clashes
-from wsbench.records import DataIdentity, checksum
+from wsbench.datamodules.pictures import PredictionFolder, collate_one, user_files
+from wsbench.records import checksum
 
 HDF5, MESHES = "modelnet40_ply_hdf5_2048", "ModelNet40"
 COUNTS = {"hdf5": {"train": 9840, "test": 2468}, "off": {"train": 9843, "test": 2468}}
 SAMPLED = 2048
+LAYOUT = f"""\
+ROOT/{HDF5}/ (or ROOT itself)    the release of PointNet, or files of your own in its form
+    train_files.txt, test_files.txt               names of .h5 files: data (n, points, 3), label (n, 1); ModelNet40:
+    shape_names.txt                               9,840 + 2,468 clouds of 2,048 points. A class a line, in order
+or ROOT/{MESHES}/ (or ROOT itself)                meshes: OFF, PLY, OBJ, STL; sampling them needs open3d
+    CLASS/train/*.off, CLASS/test/*.off           ModelNet40: 9,843 + 2,468 in 40 classes"""
 
 Source = Literal["auto", "hdf5", "off"]
 
 
-def folder(root: Path, name: str) -> Path:
-    """``root/name``, or ``root`` itself if it is called so."""
-    return root if root.name == name and not (root / name).is_dir() else root / name
+def hdf5_folder(root: Path) -> Path | None:
+    """The folder of the HDF5 release, or None."""
+    return next((p for p in (root / HDF5, root) if (p / "train_files.txt").is_file()), None)
+
+
+def mesh_folder(root: Path) -> Path | None:
+    """The folder of class folders with meshes, or None."""
+    for place in (root / MESHES, root):
+        if any((c / "train").is_dir() and (c / "test").is_dir() for c in folders_in(place)):
+            return place
+    return None
 
 
 def has_hdf5(root: Path) -> bool:
     """Whether the HDF5 release lies under ``root``."""
-    return (folder(root, HDF5) / "train_files.txt").is_file()
+    return hdf5_folder(root) is not None
 
 
 def has_meshes(root: Path) -> bool:
-    """Whether the meshes lie under ``root``."""
-    return folder(root, MESHES).is_dir()
+    """Whether meshes lie under ``root``."""
+    return mesh_folder(root) is not None
 
 
-def is_present(root: Path) -> bool:
-    """Whether ModelNet40 lies under ``root``, in either form."""
-    return has_hdf5(root) or has_meshes(root)
-
-
-def hdf5_files(root: Path, split: str) -> list[Path]:
+def hdf5_files(folder: Path, split: str) -> list[Path]:
     """The files of a split in the order of its list, which is not that of a directory listing."""
-    listed = folder(root, HDF5) / f"{split}_files.txt"
+    listed = folder / f"{split}_files.txt"
     if not listed.is_file():
-        raise DatasetError(f"'{listed}' is missing; unpack {HDF5}.zip again")
-    return [folder(root, HDF5) / Path(line).name for line in lines_of(listed)]
+        raise DatasetError(f"'{listed}' is missing; it names the .h5 files of '{split}', one a line")
+    return [folder / Path(line).name for line in names_of(listed, "names of .h5 files")]
 
 
-def mesh_classes(root: Path) -> tuple[str, ...]:
+def mesh_classes(folder: Path) -> tuple[str, ...]:
     """The class folders, alphabetically."""
-    return tuple(sorted(p.name for p in folder(root, MESHES).iterdir() if p.is_dir()))
+    return tuple(p.name for p in folders_in(folder))
 
 
-def mesh_files(root: Path, split: str) -> list[Path]:
+def mesh_files(folder: Path, split: str) -> list[Path]:
     """The meshes of a split, class by class; DatasetError names a class without any."""
     files: list[Path] = []
-    for name in mesh_classes(root):
-        found = sorted((folder(root, MESHES) / name / split).glob("*.off"))
+    for name in mesh_classes(folder):
+        place = folder / name / split
+        there = place.iterdir() if place.is_dir() else ()
+        found = sorted(p for p in there if p.suffix.lower() in MESH_SUFFIXES and is_meant(p))
         if not found:
-            raise DatasetError(f"no meshes in '{folder(root, MESHES) / name / split}'; unpack ModelNet40.zip again")
+            raise DatasetError(
+                f"no meshes in '{place}'; every class needs some (they end in {', '.join(MESH_SUFFIXES)})"
+            )
         files += found
     return files
 
@@ -73,7 +88,6 @@ class ModelNet40(BenchmarkData):
     """ModelNet40, or a dataset in its layout, or its miniature.
 
     Args:
-        num_classes: classes that there must be.
         source: ``hdf5``, the release of PointNet with 2,048 points of each shape; ``off``, the meshes, sampled by
             open3d (another test set than the release's); ``auto`` prefers the former.
         points: of a cloud; the first ones of those that were sampled.
@@ -84,81 +98,115 @@ class ModelNet40(BenchmarkData):
     """
 
     task = "modelnet40"
-    title = "ModelNet40"
+    title = "A dataset of shapes (ModelNet40, or one in its layout)"
+    layout, looked_for = (
+        LAYOUT,
+        f"{HDF5}/ with train_files.txt, {MESHES}/ with CLASS/train and CLASS/test, or their content",
+    )
     mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
-    is_present = staticmethod(is_present)
 
     def __init__(
         self,
-        num_classes: int = 40,
         source: Source = "auto",
         points: int = 1024,
         augment: Literal["tf", "torch", "none"] = "tf",
         up: Literal["y", "z"] = "z",
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes=num_classes, **kwargs)
+        super().__init__(**kwargs)
         self.require_positive(points=points)
         self.source, self.points, self.augment, self.up = source, points, augment, up
-        self.classes: tuple[str, ...] = ()
+        self._digests: dict[str, str] = {}
 
-    def setup(self, stage: str) -> None:
-        """Read the clouds that ``stage`` needs."""
-        if stage == "predict":
-            folder = self.prediction_folder("meshes")
-            paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".off", ".ply", ".obj", ".stl"))
-            if not paths:
-                raise DatasetError(f"no meshes in '{folder}' (looked for .off, .ply, .obj, .stl)")
-            self.predict_data = PredictionFolder(without_clashes(paths), self._read, "cloud")
-            return
-        root = self.root()
+    @staticmethod
+    def place(root: Path) -> Path | None:
+        """``root``, if either form lies there."""
+        return root if has_hdf5(root) or has_meshes(root) else None
+
+    def read(self, train: bool) -> None:
+        """Read the clouds, or sample them of meshes once."""
+        root = self.folder()
         self.form = self.source if self.source != "auto" else "hdf5" if has_hdf5(root) else "off"
-        if not (has_hdf5 if self.form == "hdf5" else has_meshes)(root):
+        folder = (hdf5_folder if self.form == "hdf5" else mesh_folder)(root)
+        if folder is None:
             raise DatasetError(f"'{root}' has no {HDF5 if self.form == 'hdf5' else MESHES}; see `{self.command}`")
-        self.classes = self._classes(root)
-        self.require_classes(self.classes)
-        if stage == "fit":
-            self.train_data = self._dataset(root, "train", AUGMENTS[self.augment])
-        self.val_data = self._dataset(root, "test", None)
+        self.take_classes(self._classes(folder))
+        if train and self.train_data is None:
+            self.train_data = self._dataset(folder, "train", AUGMENTS[self.augment])
+        if self.val_data is None:
+            self.val_data = self._dataset(folder, "test", None)
 
-    def _classes(self, root: Path) -> tuple[str, ...]:
+    def _classes(self, folder: Path) -> tuple[str, ...]:
         if self.form == "off":
-            return mesh_classes(root)
-        names = folder(root, HDF5) / "shape_names.txt"
+            return mesh_classes(folder)
+        names = folder / "shape_names.txt"
         if not names.is_file():
-            raise DatasetError(f"'{names}' is missing; unpack {HDF5}.zip again")
-        return tuple(names.read_text().split())
+            raise DatasetError(f"'{names}' is missing; it names the classes in the order of their numbers, one a line")
+        return tuple(read_text(names).split())
 
-    def _dataset(self, root: Path, split: str, augment: Augment | None) -> CloudDataset:
+    def _dataset(self, folder: Path, split: str, augment: Augment | None) -> CloudDataset:
         if self.form == "off":
-            files = mesh_files(root, split)
-            sizes = [f"{p.relative_to(root)} {p.stat().st_size}" for p in files]
-            cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{self.up}-{checksum(sizes)[:16]}.npy"
-            clouds = sample_meshes(files, max(SAMPLED, self.points), cache, self.up)[:, : self.points]
+            files = mesh_files(folder, split)
+            # by time of change, too: a mesh that was mended may be as long as before
+            found = [f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
+            cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{self.up}-{checksum(found)[:16]}.npy"
+            whole = sample_meshes(files, max(SAMPLED, self.points), cache, self.up)
+            clouds = whole[:, : self.points]
             labels = np.array([self.classes.index(p.parent.parent.name) for p in files])
+            digests = [digest_of(whole[:, :SAMPLED], labels)]
         else:
-            parts = [read_hdf5(path, self.points) for path in hdf5_files(root, split)]
-            clouds, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        wrong = sorted({int(v) for v in labels if v >= self.num_classes})
+            parts = [read_hdf5(path, self.points) for path in hdf5_files(folder, split)]
+            clouds, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+            digests = [part[2] for part in parts]
+        self._digests[split] = hashlib.sha256(b"".join(digests)).hexdigest()
+        wrong = sorted({int(v) for v in labels if v >= len(self.classes)})
         if wrong:
-            raise DatasetError(f"the {split} set has labels {wrong[:5]}, but there are {self.num_classes} classes")
+            raise DatasetError(
+                f"the {split} set in '{folder}' has labels {wrong[:5]}, but there are {len(self.classes)} classes"
+            )
+        if not len(labels):
+            raise DatasetError(f"the {split} set in '{folder}' has no clouds")
         return CloudDataset(torch.from_numpy(np.ascontiguousarray(clouds)), torch.from_numpy(labels), augment)
 
-    def _read(self, path: Path) -> Tensor:
-        return torch.from_numpy(sample_mesh(path, max(SAMPLED, self.points), self.up)[: self.points])
+    def read_predictions(self) -> PredictionFolder:
+        """Meshes below ``pictures``."""
+        folder = self.user_folder("meshes")
+        paths, self.passed_over = user_files(folder, MESH_SUFFIXES, self.recursive, "meshes")
+        read = partial(_read_cloud, points=self.points, up=self.up)
+        return PredictionFolder(paths, folder, read, "cloud")
 
-    def identity(self) -> DataIdentity:
-        """The release has no names; a sample is identified by its label and first point."""
+    def describe(self) -> dict[str, Split]:
+        """The release has no names: a sample is called by label and first point. Labels are all points and labels."""
+        splits = {}
+        for split, data, listed in (("train", self.train_data, "train"), ("val", self.val_data, "test")):
+            if data is not None:
+                labels = data.labels.tolist()
+                names = [f"{label} {' '.join(f'{v:.5f}' for v in cloud[0].tolist())}"
+                         for cloud, label in zip(data.clouds, labels, strict=True)]  # fmt: skip
+                splits[split] = Split(f"{listed}, {self.form}", names, self._digests[listed])
+        return splits
 
-        def names(data: CloudDataset) -> Iterable[str]:
-            for cloud, label in zip(data.clouds, data.labels.tolist(), strict=True):
-                yield f"{label} {' '.join(f'{v:.5f}' for v in cloud[0].tolist())}"
+    @property
+    def official(self) -> str:
+        """Sampled meshes are another test set than the release's clouds."""
+        return "modelnet40" if self.form == "hdf5" else "modelnet40_off"
 
-        counts = {"train": len(self.train_data), "test": len(self.val_data)}
-        official = counts == COUNTS[self.form] and self.num_classes == 40
-        return self.describe(
-            "modelnet40" if self.form == "hdf5" else "modelnet40_off", official,
-            {"train": (f"train, {self.form}", names(self.train_data)),
-             "val": (f"test, {self.form}", names(self.val_data))},
-        )  # fmt: skip
+    @property
+    def resembles_official(self) -> bool:
+        """40 classes, airplanes and others."""
+        return len(self.classes) == 40 and self.classes[0] == "airplane"
+
+    @property
+    def official_counts(self) -> dict[str, int]:
+        """9,840 or, of meshes, 9,843; and 2,468."""
+        counts = COUNTS[self.form]
+        return {"train": counts["train"], "val": counts["test"]}
+
+    def remedy(self, split: str) -> str:
+        """The archive."""
+        return f"unpack {HDF5 if self.form == 'hdf5' else MESHES}.zip again"
+
+
+def _read_cloud(path: Path, points: int, up: str) -> Tensor:
+    return torch.from_numpy(sample_mesh(path, max(SAMPLED, points), up)[:points])

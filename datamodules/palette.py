@@ -18,8 +18,8 @@ def voc_palette() -> list[int]:
     return flat
 
 
-def palette_image(mask: NDArray[np.uint8]) -> Image.Image:
-    """A mask (H, W) of class numbers as a palette image, which opens in VOC's colours and reads back as numbers."""
+def palette_image(mask: NDArray[np.uint8], colours: list[int] | None = None) -> Image.Image:
+    """A mask (H, W) of class numbers as a palette image, which opens in colours (VOC's) and reads back as numbers."""
     image = Image.fromarray(mask)
-    image.putpalette(voc_palette())
+    image.putpalette(colours or voc_palette())
     return image

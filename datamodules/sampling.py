@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data.distributed import DistributedSampler
 
+from wsbench.errors import UserError
 from wsbench.seeds import derived_seed
 
 
@@ -19,7 +20,14 @@ class Draw:
     seed: int
 
 
-class StreamSampler(Sampler[Draw]):
+class _Own(DistributedSampler):  # type: ignore[type-arg]
+    """A sampler that deals out to devices by itself, in Lightning's eyes: it wraps any other in one of its own."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the order follows from positions in the stream, not from epochs."""
+
+
+class StreamSampler(_Own):
     """An endless stream of shuffled passes over a dataset, cut into optimizer steps and dealt out to devices.
 
     Position p of the stream is item ``permutation(seed, p // n)[p % n]``; step s takes positions s E to (s + 1) E - 1
@@ -107,7 +115,7 @@ class StreamSampler(Sampler[Draw]):
                 yield Draw(order[position % self.length], derived_seed("augmentation", self.seed, position))
 
 
-class UnpaddedSampler(Sampler[int]):
+class UnpaddedSampler(_Own):
     """Every item exactly once over all devices: evaluation that counts no sample twice.
 
     torch's DistributedSampler repeats items until the devices have equally many; these ranks may differ by one.
@@ -123,7 +131,7 @@ class UnpaddedSampler(Sampler[int]):
         return iter(self.indices)
 
 
-class BatchError(ValueError):
+class BatchError(UserError, ValueError):
     """Batch numbers that contradict each other."""
 
 

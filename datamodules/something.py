@@ -1,6 +1,7 @@
 """Something-Something V1: folders of frames as shipped, the official CSV files, or the lists of TRN and TSM."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -8,26 +9,54 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from wsbench.datamodules.base import BenchmarkData
-from wsbench.datamodules.clips import Clip, ClipDataset, MultiScaleCrop, centre_crop, evaluation_frames, read_frames
+from wsbench.datamodules.base import BenchmarkData, Split
+from wsbench.datamodules.cache import keep, read_kept
+from wsbench.datamodules.clips import (
+    Clip,
+    ClipDataset,
+    MultiScaleCrop,
+    Naming,
+    centre_crop,
+    evaluation_frames,
+    frames_of,
+    read_frames,
+)
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.lists import lines_of
+from wsbench.datamodules.lists import folders_in, inside, is_meant, names_of, refuse_repeated
 from wsbench.datamodules.mini import something as mini
 from wsbench.datamodules.pictures import PredictionFolder, collate_one
-from wsbench.records import DataIdentity
 
 COUNTS = {"train": 86_017, "val": 11_522}
 FRAMES = "20bn-something-something-v1"
-CSV = {name: f"something-something-v1-{name}.csv" for name in ("labels", "train", "validation")}
+CSV = {"labels": "labels", "train": "train", "val": "validation"}
 LISTS = {"labels": "category.txt", "train": "train_videofolder.txt", "val": "val_videofolder.txt"}
 FEWEST_FRAMES = 3
+LAYOUT = f"""\
+ROOT/{FRAMES}/ID/00001.jpg ...     a folder of numbered frames a clip (or ROOT/frames/ID/...)
+ROOT/something-something-v1-labels.csv       a class a line; V1: 174   (or labels.csv)
+ROOT/something-something-v1-train.csv        ID;CLASS a line; V1: 86,017   (or train.csv)
+ROOT/something-something-v1-validation.csv   V1: 11,522   (or validation.csv)
+or, in place of the CSV files, the lists of TRN and TSM:
+    {", ".join(LISTS.values())}     a class a line; FOLDER FRAMES CLASS-NUMBER a line"""
 
 ClassOrder = Literal["alphabetical", "csv"]
 
 
+def frames_folder(root: Path) -> Path | None:
+    """The folder of the clips."""
+    return next((p for p in (root / FRAMES, root / "frames") if p.is_dir()), None)
+
+
+def csv_file(root: Path, part: str) -> Path:
+    """An official CSV file, or one of the short name."""
+    full = root / f"something-something-v1-{CSV[part]}.csv"
+    short = root / f"{CSV[part]}.csv"
+    return short if short.is_file() and not full.is_file() else full
+
+
 def has_csv(root: Path) -> bool:
     """Whether the official lists lie in ``root``."""
-    return all((root / name).is_file() for name in CSV.values())
+    return all(csv_file(root, part).is_file() for part in CSV)
 
 
 def has_lists(root: Path) -> bool:
@@ -35,83 +64,99 @@ def has_lists(root: Path) -> bool:
     return all((root / name).is_file() for name in LISTS.values())
 
 
-def is_present(root: Path) -> bool:
-    """Whether Something-Something V1 lies under ``root``."""
-    return (root / FRAMES).is_dir() and (has_csv(root) or has_lists(root))
+def place(root: Path) -> Path | None:
+    """``root``, if clips and lists lie there."""
+    return root if frames_folder(root) is not None and (has_csv(root) or has_lists(root)) else None
 
 
 def read_classes(root: Path, order: ClassOrder) -> tuple[str, ...]:
     """The labels, alphabetically as TRN and TSM number them, or as the official file lists them.
 
     Raises:
-        DatasetError: two labels are equal.
+        DatasetError: there is none, or two are equal.
     """
-    labels = lines_of(root / CSV["labels"])
-    if len(set(labels)) < len(labels):
-        raise DatasetError(f"'{root / CSV['labels']}' names a label twice")
+    labels = names_of(csv_file(root, "labels"), "labels")
     return tuple(sorted(labels) if order == "alphabetical" else labels)
 
 
-def count_frames(folder: Path) -> int:
-    """Frames in a clip's folder; DatasetError if there is no such folder."""
-    try:
-        return sum(1 for p in folder.iterdir() if p.suffix == ".jpg")
-    except FileNotFoundError as error:
-        raise DatasetError(f"the clip '{folder}' is missing; unpack the archive's parts again") from error
-
-
-def read_official(root: Path, split: str, classes: tuple[str, ...]) -> list[Clip]:
-    """The clips of an official CSV file (``id;label``); their frames are counted."""
-    path = root / CSV["validation" if split == "val" else split]
-    number = {label: i for i, label in enumerate(classes)}
-    clips = []
-    for line in lines_of(path):
+def csv_rows(root: Path, split: str) -> list[tuple[str, str]]:
+    """Folder and label of each clip of an official CSV file (``id;label``); DatasetError names a broken line."""
+    path = csv_file(root, split)
+    rows = []
+    for line in names_of(path, "id;label"):
         name, separator, label = line.partition(";")
-        if not separator or label.strip() not in number:
-            raise DatasetError(f"'{path}': expected 'id;label' with a label of '{CSV['labels']}', got '{line}'")
-        folder = root / FRAMES / name
-        clips.append(Clip(folder, count_frames(folder), number[label.strip()]))
-    return clips
+        if not separator or not name.strip() or not label.strip():
+            raise DatasetError(f"'{path}': expected 'id;label', got '{line}'")
+        rows.append((name.strip(), label.strip()))
+    refuse_repeated([name for name, _ in rows], path)
+    return rows
 
 
-def read_list(root: Path, split: str, classes: tuple[str, ...]) -> list[Clip]:
-    """The clips of a list of TRN or TSM: ``folder frames class``."""
+def list_rows(root: Path, split: str, classes: Sequence[str]) -> list[tuple[str, int, str]]:
+    """Folder, frames and label of each clip of a list of TRN or TSM: ``folder frames class``."""
     path = root / LISTS[split]
-    clips = []
-    for line in lines_of(path):
+    rows = []
+    for line in names_of(path, "folder frames class"):
         parts = line.rsplit(maxsplit=2)
         if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit() and int(parts[2]) < len(classes)):
             raise DatasetError(f"'{path}': expected 'folder frames class' with a class below {len(classes)}: '{line}'")
-        clips.append(Clip(root / FRAMES / Path(parts[0]).name, int(parts[1]), int(parts[2])))
-    return clips
+        rows.append((Path(parts[0]).name, int(parts[1]), classes[int(parts[2])]))
+    refuse_repeated([name for name, *_ in rows], path)
+    return rows
+
+
+def count_frames(clips: Path, names: Sequence[str]) -> dict[str, tuple[Naming, int]]:
+    """How the frames of each clip are called and how many there are; a folder that did not change is not read again.
+
+    Raises:
+        DatasetError: a clip is missing, or its frames are not in order.
+    """
+    kept = read_kept("something", clips)
+    found: dict[str, tuple[Naming, int]] = {}
+    entries = dict(kept)
+    for name in names:
+        folder = inside(clips, name)
+        try:
+            changed = folder.stat().st_mtime_ns
+        except OSError:
+            changed = -1
+        entry = kept.get(name)
+        if entry is None or entry[0] != changed or changed < 0:
+            naming, frames = frames_of(folder)
+            entries[name] = [changed, frames, naming.prefix, naming.digits, naming.suffix, naming.first]
+            entry = entries[name]
+        found[name] = (Naming(*entry[2:]), entry[1])
+    if entries != kept:
+        keep("something", clips, entries)
+    return found
 
 
 class SomethingSomething(BenchmarkData):
     """Something-Something V1, or a dataset in its layout, or its miniature.
 
     Args:
-        num_classes: classes that there must be.
         segments: frames that a clip is sampled to.
         crop: side of the frames.
         resize: shorter side that frames to evaluate are resized to before their centre is cut out.
         scales: of the training crop, relative to the frame's shorter side.
-        lists: ``csv``, the official files, whose clips' frames are counted at every start; ``videofolder``, the lists
-            of TRN and TSM, which state them; ``auto`` prefers the latter.
+        lists: ``csv``, the official files, whose clips' frames are counted; ``videofolder``, the lists of TRN and TSM,
+            which state them; ``auto`` is whichever is there, and where both are they must name the same clips.
         class_order: ``alphabetical`` as TRN's and TSM's checkpoints have it, ``csv`` as mmaction2's. Lists have theirs
             in ``category.txt``, which must be alphabetical or not as is said here.
         kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds ``20bn-something-something-v1``.
-            For ``predict``, ``pictures`` is a folder of clips, each a folder of frames.
+            For ``predict``, ``pictures`` is a folder of clips, each a folder of frames. Clips below three frames are
+            left out, as TRN and TSM do.
     """
 
     task = "something"
-    title = "Something-Something V1"
+    title = "A dataset of clips (Something-Something V1, or one in its layout)"
+    layout, looked_for = LAYOUT, f"{FRAMES}/ (or frames/) and the CSV files or lists beside it"
     mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
-    is_present = staticmethod(is_present)
+    place = staticmethod(place)
 
     def __init__(
         self,
-        num_classes: int = 174,
         segments: int = 8,
         crop: int = 224,
         resize: int = 256,
@@ -120,66 +165,129 @@ class SomethingSomething(BenchmarkData):
         class_order: ClassOrder = "alphabetical",
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes=num_classes, **kwargs)
+        super().__init__(**kwargs)
         self.require_positive(segments=segments, crop=crop, resize=resize)
         if not scales or not all(0 < s <= 1 for s in scales):
             raise DatasetError(f"--data.scales must be in (0, 1], got {list(scales)}")
         self.require_room(resize, crop)
         self.segments, self.crop, self.resize, self.lists, self.class_order = segments, crop, resize, lists, class_order
         self.transform = MultiScaleCrop(crop, tuple(scales))
-        self.classes: tuple[str, ...] = ()
+        self._dropped: dict[str, list[str]] = {}
 
-    def setup(self, stage: str) -> None:
-        """Read the lists that ``stage`` needs."""
-        if stage == "predict":
-            folders = sorted(p for p in self.prediction_folder("clips").iterdir() if p.is_dir())
-            if not folders:
-                raise DatasetError(f"no folders of frames in '{self.pictures}'")
-            self.predict_data = PredictionFolder(folders, self._read, "clip")
-            return
-        root = self.root()
-        # built lists are alphabetical
-        either = [has_lists, has_csv] if self.class_order == "alphabetical" else [has_csv, has_lists]
-        wanted = {"csv": [has_csv], "videofolder": [has_lists], "auto": either}[self.lists]
-        found = next((f for f in wanted if f(root)), None)
-        if found is None:
-            names = LISTS if self.lists == "videofolder" else CSV
-            raise DatasetError(f"'{root}' has no {', '.join(names.values())}; see `{self.command}`")
-        self.official = found is has_csv
-        if self.official:
-            self.classes = read_classes(root, self.class_order)
+    def read(self, train: bool) -> None:
+        """Read the lists and look at the clips' folders."""
+        root = self.folder()
+        form = self._form(root)
+        if form == "csv":
+            self.take_classes(read_classes(root, self.class_order))
         else:
-            self.classes = tuple(lines_of(root / LISTS["labels"]))
-            if (list(self.classes) == sorted(self.classes)) != (self.class_order == "alphabetical"):
+            classes = names_of(root / LISTS["labels"], "classes")
+            if (classes == sorted(classes)) != (self.class_order == "alphabetical"):
                 order = "not alphabetical" if self.class_order == "alphabetical" else "alphabetical"
                 raise DatasetError(f"'{root / LISTS['labels']}' is {order}, but --data.class_order is "
                                    f"{self.class_order}; set it as the list is, or use --data.lists csv")  # fmt: skip
-        self.require_classes(self.classes)
-        if stage == "fit":
-            self.train_data = self._dataset(root, "train", self.transform)
-        self.val_data = self._dataset(root, "val", None)
+            self.take_classes(classes)
+        if train:
+            self.train_data = self._dataset(root, form, "train", self.transform)
+        self.val_data = self._dataset(root, form, "val", None)
 
-    def _dataset(self, root: Path, split: str, transform: MultiScaleCrop | None) -> ClipDataset:
-        read = read_official if self.official else read_list
-        clips = [c for c in read(root, split, self.classes) if c.frames >= FEWEST_FRAMES]
+    def _form(self, root: Path) -> str:
+        there = {"csv": has_csv(root), "videofolder": has_lists(root)}
+        if self.lists != "auto":
+            if not there[self.lists]:
+                names = LISTS.values() if self.lists == "videofolder" else [csv_file(root, p).name for p in CSV]
+                raise DatasetError(f"'{root}' has no {', '.join(names)}; see `{self.command}`")
+            return self.lists
+        if all(there.values()):
+            self._refuse_two_truths(root)
+        # either names the same clips; lists are in alphabetical order or not, the CSV files can be read in both
+        return "csv" if there["csv"] else "videofolder"
+
+    def _refuse_two_truths(self, root: Path) -> None:
+        """Lists that were made of CSV files which have changed since would train on what was there before."""
+        classes = names_of(root / LISTS["labels"], "classes")
+        for split in ("train", "val"):
+            official = dict(csv_rows(root, split))
+            listed = {name: label for name, _, label in list_rows(root, split, classes)}
+            if official != listed:
+                raise DatasetError(
+                    f"'{csv_file(root, split)}' ({len(official)} clips) and '{root / LISTS[split]}' ({len(listed)}) do "
+                    "not name the same clips and classes; say which is right by --data.lists csv or --data.lists "
+                    "videofolder, or remove the other"
+                )
+
+    def _dataset(self, root: Path, form: str, split: str, transform: MultiScaleCrop | None) -> ClipDataset:
+        number = {label: i for i, label in enumerate(self.classes)}
+        folder = frames_folder(root)
+        assert folder is not None
+        if form == "csv":
+            rows = csv_rows(root, split)
+            unknown = next(((name, label) for name, label in rows if label not in number), None)
+            if unknown is not None:
+                raise DatasetError(
+                    f"'{csv_file(root, split)}': clip '{unknown[0]}' has the label '{unknown[1]}', which "
+                    f"'{csv_file(root, 'labels').name}' does not name"
+                )
+            counted = count_frames(folder, [name for name, _ in rows])
+            clips = [Clip(folder / n, counted[n][1], number[label], counted[n][0]) for n, label in rows]
+        else:
+            listed = list_rows(root, split, self.classes)
+            first = inside(folder, listed[0][0])
+            naming, _ = frames_of(first)
+            clips = [Clip(inside(folder, n), frames, number[label], naming) for n, frames, label in listed]
+        short = [f"{c.folder.name} ({c.frames} frames)" for c in clips if c.frames < FEWEST_FRAMES]
+        self.check_dropped(split, short, len(clips), f"have fewer than {FEWEST_FRAMES} frames")
+        self._dropped[split] = short
+        clips = [c for c in clips if c.frames >= FEWEST_FRAMES]
         if not clips:
             raise DatasetError(f"the list of '{split}' under '{root}' names no clip of {FEWEST_FRAMES} frames or more")
         evaluate = partial(centre_crop, resize=self.resize, side=self.crop)
         return ClipDataset(clips, self.segments, transform, evaluate)
 
+    def read_predictions(self) -> PredictionFolder:
+        """Clips below ``pictures``."""
+        folder = self.user_folder("clips")
+        if self.recursive:
+            found = sorted(p for p in folder.rglob("*") if p.is_dir() and not folders_in(p) and is_meant(p))
+        else:
+            found = folders_in(folder)
+        if not found:
+            raise DatasetError(f"no folders of frames in '{folder}'")
+        self.passed_over = sorted(p for p in folder.iterdir() if p.is_file() and is_meant(p))
+        return PredictionFolder(found, folder, self._read, "clip")
+
     def _read(self, folder: Path) -> Tensor:
-        frames = evaluation_frames(count_frames(folder), self.segments)
-        return centre_crop(read_frames(folder, frames), self.resize, self.crop)
-
-    def identity(self) -> DataIdentity:
-        """Lists are clips with their frames and class numbers, so the order of classes is part of it."""
-        order = "alphabetical" if list(self.classes) == sorted(self.classes) else "as listed"
-
-        def names(data: ClipDataset) -> Iterable[str]:
-            return (f"{clip.folder.name} {clip.frames} {clip.label}" for clip in data.clips)
-
-        official = {"train": len(self.train_data), "val": len(self.val_data)} == COUNTS and self.num_classes == 174
-        splits = {"train": self.train_data, "val": self.val_data}
-        return self.describe(
-            "something_something_v1", official, {k: (f"{k}, classes {order}", names(v)) for k, v in splits.items()}
+        naming, frames = frames_of(folder)
+        return centre_crop(
+            read_frames(folder, evaluation_frames(frames, self.segments), naming), self.resize, self.crop
         )
+
+    def describe(self) -> dict[str, Split]:
+        """Samples are clips with their frames and class numbers, so the order of classes is part of it."""
+        order = "alphabetical" if list(self.classes) == sorted(self.classes) else "as listed"
+        splits = {}
+        for split, data in (("train", self.train_data), ("val", self.val_data)):
+            if data is not None:
+                names = [f"{clip.folder.name} {clip.frames} {clip.label}" for clip in data.clips]
+                labels = hashlib.sha256("".join(f"{clip.label}\n" for clip in data.clips).encode()).hexdigest()
+                splits[split] = Split(f"{split}, classes {order}", names, labels, self._dropped[split])
+        return splits
+
+    @property
+    def official(self) -> str:
+        """Version 1."""
+        return "something_something_v1"
+
+    @property
+    def resembles_official(self) -> bool:
+        """174 classes, of V1's phrases."""
+        return len(self.classes) == 174 and any("something" in name.lower() for name in self.classes)
+
+    @property
+    def official_counts(self) -> dict[str, int]:
+        """86,017 and 11,522."""
+        return COUNTS
+
+    def remedy(self, split: str) -> str:
+        """Its list, and the archive's parts."""
+        return f"fetch the list of '{split}' again, and unpack the archive: cat {FRAMES}-?? | tar zx"

@@ -18,6 +18,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["lanczos", "bilinear", "bicubic"]
+Rounding = Literal["nearest", "down"]
 
 
 def pad_to(tensor: Tensor, height: int, width: int, fill: int) -> Tensor:
@@ -104,12 +105,19 @@ class SegmentationTransform:
         scale: low and high of the scale; (1, 1) does not resize.
         flip: probability of the mirror.
         interpolation: of the picture; the authors used Pillow's antialiasing filter, which is Lanczos.
+        rounding: of the scaled height and width; the authors round to the nearest integer.
     """
 
     crop: int
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     interpolation: Interpolation = "lanczos"
+    rounding: Rounding = "nearest"
+
+    def scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:
+        """Height and width after scaling."""
+        to_int = round if self.rounding == "nearest" else int
+        return max(1, to_int(height * factor)), max(1, to_int(width * factor))
 
     def __call__(
         self, picture: Tensor, mask: Tensor, generator: torch.Generator
@@ -128,7 +136,7 @@ class SegmentationTransform:
         low, high = (math.log2(s) for s in self.scale)
         factor = 2 ** (low + (high - low) * uniform())
         height, width = mask.shape
-        size = (max(1, int(height * factor)), max(1, int(width * factor)))
+        size = self.scaled(height, width, factor)
         if self.scale == (1.0, 1.0):
             size = (height, width)
         starts = [int(uniform() * (max(side, self.crop) - self.crop + 1)) for side in size]

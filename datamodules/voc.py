@@ -1,120 +1,278 @@
-"""PASCAL VOC 2012 segmentation: ``VOCdevkit/VOC2012`` as it is unpacked, with the trainaug list where it was built."""
+"""PASCAL VOC 2012 segmentation: ``VOCdevkit/VOC2012`` as it is unpacked, or any dataset in that layout."""
 
+import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from wsbench.datamodules.base import BenchmarkData
+from wsbench.datamodules.base import BenchmarkData, Split
+from wsbench.datamodules.cache import sha256_of
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.lists import lines_of
+from wsbench.datamodules.lists import inside, is_meant, lines_of, names_of, refuse_repeated
+from wsbench.datamodules.masks import Mask, look_at_masks, palette_of
 from wsbench.datamodules.mini import voc as mini
-from wsbench.datamodules.pictures import collate_one
-from wsbench.datamodules.segmentation import PictureFolder, SegmentationDataset
-from wsbench.datamodules.transforms import Interpolation, SegmentationTransform
-from wsbench.records import DataIdentity
+from wsbench.datamodules.palette import voc_palette
+from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, user_files
+from wsbench.datamodules.segmentation import SegmentationDataset, read_padded
+from wsbench.datamodules.transforms import Interpolation, Rounding, SegmentationTransform
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 COUNTS = {"train": 1464, "val": 1449, "trainaug": 10582}
+LAYOUT = """\
+ROOT/VOCdevkit/VOC2012/ (or ROOT/VOC2012/, or ROOT itself)
+    JPEGImages/NAME.jpg ...               images, also PNG; VOC 2012: 17,125
+    SegmentationClass/NAME.png ...        masks: palette or 8-bit grey PNG of class numbers, 255 void; VOC 2012: 2,913
+    ImageSets/Segmentation/train.txt      a NAME a line, or two paths: /JPEGImages/NAME.jpg /SegmentationClass/NAME.png
+    ImageSets/Segmentation/val.txt
+    class_names.txt                       optional, a name a line in the order of the numbers
+and, for the paper's trainaug, which `python -m wsbench data voc` builds from SBD's release:
+    SegmentationClassAug/, ImageSets/Segmentation/trainaug.txt"""
+LISTS = Path("ImageSets") / "Segmentation"
 MASK_SOURCE = "source.txt"
 DATA_COMMAND = "python -m wsbench data voc"
+_OFFICIAL_NAME = re.compile(r"20\d\d_\d{6}\Z")
 
 
-def devkit(root: Path) -> Path:
-    """``root/VOCdevkit/VOC2012``."""
-    return root / "VOCdevkit" / "VOC2012"
+def place(root: Path) -> Path | None:
+    """The devkit below ``root``: the folder with JPEGImages and lists of segmentation."""
+    places = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
+    return next((p for p in places if (p / LISTS).is_dir() and (p / "JPEGImages").is_dir()), None)
 
 
-def is_present(root: Path) -> bool:
-    """Whether VOC 2012 segmentation lies under ``root``."""
-    return (devkit(root) / "ImageSets" / "Segmentation" / "val.txt").is_file()
+@dataclass(frozen=True)
+class Listed:
+    """A line of a list: the sample's name, and its files relative to the devkit if the line says them."""
+
+    name: str
+    image: str | None = None
+    mask: str | None = None
 
 
-def read_names(root: Path, split: str) -> list[str]:
-    """The picture names of ``ImageSets/Segmentation/<split>.txt``."""
-    path = devkit(root) / "ImageSets" / "Segmentation" / f"{split}.txt"
+def list_file(devkit: Path, split: str) -> Path:
+    """The file of a list: ``ImageSets/Segmentation/<split>.txt``, or ``split`` itself if it is a file's path."""
+    if split.endswith(".txt"):
+        return Path(split).expanduser()
+    return devkit / LISTS / f"{split}.txt"
+
+
+def read_list(devkit: Path, split: str) -> list[Listed]:
+    """The samples of a list.
+
+    Raises:
+        DatasetError: the list is missing or empty, names a sample twice, or a line is neither a name nor two paths.
+    """
+    path = list_file(devkit, split)
     if not path.is_file():
-        how = f"`{DATA_COMMAND} --root {root}` builds it" if split == "trainaug" else f"see `{DATA_COMMAND}`"
-        raise DatasetError(f"'{path}' is missing; {how}, or choose another list (--data.train_set, --data.val_set)")
-    return lines_of(path)
+        there = ", ".join(sorted(p.stem for p in (devkit / LISTS).glob("*.txt") if is_meant(p))) or "none"
+        how = f"`{DATA_COMMAND}` builds it where SBD lies, or choose" if split == "trainaug" else "choose"
+        raise DatasetError(f"'{path}' is missing; {how} another list by --data.train_set and --data.val_set (there "
+                           f"are: {there})")  # fmt: skip
+    listed = []
+    for line in names_of(path):
+        columns = line.split()
+        if len(columns) == 2 and Path(columns[0]).suffix.lower() in PICTURES:
+            image, mask = (column.lstrip("/") for column in columns)
+            listed.append(Listed(Path(image).stem, image, mask))
+        elif (devkit / "JPEGImages" / line).suffix.lower() in PICTURES:
+            listed.append(Listed(Path(line).stem, f"JPEGImages/{line.lstrip('/').removeprefix('JPEGImages/')}"))
+        else:
+            listed.append(Listed(line))
+    refuse_repeated([one.name if one.image is None else one.image for one in listed], path)
+    return listed
+
+
+def source_lines(devkit: Path) -> list[str]:
+    """What trainaug is built from: names and SHA-256 of VOC's lists."""
+    return [f"{split}.txt {sha256_of(devkit / LISTS / f'{split}.txt')}" for split in ("train", "val")]
+
+
+def mask_source(folder: Path) -> str | None:
+    """Whose masks VOC's own training images have in SegmentationClassAug, ``voc`` or ``sbd``; None if nobody says.
+
+    Raises:
+        DatasetError: VOC's lists have changed since it was built, so that it could hold images to evaluate on.
+    """
+    source = folder / MASK_SOURCE
+    if not source.is_file():
+        return None
+    who, *lists = lines_of(source)
+    if lists and lists != source_lines(folder.parent):
+        raise DatasetError(
+            f"'{folder}' was built from other train.txt and val.txt than those in '{folder.parent / LISTS}'; build it "
+            f"again: `{DATA_COMMAND} --root {folder.parents[2]} --rebuild`"
+        )
+    return who
 
 
 class VOC(BenchmarkData):
     """PASCAL VOC 2012 segmentation, or a dataset in its layout, or its miniature.
 
     Args:
-        train_set: ``trainaug``, the 10,582 pictures built by `python -m wsbench data voc`, or another list in
-            ``ImageSets/Segmentation``.
-        val_set: the list to evaluate on.
+        train_set: ``trainaug``, the 10,582 images built by `python -m wsbench data voc`, or another list in
+            ``ImageSets/Segmentation``, or the path of a .txt file.
+        val_set: the list to evaluate on, likewise.
         train_labels: folder of the training masks; ``auto`` is SegmentationClassAug for ``trainaug``, else
-            SegmentationClass. Evaluation always uses SegmentationClass.
-        num_classes: classes including background.
-        crop: side of the training crop in pixels, and what smaller evaluation pictures are padded to.
+            SegmentationClass. Evaluation uses SegmentationClass. A list of two columns names its masks itself.
+        class_names: names of the classes in the order of their numbers, or a file of them, a name a line; default:
+            ``class_names.txt`` of the dataset, VOC's own, or the numbers.
+        crop: side of the training crop in pixels, and what smaller evaluation images are padded to.
         scale: range of the random scale.
+        rounding: of the scaled size in pixels; ``nearest`` is the authors', ``down`` what wsbench's first records had.
         flip: probability of the mirror.
-        interpolation: for scaling pictures.
-        kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds ``VOCdevkit/VOC2012``.
-            ``eval_batch`` above 1 only where padding makes the pictures equally large.
+        interpolation: for scaling images.
+        kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds ``VOCdevkit/VOC2012``, or is it.
+            ``eval_batch`` above 1 only where padding makes the images equally large.
     """
 
     task = "voc"
-    title = "PASCAL VOC 2012"
+    title = "A segmentation dataset (PASCAL VOC 2012, or one in its layout)"
+    layout, looked_for = LAYOUT, "VOCdevkit/VOC2012/ with JPEGImages/ and ImageSets/Segmentation/, or these themselves"
     mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
-    is_present = staticmethod(is_present)
+    place = staticmethod(place)
 
     def __init__(
         self,
         train_set: str = "trainaug",
         val_set: str = "val",
         train_labels: Literal["auto", "SegmentationClass", "SegmentationClassAug"] = "auto",
-        num_classes: int = 21,
+        class_names: list[str] | str | None = None,
         crop: int = 513,
         scale: tuple[float, float] = (0.5, 2.0),
+        rounding: Rounding = "nearest",
         flip: float = 0.5,
         interpolation: Interpolation = "lanczos",
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes=num_classes, **kwargs)
+        super().__init__(**kwargs)
         self.require_positive(crop=crop)
         self.require_range(scale=scale)
         self.require_probability(flip=flip)
         self.train_set, self.val_set, self.train_labels, self.crop = train_set, val_set, train_labels, crop
-        self.transform = SegmentationTransform(crop, scale, flip, interpolation)
+        self.class_names = class_names
+        self.transform = SegmentationTransform(crop, scale, flip, interpolation, rounding)
+        #: colours of the classes, 256 x RGB: of the masks' palette
+        self.palette: list[int] = voc_palette()
+        self._listed: dict[str, list[Listed]] = {}
+        self._masks: dict[str, list[Mask]] = {}
 
-    def setup(self, stage: str) -> None:
-        """Read the lists that ``stage`` needs, and check that every file is there."""
-        if stage == "predict":
-            self.predict_data = PictureFolder(self.prediction_folder("pictures"), self.crop)
-            return
-        root = self.root()
-        if stage == "fit":
-            labels = self.train_labels
-            if labels == "auto":
-                labels = "SegmentationClassAug" if self.train_set == "trainaug" else "SegmentationClass"
-            self.train_names = read_names(root, self.train_set)
-            self.train_data = self._dataset(root, self.train_names, labels, transform=self.transform)
-        self.val_names = read_names(root, self.val_set)
-        self.val_data = self._dataset(root, self.val_names, "SegmentationClass", pad=self.crop)
+    def read(self, train: bool) -> None:
+        """Read the lists, find every file, look into the masks."""
+        devkit = self.folder()
+        parts = {"val": (self.val_set, "SegmentationClass")}
+        if train:
+            auto = "SegmentationClassAug" if self.train_set == "trainaug" else "SegmentationClass"
+            parts["train"] = (self.train_set, auto if self.train_labels == "auto" else self.train_labels)
+        files: dict[str, tuple[list[Path], list[Path]]] = {}
+        for split, (name, labels) in parts.items():
+            self._listed[split] = read_list(devkit, name)
+            files[split] = self._files(devkit, split, labels)
+            self._masks[split] = look_at_masks(files[split][1])
+        self._name_classes(devkit, files)
+        if train:
+            self.palette = palette_of(files["train"][1][0]) or voc_palette()
+            self.train_data = self._dataset(files["train"], transform=self.transform)
+        self.val_data = self._dataset(files["val"], pad=self.crop)
 
-    def _dataset(self, root: Path, names: Sequence[str], labels: str, **kwargs: Any) -> SegmentationDataset:
-        folder = devkit(root)
-        images = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
-        masks = [folder / labels / f"{name}.png" for name in names]
-        return SegmentationDataset(images, masks, self.num_classes, help_command=DATA_COMMAND, **kwargs)
+    def _files(self, devkit: Path, split: str, labels: str) -> tuple[list[Path], list[Path]]:
+        """The images and masks of a split; DatasetError names some that are missing."""
+        listed = self._listed[split]
+        if split == "train" and self.train_labels != "auto" and any(one.mask for one in listed):
+            raise DatasetError(f"the list '{self.train_set}' names its masks itself; leave --data.train_labels out")
+        there: dict[str, str] = {}
+        if any(one.image is None for one in listed):
+            found = (devkit / "JPEGImages").iterdir()
+            there = {p.stem: p.name for p in sorted(found) if p.suffix.lower() in PICTURES and is_meant(p)}
+        images, masks = [], []
+        for one in listed:
+            image = f"JPEGImages/{there.get(one.name, f'{one.name}.jpg')}" if one.image is None else one.image
+            images.append(inside(devkit, image))
+            masks.append(inside(devkit, one.mask or f"{labels}/{one.name}.png"))
+        missing = [p for p in (*images, *masks) if not p.is_file()]
+        if missing:
+            some = ", ".join(f"'{p}'" for p in missing[:3])
+            raise DatasetError(
+                f"{len(missing)} files of '{split}' are missing, among them {some}; see `{self.command}`"
+            )
+        return images, masks
 
-    def identity(self) -> DataIdentity:
-        """Lists, their counts and checksums; and whose masks VOC's own training pictures have."""
-        official = self.num_classes == 21 and len(self.val_names) == COUNTS["val"]
-        train = self.train_set + self._mask_source()
-        return self.describe(
-            "voc2012", official, {"train": (train, self.train_names), "val": (self.val_set, self.val_names)}
-        )
+    def _name_classes(self, devkit: Path, files: dict[str, tuple[list[Path], list[Path]]]) -> None:
+        """Take the classes' names, and refuse masks that have others."""
+        highest = max(mask.highest for masks in self._masks.values() for mask in masks)
+        names = self._given_names(devkit)
+        if names is None:
+            official = all(_OFFICIAL_NAME.match(one.name) for listed in self._listed.values() for one in listed)
+            if self.miniature:
+                names = list(mini.CLASSES)
+            elif official and highest < len(CLASSES) and self.num_classes in (None, len(CLASSES)):
+                names = list(CLASSES)
+            else:
+                names = [str(number) for number in range(self.num_classes or highest + 1)]
+        for split, masks in self._masks.items():
+            for mask, path in zip(masks, files[split][1], strict=True):
+                if mask.highest >= len(names):
+                    raise DatasetError(
+                        f"'{path}' holds class number {mask.highest}, expected 0 to {len(names) - 1} and 255 for void; "
+                        "set --data.num_classes or --data.class_names, or correct the mask"
+                    )
+        self.take_classes(names)
+        if len(names) < 2:
+            raise DatasetError(f"all masks of '{devkit}' hold one class only, {names[0]}; there is nothing to learn")
+
+    def _given_names(self, devkit: Path) -> list[str] | None:
+        if isinstance(self.class_names, list):
+            return self.class_names
+        if self.class_names is not None:
+            return names_of(Path(self.class_names).expanduser(), "names of classes")
+        own = devkit / "class_names.txt"
+        return names_of(own, "names of classes") if own.is_file() else None
+
+    def _dataset(self, files: tuple[Sequence[Path], Sequence[Path]], **kwargs: Any) -> SegmentationDataset:
+        return SegmentationDataset(*files, len(self.classes), **kwargs)
+
+    def read_predictions(self) -> PredictionFolder:
+        """Images below ``pictures``."""
+        folder = self.user_folder("images")
+        paths, self.passed_over = user_files(folder, PICTURES, self.recursive, "images")
+        return PredictionFolder(paths, folder, partial(read_padded, side=self.crop), "image")
+
+    def describe(self) -> dict[str, Split]:
+        """Samples are the names of the lists; labels are the bytes of the masks; and whose masks trainaug has."""
+        splits = {}
+        for split, listed in self._listed.items():
+            name = self.train_set + self._mask_source() if split == "train" else self.val_set
+            labels = hashlib.sha256("".join(f"{m.sha256}\n" for m in self._masks[split]).encode()).hexdigest()
+            names = [one.name if one.image is None else f"{one.image} {one.mask or ''}".strip() for one in listed]
+            splits[split] = Split(Path(name).name if "/" in name else name, names, labels)
+        return {name: splits[name] for name in ("train", "val") if name in splits}
+
+    @property
+    def official(self) -> str:
+        """VOC 2012."""
+        return "voc2012"
+
+    @property
+    def resembles_official(self) -> bool:
+        """VOC's 21 classes, and images of its names."""
+        return self.classes == CLASSES and all(_OFFICIAL_NAME.match(one.name) for one in self._listed["val"])
+
+    @property
+    def official_counts(self) -> dict[str, int]:
+        """1,449 to evaluate on, and of the training list as many as that has officially."""
+        return {"train": COUNTS.get(self.train_set, len(self.train_data or ())), "val": COUNTS["val"]}
+
+    def remedy(self, split: str) -> str:
+        """VOC's archive."""
+        return "unpack VOCtrainval_11-May-2012.tar again"
 
     def _mask_source(self) -> str:
         """As the builder of SegmentationClassAug left it there."""
-        source = self.train_data.masks[0].parent / MASK_SOURCE
-        return f", {source.read_text().strip()} masks" if source.is_file() else ""
+        source = mask_source(self.train_data.masks[0].parent)
+        return f", {source} masks" if source else ""

@@ -33,11 +33,11 @@ PANELS = {
     "coco": ("box_AP", "box AP, 2 at a time"),
 }
 CONSTRUCTOR = {
-    "imagenet": {"num_classes": 10, "crop": 48, "resize": 48},
-    "something": {"num_classes": 6, "crop": 64, "resize": 64},
-    "voc": {"num_classes": 11, "crop": 97, "train_set": "train"},
-    "modelnet40": {"num_classes": 10, "points": 512},
-    "coco": {"num_classes": 11},
+    "imagenet": {"crop": 48, "resize": 48},
+    "something": {"crop": 64, "resize": 64},
+    "voc": {"crop": 97, "train_set": "train"},
+    "modelnet40": {"points": 512},
+    "coco": {},
 }
 
 

@@ -1,5 +1,7 @@
 """Commands that use a run: validate, test, resume, predict; each trap of Lightning's CLI has a test."""
 
+import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from PIL import Image
 
 from tests.running import fit, only_run
 from wsbench.__main__ import main
-from wsbench.datamodules.segmentation import open_upright
+from wsbench.datamodules.pictures import open_upright
+from wsbench.datamodules.voc import CLASSES
 from wsbench.records import read_record
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
@@ -126,8 +129,14 @@ def test_predict_on_a_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     for name, size in {"a.jpg": (50, 20), "b.png": (20, 20)}.items():
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(f"mine/{name}")
     assert main(["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.pictures", "mine", "--output", "out"]) == 0
-    assert "wrote 4 files into out" in capsys.readouterr().out
-    assert {p.name for p in Path("out").iterdir()} == {"a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"}
+    assert "wrote 7 files into out" in capsys.readouterr().out
+    names = {f"{name}{end}" for name in "ab" for end in (".png", "_overlay.jpg", ".json")}
+    assert {p.name for p in Path("out").iterdir()} == {*names, "predictions.csv"}
+    shares = json.loads(Path("out/a.json").read_text())["classes"]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+    assert set(shares) <= set(CLASSES)
+    rows = list(csv.DictReader(Path("out/predictions.csv").read_text().splitlines()))
+    assert rows[0] == {"file": "mine/a.jpg", "class": next(iter(shares)), "share": str(max(shares.values()))}
     mask = Image.open("out/a.png")
     assert (mask.mode, mask.size) == ("P", (20, 50))
     assert mask.getpalette()[3:6] == [128, 0, 0], "VOC's palette"

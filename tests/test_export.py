@@ -35,7 +35,8 @@ def a_run(task: str, norm: str, folder: Path) -> Path:
     torch.save(content, folder / "last.ckpt")
     # a saved configuration leaves out what follows another field
     options = {k: v for k, v in tiny.MODEL[task].items() if k != "num_classes"}
-    settings = {"task": task, "norm": norm, "model": options, "data": tiny.DATA[task]}
+    data = tiny.DATA[task] | {"num_classes": tiny.MODEL[task]["num_classes"]}
+    settings = {"task": task, "norm": norm, "model": options, "data": data}
     (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
     return folder / "last.ckpt"
 

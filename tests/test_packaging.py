@@ -12,19 +12,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BOTTOM = ("errors", "parts", "records", "seeds")
 BELOW = {
     "norms": {"norms"},
-    "records": set(),
-    "models": {"models", "norms", "parts"},
-    "parts": set(),
+    "errors": set(),
+    "migration": set(),
     "seeds": set(),
-    "datamodules": {"datamodules", "records", "seeds", "parts"},
-    "run": {"run", "records", "parts", "__init__"},
-    "tasks": {"tasks", "models", "norms", "datamodules", "records", "seeds", "parts"},
-    "load": {"choose", "datamodules", "norms", "run", "tasks"},
-    "analysis": {"analysis", "choose", "datamodules", "load", "norms", "parts", "records", "run", "tasks", "__init__"},
-    "leaderboard": {"leaderboard", "parts", "run", "records", "__init__"},
-    "grid": {"grid", "choose", "norms", "parts", "records", "run", "__init__"},
+    "parts": {"errors"},
+    "records": {"errors", "migration"},
+    "models": {"models", "norms", "parts"},
+    "datamodules": {"datamodules", *BOTTOM},
+    "run": {"run", "migration", "__init__", *BOTTOM},
+    "tasks": {"tasks", "models", "norms", "datamodules", *BOTTOM},
+    "load": {"choose", "datamodules", "norms", "run", "tasks", *BOTTOM},
+    "analysis": {"analysis", "choose", "datamodules", "load", "models", "norms", "run", "tasks", "__init__", *BOTTOM},
+    "leaderboard": {"leaderboard", "run", "__init__", *BOTTOM},
+    "grid": {"grid", "choose", "norms", "run", "__init__", *BOTTOM},
 }
 
 

@@ -7,17 +7,15 @@ from unittest import mock
 import pytest
 
 from tests import tiny
-from wsbench import doctor, prepare
+from wsbench import doctor
 from wsbench.__main__ import main
-from wsbench.datamodules import coco_prepare, imagenet_prepare, modelnet40_prepare, something_prepare
-
-NEW = ("imagenet", "something", "modelnet40", "coco")
+from wsbench.datamodules import DATA_CLASSES
 
 
 @pytest.fixture
 def roots(tiny_roots: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     """Copies that may be broken."""
-    return {task: Path(shutil.copytree(tiny_roots[task], tmp_path / task)) for task in NEW}
+    return {task: Path(shutil.copytree(tiny_roots[task], tmp_path / task)) for task in tiny.TASKS}
 
 
 def run(task: str, root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -29,70 +27,45 @@ def run(task: str, root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int,
 def test_without_a_dataset_it_shows_the_layout(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", task]) == 1
     out = capsys.readouterr().out
-    assert "expected layout" in out
+    assert "layout:" in out
     assert "give --root FOLDER" in out
 
 
-@pytest.mark.parametrize("task", NEW)
+@pytest.mark.parametrize("task", tiny.TASKS)
 def test_an_empty_folder_has_a_next_step(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = run(task, tmp_path, capsys)
     assert status == 1
-    assert "next: " in out
-    assert any(word in out.split("next: ")[1] for word in ("unpack", "lay"))
+    assert "it is empty" in out
+    assert "next: lay it out as above" in out
 
 
-@pytest.mark.parametrize("task", NEW)
-def test_a_dataset_in_order_is_ready(
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_a_dataset_of_ones_own_is_ready_and_the_next_step_works(
     task: str, roots: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the official counts set to those of the tiny dataset."""
-    counts = tiny.COUNTS[task]
-    test = {"train": counts["train"], "test": counts["val"]}
-    monkeypatch.setattr(imagenet_prepare, "COUNTS", tiny.COUNTS["imagenet"])
-    monkeypatch.setattr(something_prepare, "COUNTS", tiny.COUNTS["something"])
-    monkeypatch.setattr(modelnet40_prepare, "COUNTS", {"hdf5": test, "off": test})
-    monkeypatch.setattr(modelnet40_prepare, "SAMPLED", 512)
-    monkeypatch.setattr(coco_prepare, "PICTURES", tiny.COUNTS["coco"])
-    real, official = {"imagenet": 10, "something": 6, "modelnet40": 10, "coco": 10}[task], (1000, 174, 40, 80)
-    module = prepare.PREPARE[task]
-    count = module.count
-
-    def counted(what: str, expected: int, *rest: object) -> object:
-        return count(what, real if expected in official else expected, *rest)
-
-    monkeypatch.setattr(module, "count", counted)
+    """No official count is asked of it; the command that is named trains on it."""
     status, out = run(task, roots[task], capsys)
-    assert "!!" not in out, out
-    assert f"next: ready: python -m wsbench fit --task {task}" in out
-    assert status == 0
-    status, again = run(task, roots[task], capsys)
-    assert status == 0
-    assert "built" not in again.split("next:")[0].replace("not built", "").replace("and, built by", "")
+    assert (status, "!!" in out) == (0, False), out
+    command = out.split("next: ready: python -m wsbench ")[1].split()
+    assert command[:6] == ["fit", "--task", task, "--norm", "gn+ws", "--recipe"]
+    monkeypatch.chdir(roots[task].parent)
+    monkeypatch.setattr("sys.argv", ["wsbench"])
+    further = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+    sizes = {"modelnet40": ["--data.points", "32"], "voc": ["--data.crop", "65"]}.get(task, [])
+    assert main([*command, *further, *sizes]) == 0
 
 
-def test_missing_and_broken_things_are_named(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    victim = sorted((roots["coco"] / "train2017").iterdir())[2]
-    victim.unlink()
-    status, out = run("coco", roots["coco"], capsys)
-    assert status == 1
-    assert f"missing {victim.name}" in out
-    (roots["coco"] / "annotations" / "instances_val2017.json").unlink()
-    assert "unpack annotations_trainval2017.zip" in run("coco", roots["coco"], capsys)[1]
-
-    clips = sorted((roots["something"] / "20bn-something-something-v1").iterdir())
-    (clips[0] / "00001.jpg").write_bytes(b"no picture")
-    assert "broken: 00001.jpg" in run("something", roots["something"], capsys)[1]
-    for name in ("category.txt", "train_videofolder.txt", "val_videofolder.txt"):
-        (roots["something"] / name).unlink()
-    shutil.rmtree(clips[1])
-    assert main(["data", "something", "--root", str(roots["something"])]) == 2
-    assert f"{clips[1].name}' is missing" in capsys.readouterr().err
-    assert not (roots["something"] / "train_videofolder.txt").exists(), "nothing half-written"
-
-    (roots["modelnet40"] / "modelnet40_ply_hdf5_2048" / "ply_data_test0.h5").write_bytes(b"no")
-    assert "ply_data_test0.h5" in run("modelnet40", roots["modelnet40"], capsys)[1]
-    next((roots["imagenet"] / "val" / "n00000004").iterdir()).unlink()
-    assert "val: empty classes" in run("imagenet", roots["imagenet"], capsys)[1]
+def test_official_counts_are_asked_of_the_official_set(
+    roots: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in DATA_CLASSES.values():
+        monkeypatch.setattr(kind, "resembles_official", True)
+    counts = dict(zip(tiny.TASKS, (1_281_167, 86_017, 1_464, 9_840, 117_266), strict=True))
+    for task in tiny.TASKS:
+        status, out = run(task, roots[task], capsys)
+        assert status == 1, task
+        assert f"{counts[task]:,} samples" in out, task
+        assert "again" in out.split("next: ")[1]
 
 
 def test_options_of_voc_belong_to_voc(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,11 @@ COUNTS = {
     "coco": {"train": 5, "val": 3},
 }
 DATA: dict[str, dict[str, Any]] = {
-    "imagenet": {"num_classes": 10, "crop": 32, "resize": 32, "eval_batch": 5},
-    "something": {"num_classes": 6, "crop": 32, "resize": 32, "scales": (1.0, 0.875), "eval_batch": 3},
-    "voc": {"num_classes": 11, "crop": 33, "train_set": "train"},
-    "modelnet40": {"num_classes": 10, "points": 32, "eval_batch": 5},
-    "coco": {"num_classes": 11},
+    "imagenet": {"crop": 32, "resize": 32, "eval_batch": 5},
+    "something": {"crop": 32, "resize": 32, "scales": (1.0, 0.875), "eval_batch": 3},
+    "voc": {"crop": 33, "train_set": "train"},
+    "modelnet40": {"points": 32, "eval_batch": 5},
+    "coco": {},
 }
 MODEL: dict[str, dict[str, Any]] = {
     "imagenet": {"num_classes": 10, "network": "resnet_mini"},
@@ -32,7 +32,7 @@ MODEL: dict[str, dict[str, Any]] = {
     "voc": {"num_classes": 11, "network": "deeplabv3_resnet_mini", "aspp_width": 32, "output_stride": 8},
     "modelnet40": {"num_classes": 10, "k": 4, "width": 0.5, "dropout": 0.0},
     "coco": {
-        "num_classes": 11, "network": "mask_rcnn_resnet_mini", "width": 32, "head_convs": 1, "fc_width": 32,
+        "num_classes": 10, "network": "mask_rcnn_resnet_mini", "width": 32, "head_convs": 1, "fc_width": 32,
         "anchor_size": 8, "min_size": 64, "max_size": 64, "proposals": 30, "rois": 16, "trainable_layers": 5,
     },
 }  # fmt: skip

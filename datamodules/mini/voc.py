@@ -12,6 +12,8 @@ from wsbench.datamodules.palette import VOID, palette_image
 
 NAME = "voc-mini-v1"
 COUNTS: dict[Split, int] = {"train": 500, "val": 120}
+#: names of the classes, in the order of their numbers
+CLASSES = ("background", *(str(digit) for digit in range(10)))
 CLASSES = ("background", *"0123456789")
 INK = 0.4
 

@@ -27,7 +27,8 @@ commands
 options of fit, validate, test and predict (COMMAND --task voc --help shows every field)
   --task NAME         imagenet, something, voc, modelnet40, coco
   --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
-  --recipe NAME       paper or mini; default: paper where the dataset is found under --data.root or $WSBENCH_DATA
+  --data.root FOLDER  the dataset (default: $WSBENCH_DATA); it is used or refused. Without one: the miniature
+  --recipe NAME       paper (default with a dataset), small (for a dataset of your own), mini (without one)
   --seed_everything N initialization, shuffling and augmentation (default: 0)
   --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration,
                       and `auto` does so if there is one

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from wsbench.errors import UserError
 from wsbench.run.folder import CONFIG
 
 TASKS = ("imagenet", "something", "voc", "modelnet40", "coco")
-RECIPES = ("paper", "mini")
+RECIPES = ("paper", "small", "mini")
 
 
-class ChoiceError(ValueError):
+class ChoiceError(UserError, ValueError):
     """A command line that does not say what to run; the message names the choices."""
 
 
@@ -29,8 +30,10 @@ class Choice:
     reason: str
     configs: tuple[str, ...]
     """Config files below those of the command line: the recipe, and the run's own behind a checkpoint."""
-    ignore_root: bool = False
-    """Whether --data.root names no dataset, so that the miniature is used instead."""
+
+    def recipe_content(self) -> dict[str, Any]:
+        """The recipe's YAML."""
+        return recipe_content(self.task, self.recipe)
 
 
 def _sniff(argv: Sequence[str]) -> argparse.Namespace:
@@ -60,24 +63,30 @@ def recipe_path(task: str, recipe: str) -> str:
         return str(path)
 
 
+def recipe_content(task: str, recipe: str) -> dict[str, Any]:
+    """A recipe's YAML."""
+    return _read(recipe_path(task, recipe))
+
+
 def _one_of(value: str, choices: Sequence[str], option: str) -> str:
     if value not in choices:
         raise ChoiceError(f"{option} {value}: choose from {', '.join(choices)}")
     return value
 
 
-def choose(argv: Sequence[str], is_present: Callable[[str, Path], bool]) -> Choice:
+def choose(argv: Sequence[str], locate: Callable[[str, Path], object]) -> Choice:
     """Task and recipe from the command line, its --config files, or the run behind its --ckpt_path.
 
-    Without a recipe it is ``paper`` where the task's dataset is found under --data.root or $WSBENCH_DATA, else
-    ``mini``.
+    Without a recipe it is ``paper`` where --data.root or $WSBENCH_DATA is set, and ``mini`` where neither is: a folder
+    that the user names is used or refused, never replaced.
 
     Args:
         argv: the arguments behind the subcommand.
-        is_present: whether a task's dataset lies under a folder.
+        locate: finds a task's dataset under a folder, or raises what says why not.
 
     Raises:
         ChoiceError: there is no task, or no such task or recipe.
+        Exception: what ``locate`` raises.
     """
     known = _sniff(argv)
     layers = [_read(path) for path in known.config]
@@ -104,9 +113,8 @@ def choose(argv: Sequence[str], is_present: Callable[[str, Path], bool]) -> Choi
 
     roots = [vars(known)["data.root"], *((layer.get("data") or {}).get("root") for layer in reversed(layers))]
     root = next((r for r in roots if r), os.environ.get("WSBENCH_DATA"))
-    present = bool(root) and is_present(task, Path(str(root)).expanduser())
-    recipe = "paper" if present else "mini"
-    reason = "neither --data.root nor $WSBENCH_DATA names a dataset"
+    recipe, reason = "mini", "neither --data.root nor $WSBENCH_DATA names a dataset"
     if root:
-        reason = f"the dataset is under '{root}'" if present else f"no dataset of task '{task}' under '{root}'"
-    return Choice(task, recipe, reason, (recipe_path(task, recipe), *beside), ignore_root=not present)
+        locate(task, Path(str(root)).expanduser())
+        recipe, reason = "paper", f"the dataset is under '{root}'"
+    return Choice(task, recipe, reason, (recipe_path(task, recipe), *beside))

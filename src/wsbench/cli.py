@@ -1,11 +1,13 @@
 """LightningCLI: --task, --recipe and --norm expand into conf/; fit, validate, test, predict."""
 
 import argparse
+import inspect
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,36 +24,30 @@ from wsbench.analysis.shares import SharesError
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
 from wsbench.datamodules.base import BenchmarkData
-from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.sampling import BatchError, accumulation
-from wsbench.leaderboard import tables
+from wsbench.errors import UserError
 from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.show import show
 from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError, WindowError
-from wsbench.parts import MissingPartError
 from wsbench.records import (
     RECORD_NAME,
     DataIdentity,
-    RecordError,
     RunRecord,
     write_record,
     write_text_atomically,
 )
 from wsbench.run import folder as run_folder
-from wsbench.run import lock, report
+from wsbench.run import identity, lock, report
 from wsbench.run.loggers import finish, loggers
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import provenance
-from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics
+from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics, weights_digest
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import read_run_checkpoint
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
-    BatchError, ChoiceError, DatasetError, FanInError, FileNotFoundError, FloatingPointError, GroupsError,
-    MissingPartError, TaskOptionError, NormMismatchError, PatternError, RecordError, SharesError,
-    WindowError, lock.RunBusyError, run_folder.RunExistsError,
+    UserError, FanInError, FileNotFoundError, GroupsError, NormMismatchError, PatternError, SharesError, WindowError,
+    lock.RunBusyError,
 )  # fmt: skip
 
 
@@ -66,16 +62,17 @@ class TaskEntry:
 ENTRIES = {name: TaskEntry(TASK_CLASSES[name], DATA_CLASSES[name]) for name in TASKS}
 
 
-def is_present(task: str, root: Path) -> bool:
-    """Whether a task's dataset lies under a folder."""
-    return ENTRIES[task].data.is_present(root)
+def find_dataset(task: str, root: Path) -> Path:
+    """Where a task's dataset lies under a folder; DatasetNotFoundError says what was looked for and what is there."""
+    return ENTRIES[task].data.find(root)
 
 
-def use_choice(settings: Namespace, choice: Choice) -> None:
-    """Write into a configuration what its command line means."""
-    settings.task, settings.recipe = choice.task, choice.recipe
-    if choice.ignore_root:
-        settings.data.root = None
+def prepared(task: str, options: Namespace, stage: str) -> BenchmarkData:
+    """A task's data, made and read for a stage."""
+    data = ENTRIES[task].data(**options.as_dict())
+    data.prepare_data()
+    data.setup(stage)
+    return data
 
 
 class FinishedError(Exception):
@@ -125,6 +122,7 @@ class BenchmarkCLI(LightningCLI):
         self.recorder = Recorder()
         self.folder: Path | None = None
         self._resumed_at: int | None = None
+        self._prepared: BenchmarkData | None = None
         entry = ENTRIES[choice.task]
         super().__init__(
             model_class=entry.model,
@@ -158,7 +156,9 @@ class BenchmarkCLI(LightningCLI):
         parser.add_argument("--mlflow", type=bool, default=False, help="log to MLflow (extra mlflow)")
         parser.add_argument("--snapshots", type=int, default=0, help="keep the weights of so many steps for analyze")
         for target, source in run_folder.LINKS.items():
-            if target != "model.segments" or self.choice.task == "something":
+            if target == "model.num_classes":
+                parser.link_arguments(source, target, compute_fn=partial(_classes_or_default, self.choice.task))
+            elif target != "model.segments" or self.choice.task == "something":
                 parser.link_arguments(source, target)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
         if self.choice.task == "coco":
@@ -187,13 +187,15 @@ class BenchmarkCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the run's folder, claim it, and add what every run has."""
         settings = self.settings
-        use_choice(settings, self.choice)
+        settings.task, settings.recipe = self.choice.task, self.choice.recipe
         self._init_from = settings.model.init_from
         if self.subcommand != "fit":
             self._before_evaluation(settings)
             return
         trainer = settings.trainer
         endless = all(end in (None, -1) for end in (trainer.max_steps, trainer.max_epochs))
+        if trainer.max_epochs is None and endless:  # Lightning would take 1,000 epochs
+            raise UsageError("the run has no end: set --trainer.max_steps or --trainer.max_epochs (-1: until stopped)")
         check_options(settings.norm, settings.analysis, settings.snapshots, settings.model.compile, endless)
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
@@ -222,6 +224,9 @@ class BenchmarkCLI(LightningCLI):
             )
         if settings.ckpt_path is not None:
             self._before_checkpoint(settings)
+        elif settings.data.num_classes is None and self.subcommand != "predict":
+            self._prepared = prepared(self.choice.task, settings.data, "validate")
+            settings.model.num_classes = self._prepared.num_classes
         settings.trainer.enable_checkpointing = False
         if self.subcommand != "predict":
             return
@@ -237,16 +242,43 @@ class BenchmarkCLI(LightningCLI):
     def _before_checkpoint(self, settings: Namespace) -> None:
         if not Path(settings.ckpt_path).expanduser().is_file():
             raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
-        _read_checkpoint(settings.ckpt_path)
+        classes = _read_checkpoint(settings.ckpt_path).get("classes")
+        if classes and settings.data.num_classes is None:
+            settings.model.num_classes = len(classes)
+        if classes and self.choice.task != "voc":  # whose data may lack a class; the others' names are compared
+            settings.data.num_classes = None
         settings.model.init_from = None  # the checkpoint has the weights
 
     def _find_folder(self, settings: Namespace) -> Path:
-        data: Any = ENTRIES[self.choice.task].data(**settings.data.as_dict())
-        data.prepare_data()
-        data.setup("fit")
+        task = self.choice.task
+        self._prepared = data = prepared(task, settings.data, "fit")
+        settings.data.num_classes = settings.model.num_classes = data.num_classes
         self.data_identity: DataIdentity = data.identity()
-        identity = run_folder.run_id(plain(settings), self.data_identity)
-        return Path(settings.runs) / self.choice.task / identity
+        self.recipe_digest = identity.recipe_digest(self.choice.recipe_content())
+        self.overrides = identity.overrides(plain(settings), self.recipe_defaults())
+        if settings.ckpt_path not in (None, "last", "auto"):  # which remembers what its run started from
+            started = _read_checkpoint(settings.ckpt_path).get("started_from")
+            if started is not None and started["source"] == settings.model.init_from:
+                self.overrides[identity.INIT_FROM] = started
+        name = identity.run_id(task, self.choice.recipe, self.recipe_digest, self.overrides, settings.norm,
+                               settings.seed_everything, self.data_identity)  # fmt: skip
+        return Path(settings.runs) / task / name
+
+    def recipe_defaults(self) -> dict[str, Any]:
+        """The configuration that the recipe alone makes, without the run behind a checkpoint."""
+        parser = self._parser(self.subcommand)
+        before = parser.default_config_files
+        parser.default_config_files = list(self.choice.configs[:1])
+        try:
+            return plain(parser.get_defaults())
+        finally:
+            parser.default_config_files = before
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and Trainer; data that was read to find out what the run is stays the run's."""
+        super().instantiate_classes()
+        if self._prepared is not None:
+            self.datamodule = self._prepared
 
     def _find_checkpoint(self, settings: Namespace) -> None:
         assert self.folder is not None
@@ -272,36 +304,31 @@ class BenchmarkCLI(LightningCLI):
     def _same_run(self, path: str) -> None:
         """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
         checkpoint, folder = _read_checkpoint(path), cast(Path, self.folder)
-        identity = checkpoint.get("run_id")
-        if identity == folder.name:
+        owner = checkpoint.get("run_id")
+        if owner == folder.name:
             self._resumed_at = int(checkpoint["global_step"])
             return
         beside = Path(path).expanduser().resolve().parent / run_folder.CONFIG
         differ = ""
         if beside.is_file():
             theirs = yaml.safe_load(beside.read_text(encoding="utf-8"))
-            fields = run_folder.differences(plain(self.settings), theirs)
+            fields = identity.differences(plain(self.settings), theirs)
             differ = f"; they differ in {', '.join(sorted(fields)) or 'the data'}"
         raise UsageError(
-            f"'{path}' belongs to run {identity}, this configuration is run {folder.name}{differ}. A resumed run keeps "
+            f"'{path}' belongs to run {owner}, this configuration is run {folder.name}{differ}. A resumed run keeps "
             "its configuration; to start a new one from these weights use --model.init_from"
         )
 
     def after_instantiate_classes(self) -> None:
-        """Derive the accumulation from the recipe's effective batch and the devices that there are."""
+        """Derive the accumulation, and add the loggers."""
         if self.subcommand != "fit":
             return
         self.settings.model.init_from = self._init_from
         self.task.run_id = cast(Path, self.folder).name
-        data: Any = self.datamodule
-        derived = accumulation(data.effective_batch, data.micro_batch, self.trainer.world_size)
-        if self.trainer.accumulate_grad_batches not in (1, derived):
-            raise UsageError(
-                f"--trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} contradicts "
-                f"--data.effective_batch {data.effective_batch} = {data.micro_batch} a device x {derived} x "
-                f"{self.trainer.world_size} device(s); leave it out, it is derived"
-            )
-        self.trainer.accumulate_grad_batches = derived
+        started = self.overrides.get(identity.INIT_FROM)
+        self.task.started_from = started if isinstance(started, dict) else None
+        cast(Any, self.trainer).datamodule = self.datamodule
+        self.task.derive_accumulation(self.trainer)
         assert self.folder is not None
         if not self.settings.trainer.fast_dev_run:
             settings = self.settings
@@ -324,7 +351,6 @@ class BenchmarkCLI(LightningCLI):
         settings, task = self.settings, self.task
         task.check_trainer(self.trainer)
         task._trainer = self.trainer  # Lightning attaches it in fit
-        cast(Any, self.trainer).datamodule = self.datamodule
         if not settings.trainer.fast_dev_run:
             write_text_atomically(cast(Path, self.folder) / run_folder.NORMS, f"{task.norm_report}\n")
         parameters = sum(p.numel() for p in task.network.parameters())
@@ -334,35 +360,49 @@ class BenchmarkCLI(LightningCLI):
                 "task": f"{self.choice.task}, {task.network_name}, {parameters / 1e6:.2f} M parameters",
                 "recipe": f"{self.choice.recipe} ({self.choice.reason})",
                 "data": report.data_line(self.data_identity),
+                "classes": report.classes_line(cast(BenchmarkData, self.datamodule).classes),
                 "norm": task.norm_report.summary(),
                 "batch": report.batch_line(task.batch_numbers()),
                 "steps": f"{task.planned_steps()}, seed {settings.seed_everything}, precision {precision}",
                 "run": str(self.folder),
             },
-            _few(task.norm_report.notes),
+            [*_few(task.norm_report.notes), *self._data_notes()],
         )
+
+    def _data_notes(self) -> list[str]:
+        """What a user should know about the data before the run."""
+        notes = [
+            f"{part.dropped} of {part.count + part.dropped} samples of {name} are left out"
+            for name, part in self.data_identity.splits.items()
+            if part.dropped
+        ]
+        if self.choice.recipe == "paper" and self.data_identity.name == "custom":
+            notes.append("not the paper's dataset; --recipe small has defaults for a dataset of one's own")
+        return notes
 
     def after_fit(self) -> None:
         """Evaluate the final weights, write the record and the leaderboards, say what came out."""
         trainer, task = self.trainer, self.task
         if self.settings.trainer.fast_dev_run or trainer.interrupted:
             return
-        if task.evaluation is None or task.evaluation.step != trainer.global_step:
+        changed = weights_digest(task) != self.recorder.evaluated_weights
+        if task.evaluation is None or task.evaluation.step != trainer.global_step or changed:
             trainer.validate(task, datamodule=self.datamodule, verbose=False)
+        last = cast(Path, self.folder) / run_folder.LAST
+        if changed and last.exists():  # a callback put other weights in place at the end, such as an average
+            trainer.save_checkpoint(last)
         if trainer.is_global_zero:
             self._write_record()
 
     def _write_record(self) -> None:
         folder, task, trainer = cast(Path, self.folder), self.task, self.trainer
-        parser = self._parser(self.subcommand)
-        parser.default_config_files = list(self.choice.configs[:1])  # the recipe alone, not the run behind a checkpoint
-        defaults = parser.get_defaults()
         batch = task.batch_numbers()
         record = RunRecord(
             id=folder.name,
             task=self.choice.task,
             recipe=self.choice.recipe,
-            overrides=run_folder.overrides(plain(self.settings), plain(defaults)),
+            recipe_digest=self.recipe_digest,
+            overrides=self.overrides,
             norm=str(task.spec),
             network=task.network_name,
             seed=self.settings.seed_everything,
@@ -371,6 +411,7 @@ class BenchmarkCLI(LightningCLI):
             steps=trainer.global_step,
             metrics=evaluation_metrics(task) | task.training_metrics,
             best=self.recorder.best | task.best_training_metrics,
+            per_class={} if task.evaluation is None else task.evaluation.per_class,
             converted=task.norm_report.counts(),
             definitions=task.definitions(),
             analysis=analysis_log.points(folder),
@@ -379,10 +420,9 @@ class BenchmarkCLI(LightningCLI):
         )
         write_record(record, folder / RECORD_NAME)
         runs = Path(self.settings.runs)
-        name = f"{tables.table_name(record)}.csv"
         try:
-            written = [path for path in update([runs], runs / "leaderboards") if path.name == name]
-        except (RecordError, tables.LeaderboardError) as error:
+            written = update([runs], runs / "leaderboards", of=record)
+        except UserError as error:
             written = []
             print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)
         show(folder, written)
@@ -395,13 +435,19 @@ class BenchmarkCLI(LightningCLI):
         if evaluation is not None and self.trainer.is_global_zero:
             values = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.values.items())
             report.console().print(f"{self.task.spec}: {values} over {evaluation.n_eval} samples")
+            report.per_class(evaluation.per_class)
 
     after_test = after_validate
 
     def after_predict(self) -> None:
         """Say where the files are."""
         files = self.prediction_files
-        report.console().print(f"wrote {len(files.written)} files into {files.folder}", soft_wrap=True)
+        out = report.console()
+        out.print(f"wrote {len(files.written)} files into {files.folder}", soft_wrap=True, markup=False)
+        passed = cast(BenchmarkData, self.datamodule).passed_over
+        if passed:
+            named = ", ".join(str(path) for path in passed)
+            out.print(f"passed over {len(passed)} files: {named}", soft_wrap=True, markup=False)
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:
@@ -415,6 +461,12 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
 def _rank() -> int:
     """This process's rank, before there is a Trainer: 0 in the one that starts the others."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def _classes_or_default(task: str, given: int | None) -> int:
+    """Until the data has been read, and where it is not, a network has the classes that it has by default."""
+    default: int = inspect.signature(ENTRIES[task].model).parameters["num_classes"].default
+    return given or default
 
 
 def _seed(value: bool | int) -> int:
@@ -467,9 +519,16 @@ def fit(argv: Sequence[str]) -> Path:
 
 def _run(argv: Sequence[str]) -> Path | None:
     """Run a subcommand; returns the folder of a run that was fitted, which this process lets go of."""
-    choice = choose(argv[1:], is_present)
+    choice = choose(argv[1:], find_dataset)
     try:
         return BenchmarkCLI(choice, argv).folder
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not str(error).startswith("DataLoader worker"):
+            raise
+        raise UsageError(
+            f"a process that loads data has died ({str(error).splitlines()[0]}); is there enough memory (also shared: "
+            "/dev/shm)? --data.num_workers 0 loads in this process and shows what is wrong"
+        ) from error
     finally:
         finish()
         lock.release()

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from wsbench.errors import UserError
+
 #: system libraries that open3d's wheel links to, and Debian's packages with them
 OPEN3D_LIBRARIES = {
     "libusb-1.0.so.0": "libusb-1.0-0", "libEGL.so.1": "libegl1", "libGL.so.1": "libgl1", "libX11.so.6": "libx11-6",
@@ -10,7 +12,7 @@ OPEN3D_LIBRARIES = {
 }  # fmt: skip
 
 
-class MissingPartError(ImportError):
+class MissingPartError(UserError, ImportError):
     """An optional part that is not installed; the message has the command that installs it."""
 
 
@@ -28,6 +30,16 @@ def open3d() -> Any:
             f"open3d cannot be loaded ({error}); install its system libraries: apt-get install {packages}"
         ) from error
     return module
+
+
+def trimesh() -> Any:
+    """The module trimesh; MissingPartError if it is not there."""
+    return _extra("trimesh", "meshes other than OFF are read with trimesh", "modelnet40")
+
+
+def timm() -> Any:
+    """The module timm; MissingPartError if it is not there."""
+    return _extra("timm", "networks called timm:NAME need timm", "timm")
 
 
 def onnx_modules() -> tuple[Any, Any]:

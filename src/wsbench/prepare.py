@@ -5,82 +5,128 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from wsbench.choose import TASKS
-from wsbench.datamodules import (
-    coco_prepare,
-    imagenet_prepare,
-    modelnet40_prepare,
-    something_prepare,
-    voc_prepare,
-)
-from wsbench.datamodules.checks import next_step
-from wsbench.datamodules.errors import DatasetError
-from wsbench.run.report import console
+from wsbench.choose import TASKS, recipe_content
+from wsbench.datamodules import DATA_CLASSES
+from wsbench.datamodules.clouds import stored_points
+from wsbench.datamodules.modelnet40 import hdf5_files, hdf5_folder
+from wsbench.datamodules.prepare import imagenet, voc
+from wsbench.datamodules.prepare.checks import Finding
+from wsbench.datamodules.prepare.verify import verify
+from wsbench.datamodules.voc import list_file, place
+from wsbench.errors import UserError
+from wsbench.run.report import console, exit_status
 
-#: each offers LAYOUT, build(root) and verify(root)
-PREPARE = {
-    "imagenet": imagenet_prepare,
-    "something": something_prepare,
-    "voc": voc_prepare,
-    "modelnet40": modelnet40_prepare,
-    "coco": coco_prepare,
-}
+#: of a cloud, in the paper's recipe
+POINTS = 1024
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wsbench data",
-        description="Say a dataset's official layout, verify what is there, build derived lists, name the next step.",
+        description="Show how a dataset lies on disk, read what training would read of yours, name the command that "
+        "trains on it.",
     )
     parser.add_argument("task", choices=TASKS)
     parser.add_argument(
         "--root", default=os.environ.get("WSBENCH_DATA"), help="dataset folder (default: $WSBENCH_DATA)"
     )
-    voc = parser.add_argument_group("voc")
-    voc.add_argument("--download", action="store_true", help="fetch VOC 2012 (2 GB) and SBD (1.4 GB), with checksums")
-    voc.add_argument("--rebuild", action="store_true", help="build trainaug again")
-    voc.add_argument(
+    parser.add_argument("--all", action="store_true", help="read all samples of splits above 20,000, too")
+    group = parser.add_argument_group("voc")
+    group.add_argument("--train-set", help="the list to train on (default: trainaug where it is, else train)")
+    group.add_argument("--class-names", help="a file with the names of the classes, one a line")
+    group.add_argument("--download", action="store_true", help="fetch VOC 2012 (2 GB) and SBD (1.4 GB), with checksums")
+    group.add_argument("--rebuild", action="store_true", help="build trainaug again")
+    group.add_argument(
         "--train-masks",
         choices=["voc", "sbd"],
-        help="masks of VOC's own training pictures in trainaug: VOC's with void borders, or SBD's (default: voc)",
+        help="masks of VOC's own training images in trainaug: VOC's with void borders, or SBD's (default: voc)",
     )
     return parser
 
 
+def _build(args: argparse.Namespace, root: Path) -> str | None:
+    """Build what can be built of what lies there; says what was done."""
+    if args.task == "imagenet":
+        return imagenet.build(root)
+    if args.task == "voc":
+        if args.download:
+            voc.download(root)
+        return voc.build(root, args.train_masks, args.rebuild)
+    return None
+
+
+def _options(args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """Options of the data that the findings and the command to train must have."""
+    if args.task == "modelnet40":
+        folder = hdf5_folder(root)
+        stored = None if folder is None else stored_points(hdf5_files(folder, "train")[0])
+        return {"points": min(stored or POINTS, POINTS)}
+    if args.task != "voc":
+        return {}
+    devkit = place(root)
+    default = devkit is None or list_file(devkit, "trainaug").is_file()
+    options = {"train_set": args.train_set or ("trainaug" if default else "train")}
+    return options | ({"class_names": args.class_names} if args.class_names else {})
+
+
+def _command(task: str, root: Path, official: bool, options: dict[str, Any]) -> str:
+    """The command that trains on the dataset."""
+    recipe = "paper" if official else "small"
+    defaults = recipe_content(task, recipe)["data"]
+    needed = {name: value for name, value in options.items() if defaults.get(name) != value}
+    if needed.get("points", 0) > defaults.get("points", 0):  # there are more than the recipe takes
+        del needed["points"]
+    further = "".join(f" --data.{name} {value}" for name, value in needed.items())
+    recipe = "" if official else " --recipe small"
+    return f"python -m wsbench fit --task {task} --norm gn+ws{recipe} --data.root {root}{further}"
+
+
+def _show(root: Path, findings: Sequence[Finding]) -> None:
+    table = Table(title=escape(str(root)))
+    for column in ("", "what", "expected", "found"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "!!", *map(escape, (finding.what, finding.expected, finding.found)))
+    console().print(table)
+
+
 def main(argv: Sequence[str]) -> int:
-    """Returns 0 if the dataset is complete and official, 1 if not, 2 on an error."""
+    """Returns 0 if everything can be read and the official set, if it is that, is complete; 1 if not; 2 on an error."""
     args = _parser().parse_args(argv[1:])
-    if args.task != "voc" and (args.download or args.rebuild or args.train_masks):
-        print("wsbench: error: --download, --rebuild and --train-masks belong to voc", file=sys.stderr)
+    only_voc = (args.download, args.rebuild, args.train_masks, args.train_set, args.class_names)
+    if args.task != "voc" and any(only_voc):
+        print("wsbench: error: --train-set, --class-names, --download, --rebuild and --train-masks belong to voc",
+              file=sys.stderr)  # fmt: skip
         return 2
-    module, out = PREPARE[args.task], console()
-    out.print(f"expected layout:\n{module.LAYOUT}\n", highlight=False, markup=False)
+    kind, out = DATA_CLASSES[args.task], console()
+    out.print(f"layout:\n{kind.layout}\n", highlight=False, markup=False)
     if args.root is None:
         out.print("nothing to verify: give --root FOLDER, or set $WSBENCH_DATA")
         return 1
     root = Path(args.root).expanduser()
-    try:
-        if args.task == "voc":
-            if args.download:
-                voc_prepare.download(root)
-            built = voc_prepare.build(root, args.train_masks, args.rebuild)
-        else:
-            built = module.build(root)
+    status = 0
+
+    def work() -> None:
+        nonlocal status
+        built = _build(args, root)
         if built:
-            out.print(built)
-        findings = module.verify(root)
-    except (DatasetError, OSError, RuntimeError) as error:
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
-    table = Table(title=str(root))
-    for column in ("", "what", "expected", "found"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        table.add_row("ok" if finding.ok else "!!", finding.what, finding.expected, finding.found)
-    out.print(table)
-    step = voc_prepare.next_step(root, findings) if args.task == "voc" else next_step(args.task, root, findings)
-    out.print(f"next: {step}", soft_wrap=True, markup=False)
-    return 0 if all(finding.ok for finding in findings) else 1
+            out.print(built, markup=False)
+        options = _options(args, root)
+        findings, data = verify(kind, root, args.all, **options)
+        official = data is not None and data.resembles_official
+        if args.task == "voc" and official and args.train_set is None:
+            findings += voc.check_trainaug(root)
+        _show(root, findings)
+        wrong = [f for f in findings if not f.ok]
+        status = 1 if wrong else 0
+        step = f"ready: {_command(args.task, root, official, options)}"
+        if wrong:
+            step = next((f.hint for f in wrong if f.hint), f"repair: {', '.join(f.what for f in wrong)}")
+        out.print(f"next: {step}", soft_wrap=True, markup=False)
+
+    return exit_status(work, (UserError, OSError, RuntimeError)) or status

@@ -10,11 +10,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SCHEMA_VERSION = 3
+from wsbench.errors import UserError
+from wsbench.migration import LABELS
+
+SCHEMA_VERSION = 4
 RECORD_NAME = "result.json"
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A file that is not a valid record; the message names the file and the fields."""
 
 
@@ -48,6 +51,12 @@ class SplitIdentity(_Strict):
     list: str = Field(description="name of the split's list, for instance trainaug")
     count: int = Field(description="samples in it", ge=0)
     checksum: str = Field(description="SHA-256 of the sample names in order, one a line")
+    labels: str = Field(
+        "",
+        description="SHA-256 of what is learned from: class names, and each sample's class, mask, points or "
+        "annotations; empty in records before version 4 of data that is not wsbench's own",
+    )
+    dropped: int = Field(0, description="samples that the list names and that are left out", ge=0)
 
 
 class DataIdentity(_Strict):
@@ -106,11 +115,14 @@ class Provenance(_Strict):
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1, 2, 3] = Field(3, description="version of this schema")
-    id: str = Field(description="content hash of the resolved configuration, seed and data included")
+    schema_version: Literal[1, 2, 3, 4] = Field(4, description="version of this schema")
+    id: str = Field(description="content hash of task, recipe, overrides, norm, seed and data")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
-    recipe: str = Field(description="paper or mini")
-    overrides: dict[str, Any] = Field(description="fields that differ from the recipe, norm, seed and folders aside")
+    recipe: str = Field(description="paper, small or mini")
+    recipe_digest: str = Field("", description="SHA-256 of the recipe's content; empty before version 4")
+    overrides: dict[str, Any] = Field(
+        description="fields that differ from the recipe and change numbers; norm, seed, and where it ran aside"
+    )
     norm: str = Field(description="canonical NormSpec")
     network: str = Field(description="the network")
     seed: int = Field(description="seed of initialization, shuffling and augmentation")
@@ -124,6 +136,9 @@ class RunRecord(_Strict):
         description="the evaluation during training at which the task's main metric was best; `train_` ones of "
         "the best epoch"
     )
+    per_class: dict[str, dict[str, float]] = Field(
+        {}, description="metrics of single classes, of the final weights: {metric: {class: value}}"
+    )
     converted: dict[str, int] = Field(description="layers turned over: activation, weight, kept, plain")
     definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")
     analysis: tuple[AnalysisPoint, ...] = Field(
@@ -135,8 +150,11 @@ class RunRecord(_Strict):
 
 
 def checksum(names: Iterable[str]) -> str:
-    """SHA-256 of names, one a line."""
-    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    """SHA-256 of names, one a line; names of files that are not UTF-8 count by their bytes."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -147,7 +165,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write by a temporary file in the same folder and a rename: readers see the old file or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)  # a long name must not grow longer
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -165,10 +183,19 @@ def write_record(record: RunRecord, path: Path) -> None:
     write_text_atomically(path, record.model_dump_json(indent=1) + "\n")
 
 
+def with_labels(record: RunRecord) -> RunRecord:
+    """A record from before version 4 with the labels of its data, where that is one of wsbench's miniatures."""
+    splits = {}
+    for name, split in record.data.splits.items():
+        labels = split.labels or LABELS.get(f"{record.data.name}/{name}/{split.checksum[:12]}", "")
+        splits[name] = split.model_copy(update={"labels": labels})
+    return record.model_copy(update={"data": record.data.model_copy(update={"splits": splits})})
+
+
 def read_record(path: Path) -> RunRecord:
     """Read and validate a record; RecordError names the file and what is wrong in it."""
     try:
-        return RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return with_labels(RunRecord.model_validate(json.loads(path.read_text(encoding="utf-8"))))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
         raise RecordError(f"'{path}' is not a record of schema version 1 to {SCHEMA_VERSION}: {problems}") from error

@@ -10,12 +10,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
 from wsbench.choose import Choice, choose
-from wsbench.cli import ENTRIES, BenchmarkCLI, UsageError, is_present, plain, use_choice
+from wsbench.cli import BenchmarkCLI, UsageError, find_dataset, plain, prepared
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import accumulation
 from wsbench.grid.cells import Resolved
 from wsbench.records import DataIdentity
-from wsbench.run import folder as run_folder
+from wsbench.run import identity
 from wsbench.tasks.initialize import parse_source
 
 
@@ -55,19 +55,21 @@ class Resolver:
 
     def __init__(self) -> None:
         self._parsers: dict[tuple[str, ...], _Parser] = {}
+        self._defaults: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, DataIdentity | str] = {}
 
     def __call__(self, argv: Sequence[str]) -> Resolved:
         """What ``fit`` with these arguments would run."""
-        choice = choose(argv, is_present)
+        choice = choose(argv, find_dataset)
         if choice.configs not in self._parsers:
             self._parsers[choice.configs] = _Parser(choice)
+            self._defaults[choice.configs] = self._parsers[choice.configs].recipe_defaults()
         parser = self._parsers[choice.configs]
         try:
             settings: Namespace = parser.parser.parse_args(["fit", *argv])["fit"]
         except argparse.ArgumentError as error:
             raise UsageError(" ".join(str(error).split())) from error
-        use_choice(settings, choice)
+        settings.task, settings.recipe = choice.task, choice.recipe
         data, trainer = settings.data, settings.trainer
         devices = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
         accumulation(data.effective_batch, data.micro_batch, devices * trainer.num_nodes)
@@ -76,14 +78,19 @@ class Resolver:
             _, weights = parse_source(settings.model.init_from)
             if not weights.is_file():
                 missing = f"the weights '{weights}' of model.init_from are not there"
-        identity = self._identity(choice.task, data)
-        problem = identity if isinstance(identity, str) else missing
+        found = self._identity(choice.task, data)
+        name = None
+        if not isinstance(found, str):
+            digest = identity.recipe_digest(choice.recipe_content())
+            changed = identity.overrides(plain(settings), self._defaults[choice.configs])
+            name = identity.run_id(choice.task, choice.recipe, digest, changed, settings.norm,
+                                   settings.seed_everything, found)  # fmt: skip
         return Resolved(
             task=choice.task,
             recipe=choice.recipe,
             runs=Path(settings.runs),
-            id=None if isinstance(identity, str) else run_folder.run_id(plain(settings), identity),
-            problem=problem,
+            id=name,
+            problem=found if isinstance(found, str) else missing,
             steps=trainer.max_steps if trainer.max_steps > 0 else None,
         )
 
@@ -93,10 +100,7 @@ class Resolver:
         key = json.dumps([task, fields], sort_keys=True, default=str)
         if key not in self._data:
             try:
-                data: Any = ENTRIES[task].data(**options.as_dict())
-                data.prepare_data()
-                data.setup("fit")
-                self._data[key] = data.identity()
+                self._data[key] = prepared(task, options, "fit").identity()
             except DatasetError as error:
                 self._data[key] = str(error)
         return self._data[key]

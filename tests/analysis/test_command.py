@@ -107,7 +107,7 @@ def test_a_checkpoint(root: Path, in_a_folder: None, capsys: pytest.CaptureFixtu
         (["--task", "imagenet", "--norm", "gn+wn"], "--norm gn+wn: what is analyzed is weight standardization"),
         (["--task", "imagenet", "--norm", "gn,xx"], "unknown activation normalization 'xx'"),
         (["--ckpt_path", "x.ckpt", "--trainer.max_steps", "3"], "nothing to configure: --trainer.max_steps 3"),
-        (["--task", "imagenet", "--recipe", "huge"], "choose from paper, mini"),
+        (["--task", "imagenet", "--recipe", "huge"], "choose from paper, small, mini"),
         (["--task", "imagenet", "--snapshots", "1"], "--snapshots 1: 0, or at least 2"),
     ],
 )
@@ -125,7 +125,10 @@ def test_what_is_refused(
     [
         (["--norm", "gn"], "'gn' has none; use for instance --norm gn+ws"),
         (["--norm", "gn+ws", "--model.compile", "true"], "--model.compile true has fused"),
-        (["--norm", "gn+ws", "--snapshots", "2", "--trainer.max_steps", "-1"], "say its length with"),
+        (
+            ["--norm", "gn+ws", "--snapshots", "2", "--trainer.max_steps", "-1", "--trainer.max_epochs", "-1"],
+            "say its length with",
+        ),
     ],
 )
 def test_analysis_of_a_run_that_has_nothing_to_analyze(
@@ -261,7 +264,7 @@ class TestDoctor:
             ("my_models:nothing", "cannot build 'my_models:nothing'"),
             ("my_models:number", "returned a int"),
             ("no_such_module:net", "No module named 'no_such_module'"),
-            ("resnet50", "neither a file nor PACKAGE.MODULE:FUNCTION"),
+            ("resnet50", "neither a file nor a network: timm:NAME"),
             ("runs/voc/x/last.ckpt", "'runs/voc/x/last.ckpt' does not exist"),
         ):
             assert analyze("doctor", target) == 2

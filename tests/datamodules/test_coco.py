@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests import tiny
 from wsbench.datamodules import COCO
-from wsbench.datamodules.coco import annotation_file, is_present, is_valid
+from wsbench.datamodules.coco import is_valid, split_place
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import Draw, StreamSampler
 
@@ -30,15 +30,21 @@ def set_up(root: Path, **changes: object) -> COCO:
     return data
 
 
+def annotations_of(root: Path, split: str) -> Path:
+    place = split_place(root, split)
+    assert place is not None
+    return place.annotations
+
+
 def edit(root: Path, split: str, change: Any) -> None:
-    path = annotation_file(root, split)
+    path = annotations_of(root, split)
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
 def test_samples(root: Path) -> None:
-    assert is_present(root)
+    assert COCO.is_present(root)
     data = set_up(root, flip=0.0)
     picture, target = data.train_data[Draw(0, 0)]
     height, width = picture.shape[1:]
@@ -126,16 +132,16 @@ def test_categories_are_numbered_in_the_order_of_their_ids(root: Path) -> None:
 
 
 def test_broken_annotations_are_named(root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"has 10 categories, expected 80 and background; set --data.num_classes"):
-        set_up(root, num_classes=81)
+    with pytest.raises(DatasetError, match=r"--data.num_classes 11 was given, the data has 10 classes"):
+        set_up(root, num_classes=11)
     Image.new("RGB", (5, 5)).save(root / "train2017" / "000000000001.jpg")
     with pytest.raises(DatasetError, match=r"000000000001\.jpg' is 5x5, its annotation says"):
         set_up(root).train_data[Draw(0, 0)]
-    edit(root, "train", lambda c: c["categories"].pop())
-    with pytest.raises(DatasetError, match="has other categories than those of val"):
+    edit(root, "train", lambda c: c["categories"][9].update(name="none"))
+    with pytest.raises(DatasetError, match="category 10 other names: 'none' and '9'"):
         set_up(root)
-    annotation_file(root, "val").write_text("{}")
-    with pytest.raises(DatasetError, match=r"instances_val2017\.json' is no COCO annotation file"):
+    annotations_of(root, "val").write_text("{}")
+    with pytest.raises(DatasetError, match=r"instances_val2017\.json': 'images' is missing"):
         set_up(root)
 
 

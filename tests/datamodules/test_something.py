@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from wsbench.datamodules import SomethingSomething, something_prepare
+from wsbench.datamodules import SomethingSomething
 from wsbench.datamodules.clips import evaluation_frames, training_frames
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.mini import something as mini
-from wsbench.datamodules.something import FRAMES, LISTS, is_present, read_classes
+from wsbench.datamodules.something import FRAMES, LISTS, read_classes
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def set_up(root: Path, **changes: object) -> SomethingSomething:
 
 
 def test_official_files(root: Path) -> None:
-    assert is_present(root)
+    assert SomethingSomething.is_present(root)
     data = set_up(root)
     assert (len(data.train_data), len(data.val_data)) == (12, 6)
     assert list(data.classes) == sorted(mini.LABELS), "alphabetical, as TRN and TSM number them"
@@ -40,45 +40,77 @@ def test_official_files(root: Path) -> None:
     assert data.identity() != listed.identity(), "the order of classes is part of the data's identity"
 
 
-def test_built_lists_say_the_same(root: Path) -> None:
+def write_lists(root: Path, prefix: str = "") -> None:
+    """The lists of TRN and TSM, which say the same as the official files."""
+    data = set_up(root)
+    (root / LISTS["labels"]).write_text("".join(f"{name}\n" for name in data.classes))
+    for split, samples in (("train", data.train_data), ("val", data.val_data)):
+        lines = [f"{prefix}{clip.folder.name} {clip.frames} {clip.label}\n" for clip in samples.clips]
+        (root / LISTS[split]).write_text("".join(lines))
+
+
+def test_lists_of_trn_and_tsm_say_the_same(root: Path) -> None:
     official = set_up(root)
-    assert something_prepare.build(root) == f"built {', '.join(LISTS.values())}"
-    assert something_prepare.build(root) is None
-    built = set_up(root)
-    assert not built.official
-    assert built.train_data.clips == official.train_data.clips
-    assert built.identity() == official.identity()
-    line = (root / LISTS["train"]).read_text().splitlines()[0].split()
-    assert int(line[1]) == len(list((root / FRAMES / line[0]).glob("*.jpg")))
-    prefixed = "\n".join(f"something/v1/img/{x}" for x in (root / LISTS["val"]).read_text().splitlines())
-    (root / LISTS["val"]).write_text(prefixed + "\n")
+    write_lists(root)
+    listed = set_up(root, lists="videofolder")
+    assert listed.train_data.clips == official.train_data.clips
+    assert listed.identity() == official.identity() == set_up(root).identity()
+    for path in (root / LISTS["train"]).parent.glob("something-something-v1-*.csv"):
+        path.unlink()
+    write = (root / LISTS["val"]).read_text().splitlines()
+    (root / LISTS["val"]).write_text("".join(f"something/v1/img/{line}\n" for line in write))
     assert set_up(root).val_data.clips == official.val_data.clips, "TSM's script writes a path in front"
 
 
-def test_short_clips_are_left_out(root: Path) -> None:
+def test_lists_that_the_official_files_have_left_behind_are_refused(root: Path) -> None:
+    """A derived list is a cache: what it was derived from may have been replaced since."""
+    write_lists(root)
+    path = root / "something-something-v1-train.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]))
+    with pytest.raises(
+        DatasetError, match=r"train\.csv' \(6 clips\) and '.*train_videofolder\.txt' \(12\) do not name"
+    ):
+        set_up(root)
+    assert len(set_up(root, lists="csv").train_data) == 6
+    assert len(set_up(root, lists="videofolder").train_data) == 12
+
+
+def test_short_clips_are_left_out_counted_and_too_many_refused(root: Path) -> None:
     data = set_up(root)
     folder = data.train_data.clips[0].folder
     for path in sorted(folder.glob("*.jpg"))[2:]:
         path.unlink()
-    assert len(set_up(root).train_data) == 11
+    with pytest.raises(DatasetError, match=rf"1 of 12 samples of 'train' have fewer than 3 frames.*{folder.name} \(2 "):
+        set_up(root)
+    left = set_up(root, max_dropped=0.1)
+    assert len(left.train_data) == 11
+    assert left.identity().splits["train"].dropped == 1
+    assert left.identity().splits["val"].dropped == 0
 
 
 def test_broken_lists_and_clips_are_named(root: Path) -> None:
     clip = set_up(root).train_data.clips[3].folder
+    frames = shutil.copytree(clip, root / "kept")
     shutil.rmtree(clip)
     with pytest.raises(DatasetError, match=rf"the clip '.*{FRAMES}/{clip.name}' is missing"):
         set_up(root)
     clip.mkdir()
+    with pytest.raises(DatasetError, match=rf"{clip.name}' has no frames"):
+        set_up(root)
+    shutil.copytree(frames, clip, dirs_exist_ok=True)
     path = root / "something-something-v1-validation.csv"
     path.write_text(path.read_text() + "99;Eating something\n")
-    with pytest.raises(DatasetError, match="got '99;Eating something'"):
+    with pytest.raises(
+        DatasetError,
+        match=r"clip '99' has the label 'Eating something', which 'something-something-v1-labels\.csv' does not",
+    ):
         set_up(root)
-    with pytest.raises(DatasetError, match=r"there are 6 classes, expected 7; set --data.num_classes"):
+    with pytest.raises(DatasetError, match=r"--data.num_classes 7 was given, the data has 6 classes"):
         set_up(root, num_classes=7)
     with pytest.raises(DatasetError, match=r"has no category\.txt"):
         set_up(root, lists="videofolder")
     (root / "something-something-v1-labels.csv").write_text("a\na\n")
-    with pytest.raises(DatasetError, match="names a label twice"):
+    with pytest.raises(DatasetError, match=r"labels\.csv' names 'a' 2 times"):
         read_classes(root, "csv")
 
 

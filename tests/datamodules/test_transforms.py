@@ -35,7 +35,7 @@ def papers_order(transform: SegmentationTransform, picture: Tensor, mask: Tensor
         image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
     low, high = np.log2(transform.scale)
     factor = 2 ** (low + (high - low) * uniform())
-    size = [max(1, int(side * factor)) for side in (image.width, image.height)]
+    size = [int(round(side * factor)) for side in (image.width, image.height)]  # noqa: RUF046  # as they write it
     image = image.resize(size, Image.Resampling[transform.interpolation.upper()])
     labels = labels.resize(size, Image.Resampling.NEAREST)
     x, y = pad_to(F.pil_to_tensor(image).int(), 1, 1, 0), read_mask(labels)
@@ -65,6 +65,20 @@ def test_pixels_are_those_of_the_papers_order(shape: tuple[int, int], crop: int,
         assert int(inside.sum()) == height * width
         worst = max(worst, int((ours.int() - expected)[:, inside].abs().max()))
     assert worst <= 2
+
+
+def test_the_scaled_size_is_the_authors() -> None:
+    """``(int(round(w * random_scale)), int(round(h * random_scale)))`` in DeepLabv3.pytorch @ 046818d, utils.py."""
+    transform = SegmentationTransform(513)
+    for height, width, factor, expected in (
+        (375, 500, 0.5, (188, 250)),  # 187.5: to the even neighbour, as Python rounds
+        (333, 500, 0.5, (166, 250)),  # 166.5
+        (281, 500, 1.2345, (347, 617)),  # 346.9, 617.25
+        (500, 334, 1.9999, (1000, 668)),  # 999.95, 667.97
+        (1, 1, 0.3, (1, 1)),  # never nothing
+    ):
+        assert transform.scaled(height, width, factor) == expected
+    assert SegmentationTransform(513, rounding="down").scaled(500, 334, 1.9999) == (999, 667)
 
 
 @pytest.mark.parametrize("mode", ["lanczos", "bilinear", "bicubic"])

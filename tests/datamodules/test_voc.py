@@ -8,7 +8,17 @@ from PIL import Image
 from wsbench.datamodules import VOC
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.sampling import Draw
-from wsbench.datamodules.voc import devkit
+from wsbench.datamodules.voc import place
+
+
+def devkit(root: Path) -> Path:
+    found = place(root)
+    assert found is not None
+    return found
+
+
+def names_of(data: VOC, split: str) -> list[str]:
+    return [one.name for one in data._listed[split]]
 
 
 def module(root: Path, **kwargs: object) -> VOC:
@@ -24,7 +34,7 @@ def test_training_and_evaluation_batches(voc_root: Path) -> None:
     assert batch["mask"].dtype == torch.uint8
     images = list(data.val_dataloader())
     assert len(images) == 5
-    name = data.val_names[0]
+    name = names_of(data, "val")[0]
     mask = np.asarray(Image.open(devkit(voc_root) / "SegmentationClass" / f"{name}.png"))
     height, width = mask.shape
     got = images[0]["mask"][0]
@@ -40,14 +50,17 @@ def test_identity(voc_root: Path) -> None:
     assert identity.name == "custom", "five validation pictures are not VOC 2012"
     assert (identity.splits["train"].count, identity.splits["val"].count) == (6, 5)
     names = devkit(voc_root) / "ImageSets" / "Segmentation" / "val.txt"
-    names.write_text("\n".join(reversed(data.val_names)) + "\n")
+    names.write_text("\n".join(reversed(names_of(data, "val"))) + "\n")
     again = module(voc_root)
     again.setup("fit")
     assert again.identity().splits["val"].checksum != identity.splits["val"].checksum
 
 
 def test_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DatasetNotFoundError, match=r"under '.*'.*python -m wsbench data voc.*--recipe mini"):
+    with pytest.raises(
+        DatasetNotFoundError,
+        match=r"(?s)under '.*': looked for VOCdevkit.*; it is empty.*JPEGImages/NAME.*--recipe mini",
+    ):
         module(tmp_path).setup("fit")
     monkeypatch.delenv("WSBENCH_DATA", raising=False)
     with pytest.raises(DatasetNotFoundError, match=r"\$WSBENCH_DATA"):
@@ -62,13 +75,15 @@ def test_environment_variable(voc_root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_missing_list_says_how_to_build_it(voc_root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"trainaug.txt' is missing; `python -m wsbench data voc --root"):
+    with pytest.raises(
+        DatasetError, match=r"trainaug.txt' is missing; `python -m wsbench data voc` builds it.*there are: train, val"
+    ):
         module(voc_root, train_set="trainaug").setup("fit")
 
 
 def test_missing_files_are_counted_and_named(voc_root: Path) -> None:
     (devkit(voc_root) / "JPEGImages" / "2007_000002.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"1 files are missing, among them '.*2007_000002.jpg'"):
+    with pytest.raises(DatasetError, match=r"1 files of 'train' are missing, among them '.*2007_000002\.jpg'"):
         module(voc_root).setup("fit")
 
 
@@ -84,8 +99,8 @@ def test_a_broken_picture_is_named(voc_root: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.new("L", (9, 9)), "is 9x9, its picture"),
-        (None, r"holds class numbers \[77\], expected 0 to 20 and 255"),
+        (Image.new("L", (9, 9)), "is 9x9, its image"),
+        (None, r"holds class number 77, expected 0 to 20 and 255"),
         (Image.new("RGB", (9, 9)), "is a RGB image"),
     ],
 )
@@ -94,20 +109,24 @@ def test_a_wrong_mask_is_named(voc_root: Path, mask: Image.Image | None, message
     if mask is None:
         mask = Image.new("L", Image.open(path).size, 77)
     mask.save(path)
-    data = module(voc_root)
-    data.setup("fit")
-    with pytest.raises(DatasetError, match=message) as error:
+
+    def read() -> None:
+        data = module(voc_root, num_classes=21)
+        data.setup("fit")
         data.train_data[Draw(1, 0)]
+
+    with pytest.raises(DatasetError, match=message) as error:
+        read()
     assert "2007_000001.png" in str(error.value)
 
 
 def test_trainaug_uses_its_own_masks(voc_root: Path) -> None:
-    from wsbench.datamodules.voc_prepare import build_trainaug
+    from wsbench.datamodules.prepare.voc import build_trainaug
 
     names = build_trainaug(voc_root, quiet=True)
     data = module(voc_root, train_set="trainaug")
     data.setup("fit")
-    assert data.train_names == names
+    assert names_of(data, "train") == names
     assert data.train_data.masks[0].parent.name == "SegmentationClassAug"
     assert data.val_data.masks[0].parent.name == "SegmentationClass"
 
@@ -120,7 +139,7 @@ def test_miniature_and_root_exclude_each_other(voc_root: Path) -> None:
 def test_pictures_for_prediction(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no folder"):
         VOC(pictures=str(tmp_path / "none")).setup("predict")
-    with pytest.raises(DatasetError, match="no pictures in"):
+    with pytest.raises(DatasetError, match="no images in"):
         VOC(pictures=str(tmp_path)).setup("predict")
     with pytest.raises(DatasetError, match=r"--data\.pictures"):
         VOC().setup("predict")
@@ -134,8 +153,9 @@ def test_pictures_for_prediction(tmp_path: Path) -> None:
     assert small["image"].shape == (1, 3, 33, 33)
 
 
-def test_pictures_with_one_name_are_refused(tmp_path: Path) -> None:
-    for name in ("a.jpg", "a.png"):
+def test_predictions_of_images_with_one_name_keep_apart(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.png"):
         Image.new("RGB", (20, 20)).save(tmp_path / name)
-    with pytest.raises(DatasetError, match=r"a\.jpg.*a\.png"):
-        VOC(pictures=str(tmp_path)).setup("predict")
+    data = VOC(pictures=str(tmp_path))
+    data.setup("predict")
+    assert [data.predict_data[i]["name"] for i in range(3)] == ["a.jpg", "a.png", "b"]

@@ -8,7 +8,7 @@ from wsbench.__main__ import main
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.leaderboard.published import published_rows
-from wsbench.leaderboard.tables import COLUMNS, PAPER, LeaderboardError, find_records, paper_rows_of, table_name
+from wsbench.leaderboard.tables import COLUMNS, PAPER, find_records, paper_rows_of, table_name
 from wsbench.leaderboard.wide import WIDE
 from wsbench.norms import NormSpec
 from wsbench.records import DataIdentity, RecordError, SplitIdentity, write_record
@@ -91,10 +91,20 @@ def test_find_each_record_once(tmp_path: Path) -> None:
         find_records([tmp_path / "runs"])
 
 
-def test_data_of_one_name_but_other_lists_is_refused() -> None:
+def test_data_of_one_name_but_other_lists_or_labels_shares_no_table() -> None:
     other = DataIdentity(name="voc-mini-v1", splits={"val": SplitIdentity(list="val", count=3, checksum="y")})
-    with pytest.raises(LeaderboardError, match="would mix data of one name"):
-        derive([make_record(), make_record(id="d" * 12, seed=1, data=other)])
+    first = make_record()
+    relabelled = {n: s.model_copy(update={"labels": "z"}) for n, s in first.data.splits.items()}
+    labels = first.data.model_copy(update={"splits": relabelled})
+    records = [first, make_record(id="d" * 12, seed=1, data=other), make_record(id="e" * 12, seed=2, data=labels)]
+    tables = {
+        name: text for name, text in derive(records).items() if name.startswith("voc-mini") and "wide" not in name
+    }
+    assert len(tables) == 3
+    for name, text in tables.items():
+        (checksum,) = {row["data_checksum"] for row in csv.DictReader(text.splitlines())}
+        assert name == f"voc-mini-{checksum}.csv"
+    assert [name for name in derive([first]) if name.startswith("voc-mini")] == ["voc-mini.csv", "voc-mini.wide.csv"]
     custom = [
         make_record(id=c * 12, data=DataIdentity(name="custom", splits={"val": split.model_copy(update={"count": n})}))
         for n, (c, split) in enumerate((c, other.splits["val"]) for c in "ab")

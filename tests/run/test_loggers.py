@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.running import fit, only_run
 from wsbench.run.lines import read_metrics
 from wsbench.run.recorder import Recorder
+from wsbench.tasks.base import NotFiniteError
 
 
 def scalars(folder: Path, name: str) -> dict[int, float]:
@@ -28,7 +29,7 @@ def interrupted(root: Path, *options: str) -> Path:
 
     def die(self: Recorder, trainer: Trainer, pl_module: object) -> None:
         if trainer.global_step == 6:
-            raise FloatingPointError("a kill")
+            raise NotFiniteError("a kill")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recorder, "on_train_epoch_end", die)

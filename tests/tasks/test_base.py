@@ -35,8 +35,14 @@ class Line(BenchmarkTask):
         super().on_before_optimizer_step(optimizer)
         self.gradients.append(self.network[0].weight.grad.clone())
 
-    def input_words(self) -> str:
+    def input_words(self, shape: str) -> str:
         return "rows"
+
+    def write_prediction(self, prediction: Any, folder: Path) -> list[Path]:
+        return []
+
+    def prediction_row(self, prediction: Any) -> dict[str, Any]:
+        return {}
 
     def example_input(self, data: Any) -> Tensor:
         return torch.zeros(2, 2)

@@ -12,7 +12,8 @@ from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 
 from tests import tiny
-from wsbench.datamodules.coco import annotation_file, read_annotations
+from wsbench.datamodules.annotations import read_annotations
+from wsbench.datamodules.coco import split_place
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.coco import FIGURES, average_precision, detections, encode
 
@@ -20,7 +21,9 @@ from wsbench.tasks.coco import FIGURES, average_precision, detections, encode
 @pytest.fixture(scope="module")
 def truth(tiny_roots: dict[str, Path]) -> Annotations:
     """Annotations of the tiny validation set."""
-    return read_annotations(annotation_file(tiny_roots["coco"], "val"))
+    place = split_place(tiny_roots["coco"], "val")
+    assert place is not None
+    return read_annotations(place.annotations, place.images, masks=True)
 
 
 def perfect(truth: Annotations, noise: float = 0.0) -> list[dict[str, Any]]:
@@ -115,7 +118,8 @@ def test_predictions_are_drawn(tmp_path: Path) -> None:
     picture = torch.full((3, 60, 80), 90, dtype=torch.uint8)
     masks = torch.zeros(2, 1, 60, 80)
     masks[0, 0, 10:30, 10:40] = 1
-    prediction = {"path": "a/scene.png", "image": picture, "boxes": torch.tensor([[10.0, 10, 40, 30], [0, 0, 5, 5]]),
+    boxes = torch.tensor([[10.0, 10, 40, 30], [0, 0, 5, 5]])
+    prediction = {"path": "a/scene.png", "name": "scene", "image": picture, "boxes": boxes,
                   "labels": torch.tensor([3, 4]), "scores": torch.tensor([0.9, 0.2]), "masks": masks}  # fmt: skip
     paths = task.write_prediction(prediction, tmp_path)
     assert [p.name for p in paths] == ["scene.json", "scene.jpg"]

@@ -101,7 +101,7 @@ def test_the_order_of_classes_is_checked(tiny_roots: dict[str, Path], tmp_path: 
 def test_predictions_are_five_classes(tmp_path: Path) -> None:
     task: Any = tiny.model("imagenet", "gn").eval()
     task.classes = tuple("abcdefghij")
-    batch = {"image": torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), "path": "x/cat.jpg"}
+    batch = {"image": torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), "path": "x/cat.jpg", "name": "cat"}
     (path,) = task.write_prediction(task.predict_step(batch, 0), tmp_path)
     content = json.loads(path.read_text())
     probabilities = task.logits(batch)[0].softmax(0)

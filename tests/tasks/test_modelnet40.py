@@ -90,7 +90,7 @@ def test_the_releases_optimizer_is_a_cosine(tiny_roots: dict[str, Path]) -> None
 def test_a_prediction_is_a_page_with_the_cloud(tmp_path: Path) -> None:
     task: Any = tiny.model("modelnet40", "gn16").eval()
     task.classes = tuple("abcdefghij")
-    prediction = task.predict_step({"cloud": torch.randn(1, 32, 3), "path": "x/chair_1.off"}, 0)
+    prediction = task.predict_step({"cloud": torch.randn(1, 32, 3), "path": "x/chair_1.off", "name": "chair_1"}, 0)
     paths = task.write_prediction(prediction, tmp_path)
     assert [p.name for p in paths] == ["chair_1.json", "chair_1.html"]
     assert len(json.loads(paths[0].read_text())["classes"]) == 5

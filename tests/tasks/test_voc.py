@@ -146,10 +146,15 @@ def test_optimizer_is_the_authors(voc_root: Path) -> None:
     assert sorted(owned) == sorted(id(p) for p in task.network.parameters()), "everything decays, once"
 
 
-def test_poly_needs_max_steps(voc_root: Path) -> None:
-    loop = Loop(voc_root, max_steps=-1, max_epochs=1)
-    with pytest.raises(ValueError, match="max_steps"):
+def test_poly_needs_an_end_in_steps_or_epochs(voc_root: Path) -> None:
+    loop = Loop(voc_root, max_steps=-1, max_epochs=-1)
+    with pytest.raises(ValueError, match=r"needs an end: --trainer\.max_steps or --trainer.max_epochs"):
         loop.trainer.fit(tiny_task(), loop.data)
+    loop = Loop(voc_root, max_steps=-1, max_epochs=2)
+    task = tiny_task()
+    loop.trainer.fit(task, loop.data)
+    assert task.total_steps() == loop.trainer.global_step
+    assert loop.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12), "it falls to zero there"
 
 
 def test_classifier_init() -> None:

@@ -64,7 +64,7 @@ def _specs(text: str) -> list[str]:
 def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict[str, Any]]:
     specs = _specs(args.norm or CASE_STUDY)
     line = ["--task", args.task, *rest]
-    choice = choose(line, lambda task, root: DATA_CLASSES[task].is_present(root))
+    choice = choose(line, lambda task, root: DATA_CLASSES[task].find(root))
     finer = files("wsbench.conf") / "analysis" / f"{args.task}.yaml"
     if choice.recipe == "mini" and finer.is_file():
         with as_file(finer) as path:

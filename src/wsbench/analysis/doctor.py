@@ -5,18 +5,19 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
+from torch import Tensor
 
 from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
 from wsbench.choose import ChoiceError
 from wsbench.load import build_task, read_settings
+from wsbench.models.by_name import classifier, is_named
+from wsbench.models.by_name import example as image
 from wsbench.norms import GroupsError, SpecError, normalize, stamp_spec
 from wsbench.records import RECORD_NAME, RecordError, read_record
 from wsbench.run.folder import model_options
@@ -32,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Look for reasons why weight standardization does worse than it should; each finding names the "
         "layer and the remedy. The exit status is 1 if there are any.",
     )
-    parser.add_argument("target", metavar="MODEL_OR_CKPT", help="a run's checkpoint, or PACKAGE.MODULE:FUNCTION that "
-                        "returns a model, for instance torchvision.models:resnet50")  # fmt: skip
+    parser.add_argument("target", metavar="MODEL_OR_CKPT", help="a run's checkpoint, or a network: timm:NAME, "
+                        "torchvision:NAME, or MODULE:FUNCTION that returns one")  # fmt: skip
     parser.add_argument("--config", type=Path, help="of a checkpoint: the run's configuration, if not beside it")
     parser.add_argument("--norm", help="of a model: turn it over to this spec first")
     parser.add_argument("--example", help="of a model: the shape of its input, for instance 1,3,224,224")
@@ -112,16 +113,17 @@ def subject_of_model(args: argparse.Namespace) -> Subject:
     Raises:
         ChoiceError: there is no such function, it returns no module, or options do not fit it.
     """
-    module, separator, function = args.target.partition(":")
-    if not separator:
-        raise ChoiceError(f"'{args.target}' is neither a file nor PACKAGE.MODULE:FUNCTION that returns a model")
+    if not is_named(args.target):
+        raise ChoiceError(
+            f"'{args.target}' is neither a file nor a network: timm:NAME, torchvision:NAME or MODULE:FUNCTION"
+        )
     try:
-        model = getattr(import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ChoiceError(f"cannot build '{args.target}': {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ChoiceError(f"'{args.target}' returned a {type(model).__name__}, expected a torch.nn.Module")
-    example = None
+        model = classifier(args.target, None)
+    except ValueError as error:
+        raise ChoiceError(str(error)) from error
+    example: Tensor | None = None
+    if args.target.startswith(("timm:", "torchvision:")):
+        example = torch.randn(image(model).shape)
     if args.example:
         try:
             example = torch.randn(*(int(size) for size in args.example.split(",")))
@@ -155,7 +157,9 @@ def _print(diagnosis: Diagnosis) -> None:
             table.add_row("!!", check.name, escape(finding.layer), escape(finding.what), escape(finding.remedy))
     out.print(table)
     count = len(diagnosis.findings)
-    out.print(f"{count} finding{'s' * (count != 1)}")
+    skipped = sum(bool(check.not_checked) for check in diagnosis.checks)
+    left = f"; {skipped} of {len(diagnosis.checks)} checks were not made, see above" if skipped else ""
+    out.print(f"{count} finding{'s' * (count != 1)}{left}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import wsbench
 from wsbench.choose import ChoiceError
-from wsbench.export.writers import SUFFIXES, WRITERS, run_network
+from wsbench.export.writers import SUFFIXES, WRITERS, Run, run_network
 from wsbench.load import load_run
 from wsbench.norms import NormMismatchError
 from wsbench.parts import MissingPartError
@@ -30,6 +31,23 @@ class ExportError(RuntimeError):
     """A network that cannot be exported, or whose export computes something else."""
 
 
+def in_one_order(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Tensor]:
+    """Detections (boxes, labels, scores, masks) in the order of ``theirs``: each the nearest box of its label.
+
+    Boxes are sorted by score, and rounding decides between scores that are equal but for it.
+    """
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return list(ours)
+    boxes, labels, scores = ours[:3]
+    free = torch.ones(len(scores), dtype=torch.bool)
+    order = []
+    for box, label, score in zip(*theirs[:3], strict=True):
+        far = (boxes - box).abs().amax(1) + (scores - score).abs() + torch.where((labels == label) & free, 0.0, 1e9)
+        order.append(int(far.argmin()))
+        free[order[-1]] = False
+    return [t[order] for t in ours]
+
+
 def relative_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """Largest difference of an output relative to its largest value; infinite if shapes differ."""
     if [t.shape for t in ours] != [t.shape for t in theirs]:
@@ -42,7 +60,7 @@ def relative_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> flo
     return max(differences, default=0.0)
 
 
-def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Path) -> tuple[float, int]:
+def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Path) -> "Exported":
     """Write the task's network, folded, and check what was written.
 
     Args:
@@ -50,9 +68,6 @@ def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Pat
         settings: likewise.
         form: ``onnx``, ``torchscript`` or ``pt2``.
         output: the file; it is written only if everything is right.
-
-    Returns:
-        The largest relative difference to the network before folding, and the number of layers that were folded.
 
     Raises:
         ExportError: the format does not take this network; its weights are computed in the graph; outputs differ.
@@ -63,25 +78,69 @@ def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Pat
     if not isinstance(x, Tensor) and form != "onnx":
         raise ExportError(f"{task.network_name} has as many boxes as a picture has objects, which only --format onnx "
                           "takes")  # fmt: skip
-    facts = {
-        "wsbench": wsbench.__version__, "task": task.task, "norm": str(task.spec), "network": task.network_name,
-        "input": task.input_words(), "outputs": list(task.output_names()), "classes": list(task.classes),
-    }  # fmt: skip
     folded = task.folded(x)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         path = Path(folder) / output.name
-        computed, run = WRITERS[form](folded, x, path, facts, task.output_names())
+        for sizes in _attempts(task.dynamic_sizes()):
+            words = task.input_words(input_shape(x, sizes))
+            facts = {
+                "wsbench": wsbench.__version__, "task": task.task, "norm": str(task.spec), "input": words,
+                "network": task.network_name, "outputs": list(task.output_names()), "classes": list(task.classes),
+            }  # fmt: skip
+            try:
+                computed, run = WRITERS[form](folded, x, path, facts, task.output_names(), sizes)
+                fits = not sizes or _other_size_agrees(task, run, x, sizes)
+            except (RuntimeError, ValueError, TypeError, AssertionError):
+                if not sizes:  # it is not the sizes
+                    raise
+                fits = False
+            if fits:
+                break
         if computed:
             raise ExportError(f"{len(computed)} weights are computed in the exported graph, among them {computed[0]}")
         worst = 0.0
         for sample in (x, x[:1] * 0.5 if isinstance(x, Tensor) else [picture * 0.5 for picture in x]):
-            worst = max(worst, relative_difference(run(sample), run_network(task.network)(sample)))
+            ours, theirs = run(sample), run_network(task.network)(sample)
+            if not isinstance(x, Tensor):
+                ours = in_one_order(ours, theirs)
+            worst = max(worst, relative_difference(ours, theirs))
         if not worst <= TOLERANCE:
             raise ExportError(f"the exported graph's outputs differ from PyTorch's by {worst:.1e} of their largest "
                               f"value, more than {TOLERANCE:.0e}; nothing was written")  # fmt: skip
         os.replace(path, output)
-    return worst, len(task.norm_report.weight_normalized)
+    return Exported(worst, len(task.norm_report.weight_normalized), words)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to."""
+
+    difference: float
+    """Largest relative difference to the network before folding."""
+    folded: int
+    """Layers whose weights were baked in."""
+    input: str
+    """What the file takes, in words: which dimensions are free, and the sizes of the others."""
+
+
+def _attempts(sizes: Mapping[int, str]) -> list[Mapping[int, str]]:
+    """With free sizes first, where the task has some; if the format or the network does not take them, without."""
+    return [sizes, {}] if sizes else [{}]
+
+
+def input_shape(x: Any, sizes: Mapping[int, str]) -> str:
+    """``N, 3, height, width``: free dimensions by name, the others by their size; empty for a detector's list."""
+    if not isinstance(x, Tensor):
+        return ""
+    names = {0: "N", **sizes}
+    return ", ".join(names.get(i, str(size)) for i, size in enumerate(x.shape))
+
+
+def _other_size_agrees(task: BenchmarkTask, run: Run, x: Tensor, sizes: Mapping[int, str]) -> bool:
+    shape = [size + 16 * (2 + i % 2) if i in sizes else size for i, size in enumerate(x.shape)]
+    other = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return relative_difference(run(other), run_network(task.network)(other)) <= TOLERANCE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,15 +157,15 @@ def main(argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         task, settings = load_run(checkpoint, None if args.config is None else Path(args.config))
-        worst, folded = export(task, settings, args.format, output.expanduser())
+        done = export(task, settings, args.format, output.expanduser())
     except (ChoiceError, ExportError, MissingPartError, NormMismatchError, TaskOptionError) as error:
         print(f"wsbench: error: {error}", file=sys.stderr)
         return 2
     out = console()
     out.print(
-        f"{task.network_name}, {task.spec}: {folded} weights baked in, none is computed in the graph", markup=False
+        f"{task.network_name}, {task.spec}: {done.folded} weights baked in, none is computed in the graph", markup=False
     )
-    out.print(f"input: {task.input_words()}", markup=False, soft_wrap=True)
-    out.print(f"largest difference to PyTorch: {worst:.1e} of the largest value of an output")
+    out.print(f"input: {done.input}", markup=False, soft_wrap=True)
+    out.print(f"largest difference to PyTorch: {done.difference:.1e} of the largest value of an output")
     out.print(f"wrote {output} ({output.expanduser().stat().st_size / 2**20:.1f} MiB)", soft_wrap=True, markup=False)
     return 0

@@ -63,10 +63,17 @@ def write_torchscript(
     return computed, run_network(loaded)
 
 
-def write_pt2(network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], *_: Any) -> tuple[list[str], Run]:
-    """torch.export's program, any number of samples."""
+def _dynamic(sizes: Mapping[int, str]) -> tuple[dict[int, Any]]:
+    """Dimensions that are free: the batch, and others by their number."""
+    return ({0: torch.export.Dim("batch"), **dict.fromkeys(sizes, torch.export.Dim.DYNAMIC)},)
+
+
+def write_pt2(
+    network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], names: Sequence[str], sizes: Mapping[int, str]
+) -> tuple[list[str], Run]:
+    """torch.export's program, any number of samples, and of any size in the dimensions ``sizes``."""
     with torch.no_grad():
-        program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(network, (x,), dynamic_shapes=_dynamic(sizes))
     torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
     loaded = torch.export.load(path)
     stored = {spec.arg.name for spec in loaded.graph_signature.input_specs if spec.target is not None}
@@ -80,12 +87,12 @@ def write_pt2(network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], 
 
 
 def write_onnx(
-    network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], names: Sequence[str]
+    network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], names: Sequence[str], sizes: Mapping[int, str]
 ) -> tuple[list[str], Run]:
-    """ONNX, any number of samples; a detector's graph is for one picture of any size."""
+    """ONNX, any number of samples, any size in the dimensions ``sizes``; a detector's is for one picture of any."""
     onnx, runtime = onnx_modules()
     detector = not isinstance(x, Tensor)
-    how: dict[str, Any] = {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    how: dict[str, Any] = {"dynamo": True, "verbose": False, "dynamic_shapes": _dynamic(sizes)}
     if detector:  # its number of boxes depends on the picture, which torch.export does not trace
         how = {"dynamo": False, "opset_version": 17, "dynamic_axes": {"input": {1: "height", 2: "width"}}}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():

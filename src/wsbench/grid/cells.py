@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import wsbench
 from wsbench.grid.definition import ALIASES
 from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
 from wsbench.run.folder import LAST, METRICS
+from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import append_line, read_lines
 from wsbench.run.lock import holder, is_locked
 
@@ -83,15 +85,14 @@ class Cell:
         Raises:
             RecordError: there is one that cannot be read, or it is of another run.
         """
-        paths = [self.folder / RECORD_NAME]
+        path = self.folder / RECORD_NAME
+        if path.exists():
+            record = read_record(path)
+            if record.id != self.id:
+                raise RecordError(f"'{path}' is the record of run {record.id}, not of {self.id}")
+            return record
         if self.published:
-            paths.append(self.published / self.resolved.task / f"{self.id}.json")
-        for path in paths:
-            if path.exists():
-                record = read_record(path)
-                if record.id != self.id:
-                    raise RecordError(f"'{path}' is the record of run {record.id}, not of {self.id}")
-                return record
+            return published_records(self.published / self.resolved.task).get(self.id)
         return None
 
     def finished(self) -> bool:
@@ -100,6 +101,23 @@ class Cell:
             return self.record() is not None and not self.renew
         except RecordError:
             return False
+
+
+@cache
+def published_records(folder: Path) -> dict[str, RunRecord]:
+    """Records of a task that others published, under the ids that their runs have today.
+
+    Raises:
+        RecordError: one cannot be read.
+    """
+    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    known: dict[str, RunRecord] = {}
+    for path, record in records.items():
+        identity = id_of(record)
+        if record.schema_version >= IDENTIFIED and identity != record.id:
+            raise RecordError(f"'{path}' says that it is run {record.id}; what it holds is run {identity}")
+        known[identity or record.id] = record
+    return known
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,7 @@ from wsbench.records import RunRecord, write_text_atomically
 
 
 def derive(records: Sequence[RunRecord]) -> dict[str, str]:
-    """``{file name: CSV text}`` of long and wide tables.
-
-    Raises:
-        LeaderboardError: records of one table were made with different data.
-    """
+    """``{file name: CSV text}`` of long and wide tables."""
     texts = {}
     for name, found in by_table(records).items():
         cited = cited_rows(name) if name in PAPER else []
@@ -23,9 +19,15 @@ def derive(records: Sequence[RunRecord]) -> dict[str, str]:
     return texts
 
 
-def update(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Derive the tables from all records below ``folders`` and write them into ``out``."""
-    texts = derive(find_records(folders))
+def update(folders: Sequence[Path], out: Path, of: RunRecord | None = None) -> list[Path]:
+    """Derive the tables from all records below ``folders`` and write them into ``out``; returns their files.
+
+    With ``of`` only the long table that holds this record is returned.
+    """
+    records = find_records(folders)
+    texts = derive(records)
     for name, text in texts.items():
         write_text_atomically(out / name, text)
-    return [out / name for name in texts]
+    if of is None:
+        return [out / name for name in texts]
+    return [out / f"{name}.csv" for name, found in by_table(records).items() if any(r.id == of.id for r in found)]

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsbench.errors import UserError
 from wsbench.leaderboard.paper import PaperRow, paper_rows
 from wsbench.leaderboard.published import published_rows
 from wsbench.records import RECORD_NAME, DataIdentity, RunRecord, read_record
 
 
-class LeaderboardError(ValueError):
+class LeaderboardError(UserError, ValueError):
     """Records that do not belong into a leaderboard; the message names them and says why."""
 
 
@@ -96,7 +97,10 @@ def data_checksum(data: DataIdentity) -> str:
 
 
 def table_name(record: RunRecord) -> str:
-    """The file a record belongs to: ``voc`` is the paper's recipe on the paper's data, and nothing else is."""
+    """The file a record belongs to: ``voc`` is the paper's recipe on the paper's data, and nothing else is.
+
+    Where records of one name have different data (other lists, other labels), :func:`by_table` tells them apart.
+    """
     task, recipe, data = record.task, record.recipe, record.data.name
     if recipe == "paper" and task in PAPER and data == PAPER[task].data:
         return task
@@ -165,15 +169,14 @@ def text_of(columns: Sequence[str], rows: Iterable[Row]) -> str:
 def by_table(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """``{table: records}`` in order; the paper's tables are there without a record, too.
 
-    Raises:
-        LeaderboardError: records of one table were made with different data.
+    Records of one name whose data differs, in its lists or its labels, share no table: each gets its data's checksum.
     """
-    tables: dict[str, list[RunRecord]] = {task: [] for task in PAPER}
+    named: dict[str, list[RunRecord]] = {}
     for record in in_order(records):
-        tables.setdefault(table_name(record), []).append(record)
-    for name, found in tables.items():
-        different = {data_checksum(record.data): record for record in found}
-        if len(different) > 1:
-            words = ", ".join(f"{r.id} has {r.data.name} {checksum}" for checksum, r in sorted(different.items()))
-            raise LeaderboardError(f"table '{name}' would mix data of one name with different lists: {words}")
+        named.setdefault(table_name(record), []).append(record)
+    tables: dict[str, list[RunRecord]] = {task: [] for task in PAPER}
+    for name, found in named.items():
+        one = len({data_checksum(record.data) for record in found}) == 1
+        for record in found:
+            tables.setdefault(name if one else f"{name}-{data_checksum(record.data)}", []).append(record)
     return dict(sorted(tables.items()))

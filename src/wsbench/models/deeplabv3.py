@@ -5,14 +5,16 @@ dropout, no auxiliary head.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsbench.models.by_name import LastFeatures, is_named
 from wsbench.models.resnet import resnet_features
 
-BACKBONES = ("resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x4d", "resnet_mini")
+BACKBONES = ("resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x4d", "resnet_mini", "resnet_small")
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -58,7 +60,8 @@ class DeepLabV3(nn.Module):
     """ResNet, ASPP, 1x1 classifier, upsampled to the input.
 
     Args:
-        backbone: ``resnet50``, ``resnet101`` (58.04 M parameters in all), or ``resnet_mini`` for the miniature.
+        backbone: ``resnet50``, ``resnet101`` (58.04 M parameters in all), ``resnet_small``, ``resnet_mini``, or a
+            network by name (:mod:`wsbench.models.by_name`).
         num_classes: classes including background.
         output_stride: 16 in the paper.
         rates: dilations of the ASPP; 6, 12, 18 in the paper.
@@ -78,13 +81,16 @@ class DeepLabV3(nn.Module):
         aspp_bn_momentum: float = 0.0003,
     ) -> None:
         super().__init__()
-        if backbone not in BACKBONES:
+        if is_named(backbone):
+            self.backbone: nn.Module = LastFeatures(backbone, output_stride)
+        elif backbone in BACKBONES:
+            self.backbone = resnet_features(backbone, output_stride)
+        else:
             raise ValueError(f"unknown backbone '{backbone}'; choose from {', '.join(BACKBONES)}")
-        self.backbone = resnet_features(backbone, output_stride)
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum
-        self.aspp = ASPP(self.backbone.out_channels, width, rates, aspp_bn_momentum)
+        self.aspp = ASPP(cast(int, self.backbone.out_channels), width, rates, aspp_bn_momentum)
         self.classifier = nn.Conv2d(width, num_classes, 1)
         for conv in (m for m in self.aspp.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

@@ -1,8 +1,23 @@
 """Faster and Mask R-CNN with FPN and 4conv1fc heads, as the paper ran them, from torchvision's public parts.
 
-Source: configs/gn_baselines of joe-siyuan-qiao/maskrcnn-benchmark @ 8721745. Differences that remain: torchvision's
-smooth L1 of the box head has beta 1/9 (1 there), boxes have no legacy +1, and proposals are kept per picture instead of
-per batch.
+Source: configs/gn_baselines of joe-siyuan-qiao/maskrcnn-benchmark @ 8721745. Anchors and the RPN's targets are the
+reference's (:mod:`wsbench.models.anchors`); what differs:
+
+| | here, as torchvision | there |
+|---|---|---|
+| box head's smooth L1 | beta 1/9 | beta 1 |
+| mask targets | bitmaps, RoIAligned to 28 x 28 | polygons, cropped and rasterized at 28 x 28 |
+| pixels | RGB in [0, 1], less ImageNet's mean, over its standard deviation | BGR in [0, 255], less the mean |
+| resizing | bilinear without antialiasing | Pillow's, which antialiases; a side may differ by a pixel |
+| proposals in training | ``proposals`` of each picture | 2,000 of all pictures of a device |
+| smallest proposal | 1e-3 pixels a side (a detection: 1e-2) | 0: what lies outside is clipped to one pixel and kept |
+| RoIAlign | samples a box from edge to edge | from first to last pixel: a pixel less each way |
+| boxes of resized pictures | edges times the scale | first and last pixels times the scale: scale - 1 pixels narrower |
+| schedule | step t has the rate of t | stepped before the optimizer: the same under PyTorch 1.0, t + 1 from 1.1 on |
+| picture without an anchor inside | RPN losses 0 | not a number |
+
+RoIAlign and the resized boxes are what is left of the reference's "+ 1": in IoUs, matching, box coding, suppression and
+areas it gives the same numbers in other coordinates.
 """
 
 from collections.abc import Iterator
@@ -16,10 +31,33 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from wsbench.models.anchors import RATIOS, ReferenceAnchors, ReferenceRPN
+from wsbench.models.by_name import Pyramid, is_named
 from wsbench.models.resnet import resnet_features
 
 #: names of the body's parts, first to last; what is not trainable is frozen from the front
 _PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+Anchors = Literal["reference", "torchvision"]
+ANCHORS: tuple[Anchors, ...] = ("reference", "torchvision")
+
+DIFFERENCES = (
+    "smooth L1 of the box head with beta 1/9 (authors: 1)",
+    "mask targets are bitmaps, RoIAligned (authors: rasterized polygons)",
+    "pixels are RGB, less ImageNet's mean and over its standard deviation (authors: BGR from 0 to 255, less the mean)",
+    "pictures resized without antialiasing (authors: Pillow)",
+    "proposals kept per picture (authors: per batch of a device)",
+    "proposals smaller than 1e-3 pixels dropped (authors: none)",
+    "no legacy +1 in RoIAlign and in the resizing of boxes",
+    "the schedule is stepped after the optimizer (authors: before, which is one step ahead from PyTorch 1.1 on)",
+)
+"""What still differs from the authors' code, for a record; the module's docstring has it value by value."""
+
+TORCHVISION_ANCHOR_DIFFERENCES = (
+    "anchors that leave the picture are trained, too (authors: not)",
+    "anchors of torchvision's shapes, in the corners of the cells (authors: rounded before scaling, in the middle)",
+)
+"""What differs besides with ``anchors="torchvision"``."""
 
 
 def build_detector(
@@ -36,6 +74,7 @@ def build_detector(
     proposals: int = 1000,
     rois: int = 512,
     normalized_heads: bool = True,
+    anchors: Anchors = "reference",
     **kwargs: Any,
 ) -> FasterRCNN:
     """A detector with BN wherever the paper's have a normalization: body, FPN, box head, mask head.
@@ -43,7 +82,7 @@ def build_detector(
     Under ``gn+ws`` and ResNet-50 that makes 69 standardized convolutions; RPN, predictors and fc6 have none.
 
     Args:
-        backbone: name of a ResNet.
+        backbone: name of a ResNet, or a network by name (:mod:`wsbench.models.by_name`).
         num_classes: classes including background.
         masks: Mask R-CNN; false: Faster R-CNN.
         trainable_layers: parts of the body, counted from the end, that are trained; 3 freezes stem and layer1.
@@ -56,23 +95,33 @@ def build_detector(
         proposals: kept of a picture in training after non-maximum suppression.
         rois: sampled of a picture to train the heads.
         normalized_heads: false: FPN and heads are plain convolutions with biases, as in detectors with frozen BN.
+        anchors: ``reference``: the shapes and places of maskrcnn-benchmark, none outside the picture in the RPN's
+            losses; ``torchvision``: torchvision's own. Either way the state dict is the same.
         kwargs: further arguments of torchvision's FasterRCNN.
 
     Raises:
-        ValueError: for an unknown backbone, or trainable_layers outside 0 to 5.
+        ValueError: for an unknown backbone or kind of anchors, or trainable_layers outside 0 to 5.
     """
+    if anchors not in ANCHORS:
+        raise ValueError(f"anchors must be one of {', '.join(ANCHORS)}, got {anchors!r}")
     if not 0 <= trainable_layers <= len(_PARTS):
         raise ValueError(f"trainable_layers must be 0 to {len(_PARTS)}, got {trainable_layers}")
-    body = resnet_features(backbone)
-    channels = [getattr(body, f"layer{i}")[-1].conv3.out_channels for i in (1, 2, 3, 4)]
-    layers = {f"layer{i + 1}": str(i) for i in range(4)}
     norm = nn.BatchNorm2d if normalized_heads else None
-    features = BackboneWithFPN(body, layers, channels, width, norm_layer=norm)
+    if is_named(backbone):
+        if trainable_layers != len(_PARTS):
+            raise ValueError(f"of '{backbone}' nothing can be frozen; set trainable_layers to {len(_PARTS)}")
+        features: nn.Module = Pyramid(backbone, width, norm)
+    else:
+        body = resnet_features(backbone)
+        channels = [getattr(body, f"layer{i}")[-1].conv3.out_channels for i in (1, 2, 3, 4)]
+        layers = {f"layer{i + 1}": str(i) for i in range(4)}
+        features = BackboneWithFPN(body, layers, channels, width, norm_layer=norm)
     box_head = FastRCNNConvFCHead((width, 7, 7), [width] * head_convs, [fc_width], norm_layer=norm)
+    sizes = [anchor_size * 2**level for level in range(5)]
     parts: dict[str, Any] = {
-        "rpn_anchor_generator": AnchorGenerator(
-            tuple((anchor_size * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5
-        ),
+        "rpn_anchor_generator": ReferenceAnchors(sizes)
+        if anchors == "reference"
+        else AnchorGenerator(tuple((size,) for size in sizes), (RATIOS,) * len(sizes)),
         "box_head": box_head,
         "box_predictor": FastRCNNPredictor(fc_width, num_classes),
         "rpn_post_nms_top_n_train": proposals,
@@ -84,6 +133,8 @@ def build_detector(
         parts["mask_head"] = MaskRCNNHeads(width, [width] * head_convs, 1, norm_layer=norm)
         parts["mask_predictor"] = MaskRCNNPredictor(width, width, num_classes)
     model: FasterRCNN = (MaskRCNN if masks else FasterRCNN)(features, **(parts | kwargs))
+    if anchors == "reference":
+        model.rpn = ReferenceRPN.like(model.rpn)
     _initialize(model)
     freeze(model, trainable_layers)
     return model

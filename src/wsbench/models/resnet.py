@@ -24,6 +24,7 @@ RESNETS = {
     "resnext50_32x4d": Architecture((3, 4, 6, 3), groups=32, width_per_group=4),
     "resnext101_32x4d": Architecture((3, 4, 23, 3), groups=32, width_per_group=4),
     "resnet_mini": Architecture((1, 1, 1, 1), max_planes=64),
+    "resnet_small": Architecture((2, 2, 2, 2), max_planes=128),
 }
 
 
@@ -81,7 +82,7 @@ class ResNetClassifier(_LimitedResNet):
     """The bottleneck ResNet of torchvision; its state-dict keys, forward and initialization.
 
     Args:
-        name: one of ``RESNETS``; ``resnet_mini`` is small.
+        name: one of ``RESNETS``; ``resnet_mini`` and ``resnet_small`` (0.8 and 2.5 M parameters) are wsbench's own.
         num_classes: classes.
     """
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wsbench.models.by_name import LastFeatures, is_named
 from wsbench.models.resnet import resnet_features
 from wsbench.norms.tracing import traced
 
@@ -87,6 +88,8 @@ def add_temporal_shift(resnet: nn.Module, segments: int, divisor: int = 8) -> li
     Returns:
         The names of the wrapped convolutions.
     """
+    if not all(hasattr(resnet, f"layer{i}") for i in (1, 2, 3, 4)):
+        raise ValueError("the temporal shift is for ResNets; without it, call the network tsn_ instead of tsm_")
     stages = [cast(nn.Sequential, getattr(resnet, f"layer{i}")) for i in (1, 2, 3, 4)]
     every = 2 if len(stages[2]) >= 23 else 1
     names = []
@@ -102,7 +105,7 @@ class TSM(nn.Module):
     """A ResNet on the frames of a clip, shifted in time; logits are averaged over frames.
 
     Args:
-        backbone: name of a ResNet.
+        backbone: name of a ResNet, or a network by name (:mod:`wsbench.models.by_name`).
         num_classes: classes.
         segments: frames of a clip.
         shift: whether to shift; without it this is TSN, which sees a clip as a bag of frames.
@@ -115,11 +118,12 @@ class TSM(nn.Module):
         dropout: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone = resnet_features(backbone)
+        self.backbone: nn.Module = LastFeatures(backbone) if is_named(backbone) else resnet_features(backbone)
         self.segments = segments
-        self.shifted = add_temporal_shift(self.backbone, segments, divisor) if shift else []
+        body = cast(nn.Module, self.backbone.body) if is_named(backbone) else self.backbone
+        self.shifted = add_temporal_shift(body, segments, divisor) if shift else []
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.backbone.out_channels, num_classes)
+        self.classifier = nn.Linear(cast(int, self.backbone.out_channels), num_classes)
         nn.init.normal_(self.classifier.weight, 0.0, 0.001)
         nn.init.zeros_(self.classifier.bias)
 

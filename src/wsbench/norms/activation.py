@@ -178,7 +178,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
-        if self.values_per_statistic(input.shape) == 1:
+        # a group of several channels has several values at any size: no question of the size stays in exported graphs
+        if self.num_channels == self.num_groups and self.values_per_statistic(input.shape) == 1:
             return input * per_channel(self.weight, input) + per_channel(self.bias, input)
         return super().forward(input)
 

@@ -142,7 +142,7 @@ def _replacement(norm: nn.Module, spec: NormSpec, name: str) -> tuple[nn.Module 
     if not (_only_normalizes(norm) or after or type(norm).__name__ in _FOREIGN_NORMS):
         return None, f"note: {type(norm).__name__} is a subclass with a forward of its own"
     try:
-        new = ACTIVATIONS[spec.act].factory.from_channels(channels, spec.groups)
+        new = ACTIVATIONS[spec.act].build(channels, spec.groups, spec.act_semantics)
     except GroupsError as error:
         raise GroupsError(f"layer '{name}': {error}") from None
     _take_over(new, norm)
@@ -303,4 +303,5 @@ def normalize(
 def _describe(norm: nn.Module) -> str:
     if isinstance(norm, nn.Sequential):
         return " + ".join(_describe(m) for m in norm)
-    return f"{type(norm).__name__}({norm.num_groups})" if type(norm) is GroupNorm else type(norm).__name__
+    told = norm.num_groups if type(norm) is GroupNorm else getattr(norm, "semantics", None)
+    return type(norm).__name__ if told is None else f"{type(norm).__name__}({told})"

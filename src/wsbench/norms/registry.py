@@ -5,8 +5,8 @@ A new method is one class with one decorator; everything else (parsing, conversi
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -21,17 +21,38 @@ class ActivationFactory(Protocol):
     """What a registered activation normalization offers."""
 
     def from_channels(self, channels: int, groups: int | None) -> nn.Module:
-        """Build the layer for ``channels`` channels; ``groups`` is the number written in the spec, if any."""
+        """Build the layer for ``channels`` channels; ``groups`` is the number written in the spec, if any.
+
+        A method that was registered with semantics takes one of their names, or None, as a third argument.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ActivationMethod:
-    """An activation normalization the grammar knows."""
+    """An activation normalization the grammar knows, with the semantics it accepts."""
 
     factory: ActivationFactory
     summary: str
     takes_groups: bool = False
+    semantics: Mapping[str, str] = field(default_factory=dict)
+
+    def build(self, channels: int, groups: int | None = None, semantics: str | None = None) -> nn.Module:
+        """The layer for ``channels`` channels.
+
+        Args:
+            channels: C.
+            groups: the number written in the spec, if any.
+            semantics: the name written in the spec, if any; a method that does not know it has its one definition.
+
+        Raises:
+            GroupsError: ``groups`` do not divide the channels.
+        """
+        if semantics not in self.semantics:
+            return self.factory.from_channels(channels, groups)
+        factory: Any = self.factory
+        layer: nn.Module = factory.from_channels(channels, groups, semantics)
+        return layer
 
 
 @dataclass(frozen=True)
@@ -80,11 +101,13 @@ def _summary(method: object) -> str:
     return (method.__doc__ or "").strip().split("\n")[0].rstrip(".")
 
 
-def register_activation(name: str, *, takes_groups: bool = False) -> Callable[[A], A]:
-    """Class decorator: make ``name`` the ACT of a spec."""
+def register_activation(
+    name: str, *, takes_groups: bool = False, semantics: Mapping[str, str] | None = None
+) -> Callable[[A], A]:
+    """Class decorator: make ``name`` the ACT of a spec, with ``{name: meaning}`` of its semantics."""
 
     def add(factory: A) -> A:
-        ACTIVATIONS.add(name, ActivationMethod(factory, _summary(factory), takes_groups))
+        ACTIVATIONS.add(name, ActivationMethod(factory, _summary(factory), takes_groups, semantics or {}))
         return factory
 
     return add

@@ -20,6 +20,12 @@ def _choices(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def _who_has_semantics() -> str:
+    known = {name: method.semantics for name, method in ACTIVATIONS.items()}
+    known |= {name: method.semantics for name, method in WEIGHTS.items()}
+    return "; ".join(f"'{name}' has {_choices(semantics)}" for name, semantics in known.items() if semantics)
+
+
 @dataclass(frozen=True, order=True)
 class NormSpec:
     """An activation normalization times a weight normalization.
@@ -29,7 +35,8 @@ class NormSpec:
         groups: groups of a method that has them; None is its default (32 for ``gn``, fitted to the channels).
         weight: a registered weight normalization (``ws``, ``wn``) or None.
         variant: a variant of the weight normalization (``mo``, ``do``, ``af`` of ``ws``) or None.
-        semantics: whose definition of it (``authors``, ``timm``, ``bit``); None is the paper's Eq. 2-4.
+        semantics: whose definition (``authors``, ``timm``, ``bit`` of ``ws``, ``authors`` of ``sn``); each part that
+            knows the name follows it, and one of them must. None is the papers' equations.
 
     Raises:
         SpecError: for a combination that does not exist, with the choices in the message.
@@ -50,23 +57,36 @@ class NormSpec:
                 raise SpecError(f"{self.act!r} has no groups, so {self.act}{self.groups} means nothing; only {grouped}")
             if self.groups < 1:
                 raise SpecError(f"{self.act}{self.groups}: the number of groups must be at least 1")
-        if self.weight is None:
-            for part, value in (("variant", self.variant), ("semantics", self.semantics)):
-                if value is not None:
-                    raise SpecError(
-                        f"{part} {value!r} belongs to a weight normalization, and this spec has none; "
-                        f"write for instance {self.act}+ws{'-' if part == 'variant' else '@'}{value}"
-                    )
-            return
-        if self.weight not in WEIGHTS:
-            raise SpecError(f"unknown weight normalization {self.weight!r}; choose from {_choices(WEIGHTS)}")
-        method = WEIGHTS[self.weight]
-        if self.variant is not None and self.variant not in method.variants:
-            raise SpecError(f"{self.weight!r} has no variant {self.variant!r}; choose from {_choices(method.variants)}")
-        if self.semantics is not None and self.semantics not in method.semantics:
+        if self.weight is None and self.variant is not None:
             raise SpecError(
-                f"{self.weight!r} has no semantics {self.semantics!r}; choose from {_choices(method.semantics)}"
+                f"variant {self.variant!r} belongs to a weight normalization, and this spec has none; "
+                f"write for instance {self.act}+ws-{self.variant}"
             )
+        if self.weight is not None and self.weight not in WEIGHTS:
+            raise SpecError(f"unknown weight normalization {self.weight!r}; choose from {_choices(WEIGHTS)}")
+        if self.weight is not None and self.variant is not None:
+            variants = WEIGHTS[self.weight].variants
+            if self.variant not in variants:
+                raise SpecError(f"{self.weight!r} has no variant {self.variant!r}; choose from {_choices(variants)}")
+        if self.semantics is not None and self.act_semantics is None and self.weight_semantics is None:
+            parts = f"{self.act!r} has" if self.weight is None else f"neither {self.act!r} nor {self.weight!r} has"
+            no = "no semantics" if self.weight is None else "semantics"
+            message = f"{parts} {no} {self.semantics!r}: {_who_has_semantics()}"
+            if self.weight is None:
+                fitting = (name for name, method in WEIGHTS.items() if self.semantics in method.semantics)
+                message += "".join(f"; write for instance {self.act}+{name}@{self.semantics}" for name in fitting)
+            raise SpecError(message)
+
+    @property
+    def act_semantics(self) -> str | None:
+        """``semantics``, if it is one of the activation normalization's."""
+        return self.semantics if self.semantics in ACTIVATIONS[self.act].semantics else None
+
+    @property
+    def weight_semantics(self) -> str | None:
+        """``semantics``, if it is one of the weight normalization's."""
+        known = {} if self.weight is None else WEIGHTS[self.weight].semantics
+        return self.semantics if self.semantics in known else None
 
     @classmethod
     def parse(cls, text: "str | NormSpec") -> "NormSpec":
@@ -85,7 +105,8 @@ class NormSpec:
         part = match.groupdict()
         if part["weight"] == "none":
             part["weight"] = None
-        if part["semantics"] == "paper" and part["weight"] is not None:
+        has_semantics = part["act"] in ACTIVATIONS and ACTIVATIONS[part["act"]].semantics
+        if part["semantics"] == "paper" and (part["weight"] is not None or has_semantics):
             part["semantics"] = None
         groups = None if part["groups"] is None else int(part["groups"])
         return cls(part["act"], groups, part["weight"], part["variant"], part["semantics"])

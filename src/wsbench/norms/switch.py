@@ -10,8 +10,13 @@ from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, spre
 from wsbench.norms.registry import register_activation
 from wsbench.norms.tracing import traced
 
+#: whose definition it may be, besides the paper's: name and meaning
+SEMANTICS = {
+    "authors": "the authors' PyTorch code: IN's variance is the unbiased one, the running variance starts at 0"
+}
 
-@register_activation("sn")
+
+@register_activation("sn", semantics=SEMANTICS)
 class SwitchNorm(nn.Module):
     """Switchable normalization (Luo et al. 2018): IN, LN and BN statistics mixed by learned softmax weights.
 
@@ -20,39 +25,64 @@ class SwitchNorm(nn.Module):
     evaluation until a batch of two or more has been seen. A network trained at one image a device is thus SN(8,1) of
     the authors in training and in evaluation alike.
 
+    With the semantics ``authors`` IN's variance is the unbiased one, L / (L - 1) times the biased with L values a
+    channel. LN's and BN's follow from it as before, v' = mean(v + mu^2) - mu'^2, and so does the running variance,
+    which starts at 0. Nothing else changes. One value a channel has no unbiased variance: there IN takes no part, and
+    counts as 0 in LN's and BN's, as it does without semantics. Where no batch was seen BN takes no part in evaluation
+    either (the authors' code mixes in the zeros).
+
     Args:
         num_features: channels C.
         eps: added to the mixed variance, inside the root.
         momentum: weight of the new batch in the running statistics, PyTorch's convention.
+        semantics: ``authors``, or None for biased variances.
+
+    Raises:
+        ValueError: for other semantics.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, semantics: str | None = None
+    ) -> None:
         super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        if semantics is not None and semantics not in SEMANTICS:
+            raise ValueError(f"SwitchNorm has no semantics {semantics!r}; choose from {', '.join(SEMANTICS)} or None")
+        self.num_features, self.eps, self.momentum, self.semantics = num_features, eps, momentum, semantics
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.mean_weight = nn.Parameter(torch.ones(3))
         self.var_weight = nn.Parameter(torch.ones(3))
         self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer(
+            "running_var", torch.ones(num_features) if semantics is None else torch.zeros(num_features)
+        )
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     @classmethod
-    def from_channels(cls, channels: int, groups: int | None) -> "SwitchNorm":
+    def from_channels(cls, channels: int, groups: int | None, semantics: str | None = None) -> "SwitchNorm":
         """Build for ``channels``."""
-        return cls(channels)
+        return cls(channels, semantics=semantics)
 
     def extra_repr(self) -> str:
         """Arguments, for print."""
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        semantics = "" if self.semantics is None else f", semantics={self.semantics!r}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{semantics}"
 
     def values_per_statistic(self, shape: torch.Size) -> int:
         """Values behind the LN statistic, the one that always takes part."""
         return self.num_features * values_per_channel(shape)
+
+    def _unbiased(self, values: int) -> bool:
+        """Whether IN's variance of ``values`` values is the unbiased one."""
+        return self.semantics == "authors" and values > 1
+
+    def _correction(self, values: int) -> float:
+        """IN's variance over the biased one."""
+        return values / (values - 1) if self._unbiased(values) else 1.0
 
     def _track(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics, from the moments (N, C)."""
@@ -84,16 +114,19 @@ class SwitchNorm(nn.Module):
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As :meth:`wsbench.norms.activation.GroupNorm.from_moments`; in training the running statistics move."""
+        var = var * self._correction(count)
         self._track(mean, var)
         return self._mix(mean, var, count > 1)
 
     def in_primitive_operations(self, input: Tensor, track: bool = True) -> Tensor:
         """As :meth:`forward`, in operations that are differentiable any number of times and that a compiler fuses."""
         x = wide(input)
-        var, mean = torch.var_mean(x.flatten(2) if x.dim() > 2 else x[..., None], dim=2, correction=0)
+        flat, values = x.flatten(2) if x.dim() > 2 else x[..., None], values_per_channel(x.shape)
+        # by torch and not by a factor, which an exported graph would have as a constant for inputs of every size
+        var, mean = torch.var_mean(flat, dim=2, correction=int(self._unbiased(values)))
         if track:
             self._track(mean, var)
-        scale, shift = self._mix(mean, var, values_per_channel(x.shape) > 1)
+        scale, shift = self._mix(mean, var, values > 1)
         return torch.addcmul(spread(shift, x), x, spread(scale, x)).to(input.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -115,17 +148,19 @@ class _Fused(torch.autograd.Function):
         dL/dM = -scale dL/dshift,    dL/dV = -r^3 / 2 gamma (dL/dscale - M dL/dshift),
 
     and a pool of statistics, mu' = E[mu], v' = E[v] + E[mu^2] - mu'^2, hands on to each of its k members
-    dL/dmu'/k + dL/dv' 2 (mu - mu')/k and dL/dv'/k.
+    dL/dmu'/k + dL/dv' 2 (mu - mu')/k and dL/dv'/k. The v of a channel is the biased variance times a correction, which
+    multiplies its gradient, too.
     """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: SwitchNorm, *parameters: Tensor) -> Tensor:
         x = wide(input)
-        normalized = unit(x)
-        mean, var = normalized.mean, normalized.var
+        normalized, values = unit(x), values_per_channel(x.shape)
+        correction = layer._correction(values)
+        mean, var = normalized.mean, normalized.var * correction
         layer._track(mean, var)
         gamma, beta = (p.to(mean.dtype) for p in parameters[:2])
-        shares = layer._shares(len(mean), values_per_channel(x.shape) > 1, mean.dtype)
+        shares = layer._shares(len(mean), values > 1, mean.dtype)
         by_in, by_ln, by_bn = shares.view(2, 3, 1, 1).unbind(1)
         moments, ln = torch.stack((mean, var)), torch.stack(pooled(mean, var, 1))
         mixed = torch.addcmul(by_ln * ln, by_in, moments)
@@ -138,7 +173,7 @@ class _Fused(torch.autograd.Function):
         r = (mixed_var + layer.eps).rsqrt_()
         scale = r * gamma
         out = affine_in_place(normalized, scale, torch.addcmul(beta, mixed_mean, scale, value=-1))
-        ctx.layer, ctx.in_training = layer, layer.training
+        ctx.layer, ctx.in_training, ctx.correction = layer, layer.training, correction
         ctx.save_for_backward(input, *parameters, moments, ln, bn, mixed_mean, r, scale, shares, normalized.inv_sigma)
         ctx.set_materialize_grads(False)
         return out.to(input.dtype)  # not a view of anything: the activation behind it may work in place
@@ -177,7 +212,7 @@ class _Fused(torch.autograd.Function):
             to_var = to_var + pool_var
         by_share = torch.stack(to_shares, 1).mul_(shares)
         to_logits = torch.addcmul(by_share, shares, by_share.sum(1, keepdim=True), value=-1)
-        dx = gradient(g, x, mean, scale, to_mean, to_var)
+        dx = gradient(g, x, mean, scale, to_mean, to_var * ctx.correction)
         to_parameters = ((to_r * r).sum(0), to_shift.sum(0), to_logits[0], to_logits[1])
         return (
             dx.to(input.dtype), None,

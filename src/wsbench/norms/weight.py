@@ -141,9 +141,10 @@ class WeightStandardization(WeightNorm):
 
     def __init__(self, spec: NormSpec) -> None:
         super().__init__(spec)
-        self.eps = {"timm": 1e-6, "bit": 1e-10}.get(spec.semantics or "", 1e-5)
-        self.inside = spec.semantics in ("timm", "bit")
-        self.unbiased = spec.semantics == "authors"
+        semantics = spec.weight_semantics
+        self.eps = {"timm": 1e-6, "bit": 1e-10}.get(semantics or "", 1e-5)
+        self.inside = semantics in ("timm", "bit")
+        self.unbiased = semantics == "authors"
 
     def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:
         """``weight_gain`` and ``weight_shift`` for the variant ``af``."""

@@ -1,13 +1,16 @@
 """Callbacks that follow a run: its clock and best evaluation, and the files of a prediction."""
 
+import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
-from wsbench.records import Cost, MetricValue
+from wsbench.records import Cost, MetricValue, write_atomically
 from wsbench.run.provenance import peak_memory_mib, reset_peak_memory
 
 
@@ -20,6 +23,8 @@ class Recorder(Callback):
         self._running_since: float | None = None
         self._session_start = time.monotonic()
         self.best: dict[str, MetricValue] = {}
+        #: of the weights at the last evaluation
+        self.evaluated_weights: int | None = None
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:
@@ -44,6 +49,7 @@ class Recorder(Callback):
             return
         if trainer.state.fn == "fit":
             self._running_since = time.monotonic()
+        self.evaluated_weights = weights_digest(pl_module)
         values = evaluation_metrics(pl_module)
         monitor, sign = str(pl_module.monitor), 1 if pl_module.mode == "max" else -1
         if values and (not self.best or sign * values[monitor].value > sign * self.best[monitor].value):
@@ -80,6 +86,16 @@ class Recorder(Callback):
         self.best = {name: MetricValue(**value) for name, value in state_dict["best"].items()}
 
 
+def weights_digest(module: LightningModule) -> int:
+    """A checksum of the bits of all parameters and buffers; the same on every device, whatever the order of a sum."""
+    total = torch.zeros((), dtype=torch.int64)
+    for place, tensor in enumerate((*module.parameters(), *module.buffers())):
+        flat = tensor.detach().contiguous().flatten()
+        flat = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+        total += (flat.long().sum() * (2 * place + 1)).cpu()
+    return int(total)
+
+
 def evaluation_metrics(task: Any) -> dict[str, MetricValue]:
     """The task's last evaluation, as a record states it."""
     last = task.evaluation
@@ -102,8 +118,22 @@ class PredictionFiles(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.folder = folder
         self.written: list[Path] = []
+        self._rows: list[dict[str, Any]] = []
 
     def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: Any, *args: Any) -> None:
         """Write one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.written += pl_module.write_prediction(prediction, self.folder)
+        self._rows.append({"file": prediction["path"], **pl_module.prediction_row(prediction)})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of all, of each device its own."""
+        if not self._rows:
+            return
+        name = "predictions.csv" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.csv"
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(self._rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.folder / name, out.getvalue().encode("utf-8", "surrogateescape"))
+        self.written.append(self.folder / name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wsbench.records import BatchNumbers, DataIdentity, MetricValue, RunRecord
@@ -46,32 +47,48 @@ def data_line(data: DataIdentity) -> str:
     return f"{data.name}: " + ", ".join(f"{s.count} {part} ({s.list})" for part, s in data.splits.items())
 
 
+def classes_line(classes: Sequence[str]) -> str:
+    """Their number and some of their names."""
+    return f"{len(classes)}: {', '.join(classes[:6])}{' ...' if len(classes) > 6 else ''}"
+
+
+def per_class(metrics: Mapping[str, Mapping[str, float]], most: int = 40) -> None:
+    """Metrics of single classes, the worst first; of many classes the worst ones only."""
+    for name, values in metrics.items():
+        ranked = sorted(values.items(), key=lambda entry: entry[1])
+        table = Table(title=f"{name} of {len(values)} classes" + (f", the {most} worst" if len(values) > most else ""))
+        table.add_column("class")
+        table.add_column(name, justify="right")
+        for label, value in ranked[:most]:
+            table.add_row(escape(label), f"{value:.2f}")
+        console().print(table)
+
+
 def banner(facts: Mapping[str, str], notes: Sequence[str] = ()) -> None:
     """Say what the run is."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     for note in notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     console().print(table)
 
 
 def results(record: RunRecord, paper: Mapping[str, float], paper_title: str, paths: Sequence[Path]) -> None:
-    """Say what came out, beside the paper's row."""
+    """Say what came out, beside the paper's row where there is one."""
     table = Table(title=f"{record.task} / {record.recipe} / {record.norm}, seed {record.seed}")
-    for column in ("metric", "last", "best", "samples", paper_title):
+    for column in ("metric", "last", "best", "samples", *([paper_title] if paper else [])):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, metric in record.metrics.items():
         best = record.best.get(name)
-        printed = f"{paper[name]:.2f}" if name in paper else "-"
-        table.add_row(name, f"{metric.value:.2f}", _best(best), str(metric.n_eval), printed)
+        printed = [f"{paper[name]:.2f}" if name in paper else "-"] if paper else []
+        table.add_row(name, f"{metric.value:.2f}", _best(best), str(metric.n_eval), *printed)
     out = console()
     out.print(table)
-    if record.recipe != "paper" or record.overrides:
-        out.print("not comparable with the paper: " + ("another dataset and network" if record.recipe != "paper" else
-                  f"the recipe was changed in {', '.join(record.overrides)}"))  # fmt: skip
+    if paper and record.overrides:
+        out.print(f"not comparable with the paper: the recipe was changed in {', '.join(record.overrides)}")
     cost = record.cost
     out.print(
         f"{record.steps} steps, {cost.train_seconds:.0f} s of training, {cost.samples_per_second:.1f} samples/s, peak "

@@ -1,25 +1,41 @@
 """What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbench.datamodules.sampling import accumulation
+from wsbench.errors import UserError
 from wsbench.norms import NormSpec, fold, normalize, require_spec, stamp_spec
+from wsbench.norms.convert import is_norm
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
+from wsbench.tasks.data import TrainingData, data_of
 from wsbench.tasks.initialize import load_backbone
 from wsbench.tasks.memory import MemoryFormat, memory_format_for
 from wsbench.tasks.window import WindowCallback
 
+#: ``init_from`` of a network by name: its package's own weights
+PRETRAINED = "pretrained"
 
-class TaskOptionError(ValueError):
+
+class TaskOptionError(UserError, ValueError):
     """An option of a task that does not exist or does not fit the others."""
+
+
+class NotFiniteError(UserError, FloatingPointError):
+    """A loss or an output that is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class Evaluation:
     step: int
     n_eval: int
     values: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    """``{metric: {class: value}}``."""
 
 
 class BenchmarkTask(LightningModule, ABC):
@@ -69,11 +87,14 @@ class BenchmarkTask(LightningModule, ABC):
         memory_format: MemoryFormat = "auto",
     ) -> None:
         super().__init__()
+        self._keep_options()
         self.spec = NormSpec.parse(norm)
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
         self.wholly_initialized = False
         self.evaluation: Evaluation | None = None
         self.run_id: str | None = None
+        #: what a run started from, with its content, as its id has it
+        self.started_from: Any = None
         self.classes: tuple[str, ...] = ()
         #: of the last and the best epoch, for the record; a task that measures itself while it trains fills them
         self.training_metrics: dict[str, MetricValue] = {}
@@ -84,6 +105,27 @@ class BenchmarkTask(LightningModule, ABC):
         self._window = WindowCallback() if window and self.spec.weight is not None else None
         self._compile, self._memory_format = compile, memory_format
         self._execution: dict[str, str] = {}
+        self._evaluated = 0
+
+    def _keep_options(self) -> None:
+        """Store the arguments of all constructors, for ``load_from_checkpoint``, which brings the weights itself."""
+        options: dict[str, Any] = {}
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        for arguments in collect_init_args(frame.f_back, [], classes=(HyperparametersMixin,)):
+            options.update(arguments)
+        self.save_hyperparameters({**options, "init_from": None}, logger=False)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether a network by name is to have its package's own weights."""
+        return self._init_from == PRETRAINED
+
+    @property
+    def data(self) -> TrainingData:
+        """The data of the Trainer that this task is attached to."""
+        return data_of(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
         """The accumulation window, under any Trainer."""
@@ -92,8 +134,18 @@ class BenchmarkTask(LightningModule, ABC):
     def adopt(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
         """Turn ``network`` over to the spec, initialize it, and make it this task's."""
         self.network = network
+        own_norm = self.spec == NormSpec("bn") and all(
+            isinstance(m, _BatchNorm) for m in network.modules() if is_norm(m)
+        )
         self.norm_report = normalize(network, self.spec, example, include)
-        if self._init_from is not None:
+        if self.pretrained:
+            if not own_norm and not self._init_from_any_norm:
+                raise TaskOptionError(
+                    f"--model.init_from {PRETRAINED}: the weights were trained under the network's own normalization, "
+                    f"not under '{self.spec}'; add --model.init_from_any_norm true to start from them all the same"
+                )
+            self.wholly_initialized = False
+        elif self._init_from is not None:
             try:
                 left = load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
             except ValueError as error:
@@ -134,6 +186,14 @@ class BenchmarkTask(LightningModule, ABC):
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """Metrics over everything gathered on all devices, and the number of samples."""
 
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Metrics of single classes, after :meth:`compute_metrics`: ``{metric: {class: value}}``."""
+        return {}
+
+    def class_name(self, number: int) -> str:
+        """The name of a class; its number where the data has no names."""
+        return self.classes[number] if number < len(self.classes) else str(number)
+
     def forward(self, x: Tensor) -> Any:
         """Run the network."""
         return self.network(x)
@@ -142,9 +202,10 @@ class BenchmarkTask(LightningModule, ABC):
         """Check the Trainer; choose the memory format, which DDP must find as it is to stay."""
         if stage != "fit":
             return
+        self.derive_accumulation(self.trainer)
         self.check_trainer(self.trainer)
         device = self.trainer.strategy.root_device
-        layout, why = memory_format_for(self._memory_format, device, self.spec, int(self._data("micro_batch")))
+        layout, why = memory_format_for(self._memory_format, device, self.spec, self.data.micro_batch)
         if layout != torch.contiguous_format:
             self.network.to(memory_format=layout)
         self._execution = {"memory_format": why}
@@ -152,6 +213,27 @@ class BenchmarkTask(LightningModule, ABC):
             self._execution["window"] = "effective weights are computed once per optimizer step"
         if self._compile:
             self._execution["compile"] = "torch.compile"
+
+    def derive_accumulation(self, trainer: Trainer) -> None:
+        """Let the Trainer accumulate what the data's effective batch asks for, where it leaves that open (1).
+
+        Raises:
+            TaskOptionError: the Trainer says another number.
+            BatchError: the numbers do not divide.
+        """
+        data = data_of(trainer)
+        whole = data.batch_in_step
+        if whole is None:
+            return
+        derived = accumulation(whole, data.micro_batch, trainer.world_size)
+        if trainer.accumulate_grad_batches not in (1, derived):
+            raise TaskOptionError(
+                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts "
+                f"--data.effective_batch {whole} = {data.micro_batch} a device x {derived} x {trainer.world_size} "
+                f"device(s); leave it out, it is derived, or set effective_batch to "
+                f"{data.micro_batch * trainer.accumulate_grad_batches * trainer.world_size}"
+            )
+        trainer.accumulate_grad_batches = derived
 
     def on_fit_start(self) -> None:
         """Remember the order of classes; compile."""
@@ -164,7 +246,7 @@ class BenchmarkTask(LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed each optimizer step from (seed, step, device): what it draws does not depend on interruptions."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            torch.manual_seed(derived_seed("step", int(self._data("seed")), self.global_step, self.global_rank))
+            torch.manual_seed(derived_seed("step", self.data.seed, self.global_step, self.global_rank))
             self._sum = self._number = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -178,7 +260,7 @@ class BenchmarkTask(LightningModule, ABC):
 
     def items_in_micro_batch(self, batch: Any) -> float:
         """Items of a micro-batch at most, the same on all devices; it only sets the scale that is undone later."""
-        return float(self._data("micro_batch"))
+        return float(self.data.micro_batch)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Apply the accumulation rule to the gradients, and log the loss of the whole effective batch."""
@@ -189,7 +271,7 @@ class BenchmarkTask(LightningModule, ABC):
         window = self.trainer.strategy.reduce(window, reduce_op="sum")
         self._sum = self._number = None
         if not window[0].isfinite():
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"the training loss is {float(window[0])} at step {self.global_step} with '{self.spec}'; lower the "
                 "learning rate, or look at the data of this step"
             )
@@ -215,10 +297,28 @@ class BenchmarkTask(LightningModule, ABC):
         """Start anew."""
         self._check_classes()
         self.reset_metrics()
+        self._evaluated = 0
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Gather."""
         self.evaluate(batch)
+
+    def require_finite(self, output: Tensor) -> Tensor:
+        """``output`` (N, *) of an evaluation batch as it is.
+
+        Raises:
+            NotFiniteError: it holds NaN or infinity: metrics of that would look like numbers. Names the sample.
+        """
+        if not bool(output.isfinite().all()):
+            broken = (~output.isfinite().flatten(1).all(1)).nonzero()
+            index = self.global_rank + self.trainer.world_size * (self._evaluated + int(broken[0]))
+            raise NotFiniteError(
+                f"the network's output for {self.data.sample_name(index)} is not finite, and so is that of "
+                f"{len(broken)} of {len(output)} samples of its batch: the weights have diverged, or the precision "
+                f"({self.trainer.precision}) is too low for them"
+            )
+        self._evaluated += len(output)
+        return output
 
     def on_validation_epoch_end(self) -> None:
         """Compute over all devices, check that every sample was seen once, log."""
@@ -235,13 +335,32 @@ class BenchmarkTask(LightningModule, ABC):
         values, n_eval = self.compute_metrics()
         limit = self.trainer.limit_val_batches if stage == "val" else self.trainer.limit_test_batches
         whole = isinstance(limit, float) and limit == 1.0 and not self.trainer.sanity_checking  # 1 is one batch
-        expected = len(self._data("val_data"))
-        if whole and n_eval != expected:
+        expected = self.data.expected_evaluations()
+        if whole and expected is not None and n_eval != expected:
             raise RuntimeError(f"evaluated {n_eval} samples, the split has {expected}; the numbers would be wrong")
-        self.evaluation = Evaluation(self.global_step, n_eval, values)
+        self.evaluation = Evaluation(self.global_step, n_eval, values, self.per_class())
         named = {f"{stage}/{name}": value for name, value in values.items()}
         self.log_dict(named, sync_dist=True, logger=False, prog_bar=True)
         self._write_log(named, self.global_step)
+
+    # -- predictions ------------------------------------------------------------------------------------------------
+
+    def require_finite_prediction(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+        """``output`` as it is; NotFiniteError names the file whose output is NaN or infinite."""
+        if not bool(output.isfinite().all()):
+            raise NotFiniteError(
+                f"the network's output for '{batch['path']}' is not finite: the weights have diverged, or the "
+                f"precision ({self.trainer.precision}) is too low for them"
+            )
+        return output
+
+    @abstractmethod
+    def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
+        """Write the files of a prediction below ``folder``, called ``prediction["name"]``; returns them."""
+
+    @abstractmethod
+    def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        """The columns of ``predictions.csv``, the file's name aside."""
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -250,6 +369,8 @@ class BenchmarkTask(LightningModule, ABC):
         stamp_spec(checkpoint, self.spec)
         checkpoint["task"], checkpoint["run_id"] = self.task, self.run_id
         checkpoint["classes"] = list(self.classes)
+        if self.started_from is not None:
+            checkpoint["started_from"] = self.started_from
         if "optimizer_states" in checkpoint:  # it numbers its parameters; the doctor wants their names
             names = {id(p): name for name, p in self.named_parameters()}
             groups = self.trainer.optimizers[0].param_groups
@@ -261,13 +382,14 @@ class BenchmarkTask(LightningModule, ABC):
             raise RuntimeError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
         require_spec(checkpoint, self.spec)
         self.classes = tuple(checkpoint.get("classes", ()))
+        self.started_from = checkpoint.get("started_from")
 
     def _check_classes(self) -> None:
         """Where the data names its classes: the weights were trained for an order of them, the data must have it."""
-        found: tuple[str, ...] = getattr(self.trainer.datamodule, "classes", ())  # type: ignore[attr-defined]
+        found = self.data.classes
         if not self.classes:
             self.classes = found
-        if self.classes != found:
+        if found and self.classes != found:
             pairs = enumerate(zip(self.classes, found, strict=False))
             first = next((i for i, (a, b) in pairs if a != b), min(len(self.classes), len(found)))
             there, here = (names[first] if first < len(names) else "none" for names in (self.classes, found))
@@ -278,18 +400,29 @@ class BenchmarkTask(LightningModule, ABC):
 
     def steps_in_epoch(self) -> int:
         """Optimizer steps in an epoch, which a schedule by epochs counts in."""
-        return int(self._data("steps_in_epoch")())
+        return self.data.steps_in_epoch()
+
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, which a schedule by its length counts in; None if it has no end."""
+        trainer = self.trainer
+        epochs = trainer.max_epochs or 0
+        by_epochs = epochs * self.steps_in_epoch() if epochs > 0 else None
+        if trainer.max_steps > 0:
+            return min(trainer.max_steps, by_epochs or trainer.max_steps)
+        return by_epochs
 
     def planned_steps(self) -> str:
         """How long the run is to be, in words."""
         if self.trainer.max_steps > 0:
             return str(self.trainer.max_steps)
+        if self.total_steps() is None:
+            return "without an end"
         return f"{self.trainer.max_epochs} epochs of {self.steps_in_epoch()}"
 
     # -- export -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def input_words(self) -> str:
+    def input_words(self, shape: str) -> str:
         """What the network takes."""
 
     def output_names(self) -> tuple[str, ...]:
@@ -300,6 +433,10 @@ class BenchmarkTask(LightningModule, ABC):
     def example_input(self, data: Mapping[str, Any]) -> Any:
         """What the network takes, random, of the sizes in the data's options: two samples, or one in a list."""
 
+    def dynamic_sizes(self) -> dict[int, str]:
+        """Dimensions of the network's input, beside the batch, that may have another size than the example's."""
+        return {}
+
     def folded(self, example: Any) -> nn.Module:
         """The network for inference: plain layers with the effective weights, BN fused into them."""
         return fold(self.network.eval(), (example,))
@@ -308,7 +445,7 @@ class BenchmarkTask(LightningModule, ABC):
 
     def batch_numbers(self) -> BatchNumbers:
         """The five numbers of the run that is set up."""
-        micro, devices = int(self._data("micro_batch")), self.trainer.world_size
+        micro, devices = self.data.micro_batch, self.trainer.world_size
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
         return BatchNumbers(
             micro_batch=micro,
@@ -317,6 +454,3 @@ class BenchmarkTask(LightningModule, ABC):
             effective_batch=micro * devices * self.trainer.accumulate_grad_batches,
             norm_batch=micro * (devices if synced else 1),
         )
-
-    def _data(self, name: str) -> Any:
-        return getattr(self.trainer.datamodule, name)  # type: ignore[attr-defined]

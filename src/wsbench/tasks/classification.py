@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import SumMetric
+from torchmetrics import Metric, SumMetric
 
 from wsbench.records import MetricValue, write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
@@ -108,23 +108,49 @@ class Classification(BenchmarkTask):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The five most probable classes of a sample."""
-        probabilities = self.logits(batch)[0].softmax(0)
+        logits = self.require_finite_prediction(self.logits(batch), batch)
+        probabilities = logits[0].float().softmax(0)
         best = probabilities.topk(min(5, len(probabilities)))
-        names = [self.classes[i] if self.classes else str(i) for i in best.indices.tolist()]
-        return {"path": batch["path"], "classes": dict(zip(names, best.values.tolist(), strict=True))}
+        names = [self.class_name(i) for i in best.indices.tolist()]
+        found = dict(zip(names, best.values.tolist(), strict=True))
+        return {"path": batch["path"], "name": batch["name"], "classes": found}
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write ``NAME.json``: the file, and its five most probable classes with their probabilities."""
-        path = folder / f"{Path(prediction['path']).stem}.json"
+        path = folder / f"{prediction['name']}.json"
         classes = {name: round(value, 6) for name, value in prediction["classes"].items()}
         write_text_atomically(path, json.dumps({"file": prediction["path"], "classes": classes}, indent=1) + "\n")
         return [path]
+
+    def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        """The most probable class and its probability."""
+        name, value = next(iter(prediction["classes"].items()))
+        return {"class": name, "probability": round(value, 6)}
+
+
+class ClassCounts(Metric):
+    """Of each class, right answers and samples (C, 2), over all devices."""
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(num_classes, 2, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Add those of a batch."""
+        self.counts += counts
+
+    def compute(self) -> Tensor:
+        """(C, 2)."""
+        return self.counts
 
 
 class TopK(Classification):
     """Classification measured by its best and its five best guesses.
 
     Args:
+        num_classes: classes.
         kwargs: of :class:`Classification`.
     """
 
@@ -133,9 +159,11 @@ class TopK(Classification):
     top5: ClassVar[str]
     errors: ClassVar[bool]
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.class_hits = ClassCounts(num_classes)
         self.hits1, self.hits5 = SumMetric(), SumMetric()
+        self._classes_right: dict[str, float] = {}
 
     def _hits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -151,20 +179,34 @@ class TopK(Classification):
         return {n: self._percent(h, len(labels)) for n, h in zip((self.top1, self.top5), hits, strict=True)}
 
     def reset_metrics(self) -> None:
-        """Forget."""
+        """Start a new evaluation."""
         super().reset_metrics()
         self.hits1.reset()
         self.hits5.reset()
+        self.class_hits.reset()
 
     def evaluate(self, batch: Any) -> None:
         """Count hits."""
-        hits = self._hits(self.logits(batch), batch["label"])
+        logits = self.require_finite(self.logits(batch))
+        hits = self._hits(logits, batch["label"])
         self.hits1.update(hits[0])
         self.hits5.update(hits[1])
+        right = (logits.argmax(1) == batch["label"]).long()
+        counts = torch.zeros(logits.shape[1], 2, dtype=torch.int64, device=logits.device)
+        counts.index_add_(0, batch["label"], torch.stack([right, torch.ones_like(right)], 1))
+        self.class_hits.update(counts)
         self.evaluated.update(len(batch["label"]))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """Top-1 and top-5 in percent."""
         count = self.evaluated.compute()
+        counts = self.class_hits.compute().tolist()
+        self._classes_right = {
+            self.class_name(i): round(100 * hits / number, 4) for i, (hits, number) in enumerate(counts) if number
+        }
         values = [float(self._percent(m.compute(), count) / count) for m in (self.hits1, self.hits5)]
         return dict(zip((self.top1, self.top5), values, strict=True)), int(count)
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Share of each class's samples whose best guess is right, in percent."""
+        return {"top1_acc": self._classes_right}

@@ -3,9 +3,9 @@
 import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,19 @@ from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.optim import SGD
-from torchvision.io import write_jpeg
+from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from wsbench.models.detection import DETECTORS, build_detector, freeze, keep_all_boxes
+from wsbench.datamodules.coco import COCO, CocoDataset
+from wsbench.models.by_name import is_named
+from wsbench.models.detection import (
+    DETECTORS,
+    DIFFERENCES,
+    TORCHVISION_ANCHOR_DIFFERENCES,
+    build_detector,
+    freeze,
+    keep_all_boxes,
+)
 from wsbench.models.resnet import RESNETS
 from wsbench.records import write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
@@ -55,7 +64,14 @@ def detections(output: dict[str, Tensor], image_id: int, category_ids: Sequence[
 def average_precision(
     truth: Annotations, found: list[dict[str, Any]], image_ids: Sequence[int], kind: str
 ) -> dict[str, float]:
-    """COCO's twelve figures in percent, by pycocotools; a figure without any object to find is left out.
+    """COCO's twelve figures, as :func:`figures`."""
+    return figures(truth, found, image_ids, kind)[0]
+
+
+def figures(
+    truth: Annotations, found: list[dict[str, Any]], image_ids: Sequence[int], kind: str
+) -> tuple[dict[str, float], dict[int, float]]:
+    """COCO's twelve figures in percent, by pycocotools, and AP of each category; what has no object is left out.
 
     Args:
         truth: the annotations.
@@ -77,15 +93,24 @@ def average_precision(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {f"{kind}_{n}": 100 * float(v) for n, v in zip(FIGURES, evaluation.stats, strict=True) if v > -1}
+    values = {f"{kind}_{n}": 100 * float(v) for n, v in zip(FIGURES, evaluation.stats, strict=True) if v > -1}
+    # (IoU thresholds, recalls, categories, areas, numbers of detections): all areas, 100 detections; -1 is no object
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    single = {
+        category: 100 * float(precision[:, :, i].mean())
+        for i, category in enumerate(evaluation.params.catIds)
+        if precision[:, :, i].max() > -1
+    }
+    return values, single
 
 
 class COCODetection(BenchmarkTask):
     """Object detection and instance segmentation; ``--norm frozenbn`` is the detectors' usual frozen BN.
 
     Args:
-        network: ``mask_rcnn_`` or ``faster_rcnn_`` and a ResNet, for instance ``mask_rcnn_resnet50``.
-        num_classes: classes including background; follows --data.num_classes.
+        network: ``mask_rcnn_`` or ``faster_rcnn_`` and a ResNet, for instance ``mask_rcnn_resnet50``, or a network of
+            timm's or a ResNet of torchvision's, ``mask_rcnn_timm:resnet18``.
+        num_classes: classes, background not counted; follows --data.num_classes.
         trainable_layers: parts of the body (stem, layer1 ... layer4), counted from the end, that are trained.
         width: channels of FPN and heads.
         head_convs: 3x3 convolutions in each head.
@@ -99,7 +124,8 @@ class COCODetection(BenchmarkTask):
         momentum: of SGD.
         weight_decay: on parameters that are no bias.
         bias_lr_mult: factor of the rate of biases, a norm's too; they do not decay.
-        milestones: optimizer steps before which the rate falls by 10.
+        milestones: optimizer steps before which the rate falls by 10; values below 1 are shares of the whole run.
+        anchors: ``reference``: as maskrcnn-benchmark lays and uses them; ``torchvision``: as torchvision does.
         warmup_steps: of the linear warm-up from a third.
         kwargs: of :class:`~wsbench.tasks.base.BenchmarkTask`.
     """
@@ -111,7 +137,7 @@ class COCODetection(BenchmarkTask):
     def __init__(
         self,
         network: str = "mask_rcnn_resnet50",
-        num_classes: int = 81,
+        num_classes: int = 80,
         trainable_layers: int = 3,
         width: int = 256,
         head_convs: int = 4,
@@ -125,8 +151,9 @@ class COCODetection(BenchmarkTask):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         bias_lr_mult: float = 2.0,
-        milestones: Sequence[int] = (300_000, 340_000),
+        milestones: Sequence[float] = (300_000, 340_000),
         warmup_steps: int = 500,
+        anchors: Literal["reference", "torchvision"] = "reference",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -135,16 +162,16 @@ class COCODetection(BenchmarkTask):
         self._milestones, self._warmup_steps = milestones, warmup_steps
         kind = next((d for d in DETECTORS if network.startswith(f"{d}_")), "")
         backbone = network.removeprefix(f"{kind}_")
-        if not kind or backbone not in RESNETS:
+        if not kind or not (is_named(backbone) or backbone in RESNETS):
             raise TaskOptionError(
                 f"unknown network '{network}'; choose one of {', '.join(f'{d}_' for d in DETECTORS)} and one of "
-                f"{', '.join(RESNETS)}"
+                f"{', '.join(RESNETS)}, timm:NAME or torchvision:NAME"
             )
         self.has_masks = kind == "mask_rcnn"
         try:
             model = build_detector(
-                backbone, num_classes, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
-                min_size, max_size, proposals, rois, normalized_heads=self.spec.act != "frozenbn",
+                backbone, num_classes + 1, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
+                min_size, max_size, proposals, rois, normalized_heads=self.spec.act != "frozenbn", anchors=anchors,
             )  # fmt: skip
         except ValueError as error:
             raise TaskOptionError(f"--model: {error}") from error
@@ -156,6 +183,9 @@ class COCODetection(BenchmarkTask):
         self._frozen = freeze(model, trainable_layers)  # again: the specification may have brought new parameters
         self._found: list[dict[str, Any]] = []
         self._seen: list[int] = []
+        self._aps: dict[str, dict[str, float]] = {}
+        self._anchors = anchors
+        self._differences = DIFFERENCES + (TORCHVISION_ANCHOR_DIFFERENCES if anchors == "torchvision" else ())
 
     @property
     def network_name(self) -> str:
@@ -173,9 +203,8 @@ class COCODetection(BenchmarkTask):
             "loss": "each micro-batch's loss is a ratio over its sampled anchors and regions; the step takes their "
             "mean, weighted by pictures, so N pictures at once and one at a time weigh their regions differently",
             "box_AP": "pycocotools on all evaluation pictures, 100 detections a picture, original resolution",
-            "detector": "torchvision's: smooth L1 of the box head with beta 1/9 (authors: 1), no legacy +1, proposals "
-            "kept per picture (authors: per batch), pictures resized without antialiasing (authors: "
-            "Pillow); frozen parts use BN's running statistics",
+            "detector": f"torchvision's, {self._anchors} anchors; {'; '.join(self._differences)}; "
+            "frozen parts use BN's running statistics",
         }
 
     def train(self, mode: bool = True) -> "COCODetection":
@@ -208,22 +237,56 @@ class COCODetection(BenchmarkTask):
             {"params": biases, "lr": self._lr * self._bias_lr_mult, "weight_decay": 0.0, "name": "bias"},
         ]
         optimizer = SGD(groups, lr=self._lr, momentum=self._momentum)
-        factor = StepFactor(self._milestones, warmup_steps=self._warmup_steps)
+        whole = self.total_steps()
+        if whole is None and any(m < 1 for m in self._milestones):
+            raise TaskOptionError(f"--model.milestones {list(self._milestones)} are shares of a run that has no end")
+        milestones = [round(m * (whole or 0)) if m < 1 else int(m) for m in self._milestones]
+        factor = StepFactor(milestones, warmup_steps=self._warmup_steps)
         return by_step(optimizer, factor)  # type: ignore[return-value]
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def reset_metrics(self) -> None:
-        """Forget."""
+        """Start a new evaluation."""
         self._found, self._seen = [], []
 
     def evaluate(self, batch: Any) -> None:
         """Gather detections."""
         for picture, target in zip(batch["images"], batch["targets"], strict=True):
             # one at a time: beside a larger picture it would be padded, and GN, LN and IN would see the padding
-            (output,) = self.network(self._floats([picture]))
+            with self._finite_features() as finite:
+                (output,) = self.network(self._floats([picture]))
+            self.require_finite(torch.where(torch.stack(finite).all(), 0.0, torch.nan).view(1, 1))
             self._seen.append(target["image_id"])
-            self._found += detections(output, target["image_id"], self._data("category_ids"))
+            self._found += detections(output, target["image_id"], self._truth()[1])
+
+    @contextlib.contextmanager
+    def _finite_features(self) -> Iterator[list[Tensor]]:
+        """Whether the outputs of backbone and box head are finite: NaN detects nothing, which looks harmless."""
+        finite: list[Tensor] = []
+
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = output.values() if isinstance(output, Mapping) else output
+            finite.extend(t.isfinite().all() for t in tensors)
+
+        watched = (self.network.backbone, self.network.roi_heads.box_predictor)  # type: ignore[union-attr]
+        handles = [module.register_forward_hook(look) for module in watched]  # type: ignore[union-attr]
+        try:
+            yield finite
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _truth(self) -> tuple[Annotations, list[int]]:
+        """The annotations that are evaluated against, and the category of each class."""
+        module = getattr(self.trainer, "datamodule", None)
+        data = module.val_data if isinstance(module, COCO) else getattr(self.trainer.val_dataloaders, "dataset", None)
+        if not isinstance(data, CocoDataset):
+            raise TaskOptionError(
+                "evaluating detections needs COCO's annotations: give the Trainer wsbench's COCO datamodule, or a "
+                "DataLoader whose dataset is a CocoDataset"
+            )
+        return data.annotations, sorted(data.numbers, key=lambda category: data.numbers[category])
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """The twelve figures of boxes, and of masks."""
@@ -234,11 +297,20 @@ class COCODetection(BenchmarkTask):
             found = [f for part, _ in gathered for f in part]
             seen = [s for _, part in gathered for s in part]
         values: dict[str, float] = {}
+        truth, categories = self._truth()
         for kind in ("box", "mask") if self.has_masks else ("box",):
-            values |= average_precision(self._data("val_annotations"), found, sorted(set(seen)), kind)
+            twelve, single = figures(truth, found, sorted(set(seen)), kind)
+            values |= twelve
+            self._aps[f"{kind}_AP"] = {
+                self.class_name(categories.index(c)): round(value, 4) for c, value in single.items()
+            }
         return values, len(seen)
 
-    def input_words(self) -> str:
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """AP of each category that has objects, in percent."""
+        return self._aps
+
+    def input_words(self, shape: str) -> str:
         """A picture."""
         return "float32 (3, H, W): one RGB picture in [0, 1]; it is resized and normalized inside"
 
@@ -255,14 +327,17 @@ class COCODetection(BenchmarkTask):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """A picture's detections."""
-        (output,) = self.network(self._floats(list(batch["image"])))
-        return {"path": batch["path"], "image": batch["image"][0].cpu(), **{k: v.cpu() for k, v in output.items()}}
+        with self._finite_features() as finite:
+            (output,) = self.network(self._floats(list(batch["image"])))
+        self.require_finite_prediction(torch.where(torch.stack(finite).all(), 0.0, torch.nan), batch)
+        found = {k: v.cpu() for k, v in output.items()}
+        return {"path": batch["path"], "name": batch["name"], "image": batch["image"][0].cpu(), **found}
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write ``NAME.jpg``, boxes and masks of a score of 0.5 or more drawn, and ``NAME.json``, all detections."""
-        stem = Path(prediction["path"]).stem
-        paths = [folder / f"{stem}.json", folder / f"{stem}.jpg"]
-        names = [self._class_name(label) for label in prediction["labels"].tolist()]
+        name = prediction["name"]
+        paths = [folder / f"{name}.json", folder / f"{name}.jpg"]
+        names = [self.class_name(label - 1) for label in prediction["labels"].tolist()]
         boxes, scores = prediction["boxes"].tolist(), prediction["scores"].tolist()
         rows = [
             {"class": name, "score": round(score, 4), "box": [round(v, 1) for v in box]}
@@ -277,8 +352,15 @@ class COCODetection(BenchmarkTask):
         if shown:
             labels = [f"{names[i]} {scores[i]:.2f}" for i in shown]
             picture = draw_bounding_boxes(picture, prediction["boxes"][shown], labels, colors=colours, width=2)
-        write_jpeg(picture, str(paths[1]), quality=92)
+        to_pil_image(picture).save(paths[1], quality=92)
         return paths
 
-    def _class_name(self, label: int) -> str:
-        return self.classes[label - 1] if self.classes else str(label)
+    def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        """How many objects have a score of 0.5 or more, and the surest one."""
+        scores = prediction["scores"]
+        sure = int((scores >= 0.5).sum())
+        if not len(scores):
+            return {"objects": 0, "class": "", "score": ""}
+        best = int(scores.argmax())
+        name = self.class_name(int(prediction["labels"][best]) - 1)
+        return {"objects": sure, "class": name, "score": round(float(scores[best]), 6)}

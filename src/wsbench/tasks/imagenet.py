@@ -8,6 +8,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import SGD
 
+from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
+from wsbench.models.by_name import classifier, colours, example, is_named
 from wsbench.models.resnet import ResNetClassifier
 from wsbench.models.resnetv2 import STANDARDIZED, ResNetV2, is_resnetv2
 from wsbench.tasks.base import TaskOptionError
@@ -21,7 +23,9 @@ class ImageNetClassification(TopK):
 
     Args:
         network: ``resnet50``, ``resnet101``, ``resnext50_32x4d``, ``resnext101_32x4d``, ``resnet_mini``, or the
-            pre-activation ``resnetv2_50x1``, ``resnetv2_101x1`` of Big Transfer.
+            pre-activation ``resnetv2_50x1``, ``resnetv2_101x1`` of Big Transfer; or a network of another package:
+            ``timm:NAME``, ``torchvision:NAME``, ``MODULE:FUNCTION``. With ``init_from: pretrained`` it has its
+            package's weights.
         num_classes: classes; follows --data.num_classes.
         lr: base learning rate.
         momentum: of SGD.
@@ -45,15 +49,22 @@ class ImageNetClassification(TopK):
         milestones: Sequence[int] = (30, 60),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_classes=num_classes, **kwargs)
         self._network_name = network
         self._lr, self._momentum, self._weight_decay, self._milestones = lr, momentum, weight_decay, milestones
         try:
-            build = ResNetV2 if is_resnetv2(network) else ResNetClassifier
-            model = build(network, num_classes)
+            if is_named(network):
+                model = classifier(network, num_classes, self.pretrained)
+            else:
+                model = (ResNetV2 if is_resnetv2(network) else ResNetClassifier)(network, num_classes)
         except ValueError as error:
             raise TaskOptionError(f"--model.network: {error}") from error
-        self.adopt(model, torch.zeros(1, 3, 64, 64), STANDARDIZED if isinstance(model, ResNetV2) else ())
+        #: mean and standard deviation that are taken out of images in [0, 1]
+        self.colours = colours(model) or (IMAGENET_MEAN, IMAGENET_STD)
+        if isinstance(model, ResNetV2):  # Big Transfer's networks want [-1, 1]
+            self.colours = (model.mean, model.std)
+        look_at = example(model) if is_named(network) else torch.zeros(1, 3, 64, 64)
+        self.adopt(model, look_at, STANDARDIZED if isinstance(model, ResNetV2) else ())
 
     @property
     def network_name(self) -> str:
@@ -68,17 +79,16 @@ class ImageNetClassification(TopK):
         }
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        """Normalized pictures; Big Transfer's networks want [-1, 1]."""
-        like = next(self.network.parameters())
-        if isinstance(self.network, ResNetV2):
-            return normalized(batch["image"], like, self.network.mean, self.network.std)
-        return normalized(batch["image"], like)
+        """Normalized images."""
+        return normalized(batch["image"], next(self.network.parameters()), *self.colours)
 
-    def input_words(self) -> str:
+    def input_words(self, shape: str) -> str:
         """Normalized pictures."""
-        if isinstance(self.network, ResNetV2):
-            return picture_words("N, 3, H, W", self.network.mean, self.network.std)
-        return picture_words("N, 3, H, W")
+        return picture_words(shape, *self.colours)
+
+    def dynamic_sizes(self) -> dict[int, str]:
+        """Height and width."""
+        return {2: "height", 3: "width"}
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:
         """(2, 3, crop, crop)."""

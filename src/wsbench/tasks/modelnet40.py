@@ -84,6 +84,7 @@ class ModelNetClassification(Classification):
         with model.hold_edges():
             self.adopt(model, torch.zeros(2, max(k, 2), 3))
         self.confusion = MulticlassConfusionMatrix(num_classes)
+        self._recalls: dict[str, float] = {}
 
     @property
     def network_name(self) -> str:
@@ -106,7 +107,7 @@ class ModelNetClassification(Classification):
         """Set BN's momentum by the samples seen."""
         super().on_train_batch_start(batch, batch_idx)
         if self._bn_decay:
-            momentum = tensorflow_bn_momentum(self.global_step * int(self._data("effective_batch")))
+            momentum = tensorflow_bn_momentum(self.global_step * self.batch_numbers().effective_batch)
             for module in self.network.modules():
                 if isinstance(module, _BatchNorm):
                     module.momentum = momentum
@@ -132,7 +133,7 @@ class ModelNetClassification(Classification):
 
     def evaluate(self, batch: Any) -> None:
         """Count into the confusion matrix."""
-        self.confusion.update(self.voted_logits(batch).argmax(1), batch["label"])
+        self.confusion.update(self.require_finite(self.voted_logits(batch)).argmax(1), batch["label"])
         self.evaluated.update(len(batch["label"]))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
@@ -140,9 +141,15 @@ class ModelNetClassification(Classification):
         confusion = self.confusion.compute().double()
         present = confusion.sum(1) > 0
         recalls = confusion.diagonal()[present] / confusion.sum(1)[present]
+        numbers = present.nonzero().flatten().tolist()
+        self._recalls = {self.class_name(n): round(100 * r, 4) for n, r in zip(numbers, recalls.tolist(), strict=True)}
         overall = confusion.diagonal().sum() / confusion.sum()
         values = {"overall_acc": 100 * float(overall), "mean_class_acc": 100 * float(recalls.mean())}
         return values, int(self.evaluated.compute())
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Recall of each class that occurs, in percent."""
+        return {"recall": self._recalls}
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -159,13 +166,13 @@ class ModelNetClassification(Classification):
         best = ", ".join(f"{name} {100 * p:.1f} %" for name, p in list(prediction["classes"].items())[:3])
         figure = go.Figure(go.Scatter3d(x=x, y=z, z=y, mode="markers", marker=marker, hoverinfo="skip"))
         figure.update_layout(title=f"{Path(prediction['path']).name}: {best}", scene={"aspectmode": "data"})
-        page = folder / f"{Path(prediction['path']).stem}.html"
+        page = folder / f"{prediction['name']}.html"
         figure.write_html(page, include_plotlyjs="directory")
         return [*written, page]
 
-    def input_words(self) -> str:
+    def input_words(self, shape: str) -> str:
         """Clouds."""
-        return "float32 (N, points, 3): x, y, z in the unit sphere, y up"
+        return f"float32 ({shape}): x, y, z in the unit sphere, y up"
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:
         """(2, points, 3)."""
@@ -186,11 +193,11 @@ class ModelNetClassification(Classification):
             optimizer: Optimizer = Adam(parameters, lr=self._lr, weight_decay=self._weight_decay)
         else:
             optimizer = SGD(parameters, lr=self._lr, momentum=0.9, weight_decay=self._weight_decay)
-        batch = int(self._data("effective_batch"))
+        batch = self.batch_numbers().effective_batch
         if self._schedule == "staircase":
             return by_step(optimizer, lambda step: tensorflow_rate(step * batch, self._lr) / self._lr)  # type: ignore[return-value]
-        trainer, per_epoch = self.trainer, self.steps_in_epoch()
-        epochs = trainer.max_steps / per_epoch if trainer.max_steps > 0 else int(trainer.max_epochs or 0)
+        per_epoch = self.steps_in_epoch()
+        epochs = (self.total_steps() or 0) / per_epoch
         end = self._lr_end / self._lr
 
         def cosine(step: int) -> float:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from wsbench.models.by_name import is_named
 from wsbench.models.resnet import RESNETS
 from wsbench.models.tsm import TSM
 from wsbench.norms import ACTIVATIONS
@@ -53,7 +54,8 @@ class SomethingClassification(TopK):
     """Video classification.
 
     Args:
-        network: ``tsm_`` or ``tsn_`` (without the shift) and a ResNet: ``tsm_resnet50``, ``tsm_resnet_mini``.
+        network: ``tsm_`` or ``tsn_`` (without the shift) and a ResNet: ``tsm_resnet50``, ``tsm_resnet_mini``,
+            ``tsm_timm:resnet18``; without the shift any network of timm's.
         num_classes: classes; follows --data.num_classes.
         segments: frames of a clip; follows --data.segments.
         shift_divisor: one over the share of channels that is shifted each way.
@@ -86,15 +88,21 @@ class SomethingClassification(TopK):
         milestones: Sequence[int] = (26, 36),
         **kwargs: Any,
     ) -> None:
-        super().__init__(label_smoothing=0.0, **kwargs)
+        super().__init__(num_classes=num_classes, label_smoothing=0.0, **kwargs)
         self._network_name = network
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._head_lr, self._milestones = head_lr, milestones
         kind, _, backbone = network.partition("_")
-        if kind not in ("tsm", "tsn") or backbone not in RESNETS:
-            raise TaskOptionError(f"unknown network '{network}'; choose tsm_ or tsn_ and one of {', '.join(RESNETS)}")
-        self.adopt(TSM(backbone, num_classes, segments, kind == "tsm", shift_divisor, dropout),
-                   torch.zeros(1, segments, 3, 64, 64))  # fmt: skip
+        if kind not in ("tsm", "tsn") or not (is_named(backbone) or backbone in RESNETS):
+            raise TaskOptionError(
+                f"unknown network '{network}'; choose tsm_ or tsn_ and one of {', '.join(RESNETS)}, timm:NAME or "
+                "torchvision:NAME"
+            )
+        try:
+            model = TSM(backbone, num_classes, segments, kind == "tsm", shift_divisor, dropout)
+        except ValueError as error:
+            raise TaskOptionError(f"--model.network: {error}") from error
+        self.adopt(model, torch.zeros(1, segments, 3, 64, 64))
 
     @property
     def network_name(self) -> str:
@@ -118,9 +126,9 @@ class SomethingClassification(TopK):
         """Normalized frames."""
         return normalized(batch["clip"], next(self.network.parameters()))
 
-    def input_words(self) -> str:
+    def input_words(self, shape: str) -> str:
         """Normalized frames."""
-        return picture_words("N, segments, 3, H, W")
+        return picture_words(shape)
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:
         """(2, segments, 3, crop, crop)."""

@@ -1,5 +1,6 @@
 """DeepLabv3 on PASCAL VOC 2012: Table 7 of the paper."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from wsbench.datamodules.palette import VOID, palette_image
-from wsbench.datamodules.segmentation import open_upright
+from wsbench.datamodules.palette import VOID, palette_image, voc_palette
+from wsbench.datamodules.pictures import open_upright
+from wsbench.models.by_name import is_named
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
+from wsbench.records import write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
 from wsbench.tasks.pictures import normalized, picture_words
 
@@ -29,17 +32,23 @@ def mean_iou(confusion: Tensor) -> Tensor:
 
     As the authors compute it: intersection / (union + 1e-10), so a class that neither occurs nor is predicted is 0.
     """
+    return ious_of(confusion).mean()
+
+
+def ious_of(confusion: Tensor) -> Tensor:
+    """Intersection over union of each class of a confusion matrix (targets by predictions), in [0, 1]."""
     confusion = confusion.double()
     intersection = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - intersection
-    return (intersection / (union + 1e-10)).mean()
+    return intersection / (union + 1e-10)
 
 
 class VOCSegmentation(BenchmarkTask):
     """Semantic segmentation.
 
     Args:
-        network: ``deeplabv3_resnet101``, ``deeplabv3_resnet50``, ``deeplabv3_resnet_mini``, or ``mmseg:<config name>``.
+        network: ``deeplabv3_resnet101``, ``deeplabv3_resnet50``, ``deeplabv3_resnet_small``, ``deeplabv3_resnet_mini``,
+            ``deeplabv3_timm:NAME``, ``deeplabv3_torchvision:NAME`` (a ResNet), or ``mmseg:<config name>``.
         num_classes: classes including background; follows --data.num_classes.
         output_stride: of DeepLabv3's backbone.
         aspp_rates: dilations of the ASPP.
@@ -84,7 +93,7 @@ class VOCSegmentation(BenchmarkTask):
         try:
             if network.startswith("mmseg:"):
                 model: nn.Module | None = MMSegNetwork(network.removeprefix("mmseg:"), num_classes)
-            elif family == "deeplabv3" and rest in BACKBONES:
+            elif family == "deeplabv3" and (rest in BACKBONES or is_named(rest)):
                 momenta = (bn_momentum, aspp_bn_momentum)
                 model = DeepLabV3(rest, num_classes, output_stride, aspp_rates, aspp_width, *momenta)
             else:
@@ -93,10 +102,13 @@ class VOCSegmentation(BenchmarkTask):
             raise TaskOptionError(f"--model: {error}") from error
         if model is None:
             known = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
-            raise TaskOptionError(f"unknown network '{network}'; choose from {known}, or mmseg:<config name>")
+            raise TaskOptionError(f"unknown network '{network}'; choose from {known}, deeplabv3_timm:NAME, "
+                                  "deeplabv3_torchvision:NAME, or mmseg:<config name>")  # fmt: skip
         self.adopt(model, torch.zeros(1, 3, 65, 65))
         if classifier_init == "authors" and self.spec.weight is None and isinstance(model, DeepLabV3):
             nn.init.normal_(model.classifier.weight, 0.0, math.sqrt(2.0 / num_classes))
+        self.palette: list[int] = voc_palette()
+        self._ious: dict[str, float] = {}
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=VOID)
         self.evaluated = SumMetric()
 
@@ -145,19 +157,26 @@ class VOCSegmentation(BenchmarkTask):
 
     def evaluate(self, batch: Any) -> None:
         """Count pixels into the confusion matrix."""
-        self.confusion.update(self.network(self.inputs(batch)).argmax(1), batch["mask"].long())
+        logits = self.require_finite(self.network(self.inputs(batch)))
+        self.confusion.update(logits.argmax(1), batch["mask"].long())
         self.evaluated.update(len(batch["image"]))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """MIoU and pixel accuracy in percent."""
         confusion = self.confusion.compute()
         accuracy = confusion.diagonal().sum() / confusion.sum().clamp(min=1)
+        ious = (100 * ious_of(confusion)).tolist()
+        self._ious = {self.class_name(i): round(value, 4) for i, value in enumerate(ious)}
         values = {"miou": 100 * float(mean_iou(confusion)), "pixel_accuracy": 100 * float(accuracy)}
         return values, int(self.evaluated.compute())
 
-    def input_words(self) -> str:
+    def input_words(self, shape: str) -> str:
         """Normalized pictures."""
-        return picture_words("N, 3, H, W")
+        return picture_words(shape)
+
+    def dynamic_sizes(self) -> dict[int, str]:
+        """Height and width."""
+        return {2: "height", 3: "width"}
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:
         """(2, 3, crop, crop)."""
@@ -166,15 +185,29 @@ class VOCSegmentation(BenchmarkTask):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """A picture's mask, uint8 (H, W), cut back to the picture."""
         height, width = batch["size"][0].tolist()
-        mask = self.network(self.inputs(batch))[0, :, :height, :width].argmax(0)
-        return {"path": batch["path"], "mask": mask.to(torch.uint8).cpu()}
+        logits = self.require_finite_prediction(self.network(self.inputs(batch)), batch)
+        mask = logits[0, :, :height, :width].argmax(0)
+        return {"path": batch["path"], "name": batch["name"], "mask": mask.to(torch.uint8).cpu()}
+
+    def _shares(self, mask: Tensor) -> dict[str, float]:
+        """Of the image's area, the share of each class that was found, the largest first."""
+        counts = torch.bincount(mask.flatten().long())
+        found = {self.class_name(i): round(float(n) / mask.numel(), 6) for i, n in enumerate(counts.tolist()) if n}
+        return dict(sorted(found.items(), key=lambda entry: -entry[1]))
+
+    def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        """The class of the largest area, and its share."""
+        name, value = next(iter(self._shares(prediction["mask"]).items()))
+        return {"class": name, "share": value}
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
-        """Write ``NAME.png``, the mask in VOC's palette, and ``NAME_overlay.jpg``, the picture with it laid over."""
-        source = Path(prediction["path"])
+        """Write ``NAME.png``, the mask in the data's colours, ``NAME_overlay.jpg`` and ``NAME.json``."""
+        source, name = Path(prediction["path"]), prediction["name"]
         classes = prediction["mask"].numpy()
-        mask = palette_image(classes)
-        paths = [folder / f"{source.stem}.png", folder / f"{source.stem}_overlay.jpg"]
+        mask = palette_image(classes, self.palette)
+        paths = [folder / f"{name}.png", folder / f"{name}_overlay.jpg", folder / f"{name}.json"]
+        content = {"file": prediction["path"], "classes": self._shares(prediction["mask"])}
+        write_text_atomically(paths[2], json.dumps(content, indent=1) + "\n")
         mask.save(paths[0])
         picture = open_upright(source)
         overlay = Image.blend(picture, mask.convert("RGB"), 0.6)
@@ -182,14 +215,35 @@ class VOCSegmentation(BenchmarkTask):
         overlay.save(paths[1], quality=92)
         return paths
 
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """IoU of each class, in percent."""
+        return {"iou": self._ious}
+
+    def on_fit_start(self) -> None:
+        """Take the colours of the data, too."""
+        super().on_fit_start()
+        module = getattr(self.trainer, "datamodule", None)
+        self.palette = list(getattr(module, "palette", self.palette))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the colours, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["palette"] = self.palette
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them along."""
+        super().on_load_checkpoint(checkpoint)
+        self.palette = list(checkpoint.get("palette", self.palette))
+
     def check_trainer(self, trainer: Trainer) -> None:
-        """The poly schedule falls to zero at max_steps."""
-        if trainer.max_steps <= 0:
-            raise TaskOptionError(f"the poly schedule needs --trainer.max_steps, got {trainer.max_steps}")
+        """The poly schedule falls to zero at the end."""
+        if trainer.max_steps <= 0 and (trainer.max_epochs or 0) <= 0:
+            raise TaskOptionError("the poly schedule needs an end: --trainer.max_steps or --trainer.max_epochs")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with weight decay on everything; the learning rate falls polynomially, step by step."""
-        steps = self.trainer.max_steps
+        steps = self.total_steps()
+        assert steps is not None
         backbone = {id(p) for p in self.backbone().parameters()}
         lr = self._lr
         groups = [

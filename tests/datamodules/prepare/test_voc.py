@@ -6,10 +6,21 @@ from PIL import Image
 from scipy.io import loadmat
 
 from wsbench.__main__ import main
-from wsbench.datamodules import voc_prepare
+from wsbench.datamodules import voc
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.voc import devkit, read_names
-from wsbench.datamodules.voc_prepare import build_trainaug, find_sbd, verify
+from wsbench.datamodules.prepare import voc as voc_prepare
+from wsbench.datamodules.prepare.voc import build_trainaug, find_sbd, sbd_mask
+from wsbench.datamodules.voc import place, read_list
+
+
+def devkit(root: Path) -> Path:
+    found = place(root)
+    assert found is not None
+    return found
+
+
+def read_names(root: Path, split: str) -> list[str]:
+    return [one.name for one in read_list(devkit(root), split)]
 
 
 def mask(path: Path) -> np.ndarray:
@@ -77,28 +88,49 @@ def test_the_command(
     voc_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["data", "voc", "--root", str(tmp_path / "nowhere")]) == 1
-    assert "VOCtrainval_11-May-2012.tar" in capsys.readouterr().out
+    assert "there is no such folder" in " ".join(capsys.readouterr().out.split())
     assert main(["data", "voc"]) == 1
     assert "give --root" in capsys.readouterr().out
     assert main(["data", "voc", "--root", str(voc_root)]) == 1, "6 and 5 pictures are not VOC's 1,464 and 1,449"
     out = capsys.readouterr().out
     assert "built trainaug: 10 pictures" in out
-    assert "1464 names" in out
-    monkeypatch.setattr(voc_prepare, "COUNTS", {"train": 6, "val": 5, "trainaug": 10})
+    assert "1,449 samples" in out
+    for module in (voc, voc_prepare):
+        monkeypatch.setattr(module, "COUNTS", {"train": 6, "val": 5, "trainaug": 10})
     assert main(["data", "voc", "--root", str(voc_root)]) == 0
     assert "ready: python -m wsbench fit --task voc" in capsys.readouterr().out
 
 
-def test_verify_finds_what_is_wrong(voc_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voc_prepare, "COUNTS", {"train": 6, "val": 5, "trainaug": 10})
+def test_trainaug_of_other_lists_is_refused(voc_root: Path) -> None:
+    """A derived list is a cache: after val.txt changed it may hold pictures to evaluate on."""
     build_trainaug(voc_root, quiet=True)
-    assert all(f.ok for f in verify(voc_root))
-    picture = devkit(voc_root) / "JPEGImages" / "2008_000001.jpg"
-    picture.write_bytes(b"")
-    (devkit(voc_root) / "SegmentationClass" / "2007_000003.png").unlink()
-    wrong = {f.what: f.found for f in verify(voc_root) if not f.ok}
-    assert "2008_000001.jpg" in wrong["val: readable"]
-    assert "2007_000003" in wrong["train: SegmentationClass"]
+    listed = devkit(voc_root) / "ImageSets" / "Segmentation" / "val.txt"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))
+    data = voc.VOC(root=str(voc_root))
+    data.setup("fit")
+    with pytest.raises(DatasetError, match=r"was built from other train\.txt and val\.txt.*--rebuild"):
+        data.identity()
+
+
+def test_masks_of_matlab_7_3(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for name in ("plain", "references"):
+        with h5py.File(tmp_path / f"{name}.mat", "w", userblock_size=512) as file:
+            group = file.create_group("GTcls")
+            if name == "plain":
+                group["Segmentation"] = labels.T
+            else:
+                file["#refs#/a"] = labels.T
+                group.create_dataset("Segmentation", data=[[file["#refs#/a"].ref]], dtype=h5py.ref_dtype)
+        assert np.array_equal(sbd_mask(tmp_path / f"{name}.mat"), labels)
+
+
+def test_a_list_that_leaves_its_folder_is_refused(voc_root: Path) -> None:
+    listed = find_sbd(voc_root) / "train.txt"  # type: ignore[operator]
+    listed.write_text(listed.read_text() + "../../../outside\n")
+    with pytest.raises(DatasetError, match="leaves the folder"):
+        build_trainaug(voc_root, quiet=True)
 
 
 def test_download_goes_through_torchvisions_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +143,6 @@ def test_download_goes_through_torchvisions_checksums(tmp_path: Path, monkeypatc
         voc_prepare.download(tmp_path)  # nothing was really fetched, and torchvision says so
     assert asked[0][1]["md5"] == "6cd6e144f989b92b3379bac3b3de84fd"
     (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation").mkdir(parents=True)
-    (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("")
+    (tmp_path / "VOCdevkit/VOC2012/JPEGImages").mkdir()
     voc_prepare.download(tmp_path)
     assert asked[1][1]["md5"] == "82b4d87ceb2ed10f6038a1cba92111cb"

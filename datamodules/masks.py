@@ -1,0 +1,98 @@
+"""Class masks on disk: what is in them, looked at once and kept until a mask changes."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from wsbench.datamodules.cache import keep, read_kept, stamp
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.palette import VOID
+from wsbench.datamodules.pictures import open_picture
+
+#: masks from which on a progress bar is worth its line
+_MANY = 2000
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a mask holds."""
+
+    sha256: str
+    """Of its size and class numbers, whatever the file's compression and colours."""
+    highest: int
+    """The highest class number, void aside; -1 where all is void."""
+
+
+def open_mask(path: Path) -> Image.Image:
+    """A mask, decoded; DatasetError if it is no palette or grey image of 8 bits."""
+    mask = open_picture(path)
+    if mask.mode not in ("P", "L"):
+        raise DatasetError(
+            f"'{path}' is a {mask.mode} image; a mask is a palette or 8-bit grey PNG whose values are class numbers"
+        )
+    return mask
+
+
+def _look(path: Path) -> Mask:
+    mask = open_mask(path)
+    highest = max((value for value, number in enumerate(mask.histogram()[:VOID]) if number), default=-1)
+    return Mask(hashlib.sha256(f"{mask.size}".encode() + mask.tobytes()).hexdigest(), highest)
+
+
+def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
+    """What is in the masks, in order; those of a folder are kept until their size or time of change differs.
+
+    Raises:
+        DatasetError: the first one that is no mask, and how many more there are.
+    """
+    folders = sorted({path.parent for path in paths})
+    kept = {folder: read_kept("masks", folder) for folder in folders}
+    known: dict[Path, Mask] = {}
+    stamps: dict[Path, list[int]] = {}
+    for path in paths:
+        try:
+            stamps[path] = stamp(path)
+        except OSError as error:
+            raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
+        entry = kept[path.parent].get(path.name)
+        if entry is not None and entry[0] == stamps[path]:
+            known[path] = Mask(entry[1], entry[2])
+    new = [path for path in dict.fromkeys(paths) if path not in known]
+    wrong: list[DatasetError] = []
+
+    def look(path: Path) -> tuple[Path, Mask | DatasetError]:
+        try:
+            return path, _look(path)
+        except DatasetError as error:
+            return path, error
+
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(look, new)
+        console = Console(stderr=True)
+        for path, mask in track(found, "looking at masks, once", len(new), console=console, disable=len(new) < _MANY):
+            if isinstance(mask, DatasetError):
+                wrong.append(mask)
+            else:
+                known[path] = mask
+    for folder in {path.parent for path in new}:
+        entries = kept[folder] | {
+            p.name: [stamps[p], m.sha256, m.highest] for p, m in known.items() if p.parent == folder
+        }
+        keep("masks", folder, entries)
+    if wrong:
+        more = f" ({len(wrong) - 1} more masks are broken)" if len(wrong) > 1 else ""
+        raise DatasetError(f"{wrong[0]}{more}")
+    return [known[path] for path in paths]
+
+
+def palette_of(path: Path) -> list[int] | None:
+    """The colours of a mask's palette, 256 x RGB; None if it has none."""
+    mask = open_mask(path)
+    colours = mask.getpalette()
+    return None if colours is None else (colours + [0] * 768)[:768]

@@ -1,0 +1,111 @@
+"""Triangle meshes from files that anybody may have written: looked at before a native library gets to see them."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsbench.datamodules.errors import DatasetError
+from wsbench.parts import open3d, trimesh
+
+#: suffixes of meshes, in any case
+MESHES = (".off", ".ply", ".obj", ".stl")
+Triangles = tuple[NDArray[np.float64], NDArray[np.int64]]
+
+
+def read_triangles(path: Path) -> Triangles:
+    """Vertices (V, 3) and triangles (T, 3) of a mesh; polygons are split into fans.
+
+    OFF is read here: ModelNet's files often have ``OFF490 518 0`` as their first line, and a file that is cut off must
+    not pass for a smaller mesh. The other formats are trimesh's.
+
+    Raises:
+        DatasetError: counts, indices or coordinates are not what they should be, or there is no surface.
+        MissingPartError: trimesh is not installed.
+    """
+    if path.suffix.lower() == ".off":
+        vertices, faces = _read_off(path)
+    else:
+        vertices, faces = _read_other(path)
+    where = f"'{path}'"
+    if not len(vertices) or not len(faces):
+        raise DatasetError(f"{where} holds no triangle mesh: {len(vertices)} vertices, {len(faces)} triangles")
+    if not np.isfinite(vertices).all():
+        row = int(np.flatnonzero(~np.isfinite(vertices).all(1))[0])
+        raise DatasetError(f"{where}: vertex {row} is {vertices[row].tolist()}; coordinates must be finite")
+    wrong = np.flatnonzero((faces < 0).any(1) | (faces >= len(vertices)).any(1))
+    if len(wrong):
+        triangle = faces[wrong[0]].tolist()
+        hint = "; are they counted from 1?" if faces.min() == 1 and faces.max() == len(vertices) else ""
+        raise DatasetError(
+            f"{where}: a face has the vertices {triangle}, expected 0 to {len(vertices) - 1}{hint} ({len(wrong)} such "
+            "triangles)"
+        )
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    with np.errstate(over="ignore", invalid="ignore"):
+        area = float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum())
+    if not 0 < area < np.inf:
+        raise DatasetError(f"{where}: its triangles have the area {area}; there is no surface to sample")
+    return vertices, faces
+
+
+def _read_off(path: Path) -> Triangles:
+    try:
+        text = path.read_bytes().decode("ascii", "replace")
+    except OSError as error:
+        raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
+    lines = [line for line in (raw.partition("#")[0].strip() for raw in text.splitlines()) if line]
+    if not lines or not lines[0].upper().startswith("OFF"):
+        raise DatasetError(f"'{path}' is no OFF file: it does not begin with OFF")
+    head = lines[0][3:].split() or (lines[1].split() if len(lines) > 1 else [])
+    body = lines[1:] if lines[0][3:].split() else lines[2:]
+    try:
+        count, number = int(head[0]), int(head[1])
+        if count < 0 or number < 0:
+            raise ValueError
+    except (IndexError, ValueError) as error:
+        raise DatasetError(f"'{path}': expected numbers of vertices and faces in its header, got {head}") from error
+    if len(body) < count + number:
+        raise DatasetError(
+            f"'{path}' is cut off or its header is wrong: it says {count} vertices and {number} faces, and has "
+            f"{len(body)} lines for them"
+        )
+    if len(body) > count + number:
+        raise DatasetError(
+            f"'{path}': its header says {count} vertices and {number} faces, and it has {len(body)} lines for them"
+        )
+    face = 0
+    try:
+        vertices = np.array([[float(v) for v in row.split()[:3]] for row in body[:count]], dtype=np.float64)
+        triangles: list[tuple[int, int, int]] = []
+        for face, row in enumerate(body[count:]):  # noqa: B007  # named in the error
+            values = row.split()
+            corners = [int(v) for v in values[1 : 1 + int(values[0])]]
+            if len(corners) != int(values[0]) or len(corners) < 3:
+                raise ValueError(f"a face of {values[0]} vertices with {len(corners)} numbers")
+            triangles += [(corners[0], corners[i], corners[i + 1]) for i in range(1, len(corners) - 1)]
+        return vertices.reshape(count, 3), np.array(triangles, dtype=np.int64).reshape(-1, 3)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise DatasetError(f"'{path}' has a broken line (face {face}, or a vertex): {error}") from error
+
+
+def _read_other(path: Path) -> Triangles:
+    module = trimesh()
+    try:
+        mesh: Any = module.load(str(path), process=False, force="mesh")
+        return np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+    except (
+        ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, EOFError, MemoryError, OverflowError,
+        StopIteration, NotImplementedError, struct.error, UnicodeError,
+    ) as error:  # fmt: skip
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DatasetError(f"cannot read '{path}' as a mesh: {reason}") from error
+
+
+def to_open3d(path: Path) -> Any:
+    """A triangle mesh of open3d from a file; errors as :func:`read_triangles`."""
+    vertices, faces = read_triangles(path)
+    o3d = open3d()
+    return o3d.geometry.TriangleMesh(o3d.utility.Vector3dVector(vertices), o3d.utility.Vector3iVector(faces))

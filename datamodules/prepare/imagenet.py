@@ -1,0 +1,59 @@
+"""Unpacking ImageNet with torchvision where its archives lie there, and sorting a flat ``val``."""
+
+from pathlib import Path
+
+from torchvision.datasets.imagenet import (
+    load_meta_file,
+    parse_devkit_archive,
+    parse_train_archive,
+    parse_val_archive,
+)
+
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.lists import inside
+
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+
+
+def _folder(root: Path) -> Path:
+    """``root`` or ``root/ILSVRC2012``, whichever holds train or val."""
+    places = (root, root / "ILSVRC2012")
+    return next((p for p in places if (p / "train").is_dir() or (p / "val").is_dir()), root)
+
+
+def build(root: Path) -> str | None:
+    """Unpack archives that lie in ``root``, and sort a flat ``val`` into classes; says what was done.
+
+    Raises:
+        DatasetError: an archive is not what it should be.
+    """
+    done = []
+    try:
+        flat = _folder(root) / "val"
+        is_flat = flat.is_dir() and any(flat.glob("*.JPEG"))
+        if (root / DEVKIT).is_file() and not (root / "meta.bin").is_file():
+            parse_devkit_archive(str(root))
+            done.append("read the devkit")
+        if (root / "ILSVRC2012_img_train.tar").is_file() and not (_folder(root) / "train").is_dir():
+            parse_train_archive(str(root))
+            done.append("unpacked train")
+        if (root / "ILSVRC2012_img_val.tar").is_file() and not flat.is_dir():
+            parse_val_archive(str(root))
+            done.append("unpacked val")
+        elif is_flat and (root / "meta.bin").is_file():
+            _sort(flat, load_meta_file(str(root))[1])
+            done.append("sorted val into classes")
+    except RuntimeError as error:
+        raise DatasetError(f"an archive in '{root}' cannot be unpacked: {error}") from error
+    return ", ".join(done) or None
+
+
+def _sort(flat: Path, wnids: list[str]) -> None:
+    """Move the pictures of a flat folder into class folders; the devkit names a class for each, in order."""
+    pictures = sorted(flat.glob("*.JPEG"))
+    if len(pictures) != len(wnids):
+        raise DatasetError(f"'{flat}' holds {len(pictures)} pictures, the devkit names {len(wnids)}; unpack it again")
+    for wnid, picture in zip(wnids, pictures, strict=True):
+        place = inside(flat, wnid)
+        place.mkdir(exist_ok=True)
+        picture.rename(place / picture.name)
