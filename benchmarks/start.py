@@ -4,9 +4,9 @@
 
 Writes a stand-in of each dataset into a temporary folder: as many files and lines as the official one, of as little
 content as possible (imagenet: files of a byte; something: 4 frames a clip, the real ones have about 36; voc: one mask
-of 500 x 375 under every name; coco: polygons of 20 points; modelnet40: random clouds). Each start is a process of its own:
-the first one derives what is kept in the cache, the second finds it there. Seconds, and peak memory above the imports'.
-Linux only.
+of 500 x 375 under every name; coco: polygons of 20 points; modelnet40: random clouds). Each start is a process of its
+own: the first derives what is kept in the cache, the second finds it there. Seconds, and peak memory above that of the
+imports. Linux only.
 """
 
 import argparse
