@@ -5,7 +5,9 @@ PNG decoder of torchvision can end the process at a damaged stream.
 """
 
 import hashlib
+import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +25,30 @@ from wsbench.datamodules.lists import is_meant
 
 #: suffixes of pictures, in any case
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+#: suffixes of what is a picture to a user, and is not read
+UNREAD = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".tga", ".svg", ".npy")
 #: longest file name in bytes, as most file systems have it
 _LONGEST_NAME = 255
+#: what Pillow's decoders raise at damaged files
+_DAMAGED = (
+    OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError,
+    AttributeError, NotImplementedError, ZeroDivisionError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+#: pixels of a picture from which on it is refused, as Pillow has it
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+
+
+def _cannot_read(path: str | Path, error: BaseException) -> DatasetError:
+    reason = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "it is no picture"
+    return DatasetError(f"cannot read '{path}': {reason.splitlines()[0]}; replace the file")
+
+
+def _too_large(path: str | Path) -> DatasetError:
+    return DatasetError(f"'{path}' has more pixels than {_MOST_PIXELS:,}, which is more than is decoded; make it smaller")
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -39,24 +63,41 @@ def open_picture(path: str | Path) -> Image.Image:
                 image.load()
                 return image
     except Image.DecompressionBombError as error:
-        raise DatasetError(
-            f"'{path}' has more pixels than Pillow decodes ({Image.MAX_IMAGE_PIXELS} x 2); make it smaller"
-        ) from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, OverflowError) as error:
-        raise DatasetError(f"cannot read '{path}': {error}; replace the file") from error
+        raise _too_large(path) from error
+    except DatasetError:
+        raise
+    except _DAMAGED as error:
+        raise _cannot_read(path, error) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """As 8-bit RGB; 16-bit grey is scaled by 1/256, as Pillow reads 16-bit colour."""
+    """As 8-bit RGB; 16-bit grey is scaled by 1/256, as Pillow reads 16-bit colour.
+
+    Raises:
+        ValueError: numbers that say nothing about which of them is white.
+    """
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image)
-        image = Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8))
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"its values are {grey.min()} to {grey.max()}, expected 8 or 16 bits")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers, expected 8 or 16 bits")
     return image.convert("RGB")
+
+
+def open_rgb(path: str | Path, upright: bool = False) -> Image.Image:
+    """A picture as RGB; ``upright`` turns it as its camera says. A DatasetError names a file that cannot be read."""
+    image = open_picture(path)
+    try:
+        return as_rgb(ImageOps.exif_transpose(image) if upright else image)
+    except _DAMAGED as error:
+        raise _cannot_read(path, error) from error
 
 
 def open_upright(path: str | Path) -> Image.Image:
     """Read a user's picture as RGB, turned as its camera says."""
-    return as_rgb(ImageOps.exif_transpose(open_picture(path)))
+    return open_rgb(path, upright=True)
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Tensor:
@@ -70,19 +111,35 @@ def read_picture(path: str | Path, upright: bool = False) -> Tensor:
     except OSError as error:
         raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
     if not content.startswith(b"\xff\xd8\xff"):
-        image = open_upright(path) if upright else as_rgb(open_picture(path))
-        picture = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        picture = torch.from_numpy(np.array(open_rgb(path, upright))).permute(2, 0, 1).contiguous()
     else:
+        if _jpeg_pixels(content) > _MOST_PIXELS:  # torchvision would allocate whatever the header says
+            raise _too_large(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "not writable"; that decoders move to torchcodec
                 encoded = torch.frombuffer(content, dtype=torch.uint8)
                 picture = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=upright)
         except RuntimeError as error:
-            raise DatasetError(f"cannot read '{path}': {str(error).splitlines()[0]}; replace the file") from error
+            raise _cannot_read(path, error) from error
     if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
         raise DatasetError(f"'{path}' was decoded to {picture.dtype} {tuple(picture.shape)}, expected uint8 (3, H, W)")
     return picture
+
+
+def _jpeg_pixels(content: bytes) -> int:
+    """Pixels that a JPEG's header says it has; 0 if that is not found, and the decoder will refuse it."""
+    place = 2
+    while content[place : place + 1] == b"\xff" and place + 9 <= len(content):
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == 0xFF:  # padding
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", content[place + 5 : place + 9])
+            return int(height) * int(width)
+        else:
+            place += 2 + length
+    return 0
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
@@ -90,8 +147,10 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"cannot read '{path}': {error}; replace the file") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except _DAMAGED as error:
+        raise _cannot_read(path, error) from error
 
 
 # -- what predict looks at ------------------------------------------------------------------------------------------
