@@ -25,19 +25,21 @@ from PIL import Image
 from wsbench.datamodules.palette import palette_image
 
 START = """
-import json, resource, sys, time
+import json, sys, time
 from wsbench.choose import recipe_content
 from wsbench.datamodules import DATA_CLASSES
 task, root = sys.argv[1:]
 options = recipe_content(task, "paper")["data"] | {"root": root, "num_workers": 0}
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1024
+def memory(field):  # of this process alone; ru_maxrss begins with that of the parent
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+before = memory("VmRSS")
 start = time.perf_counter()
 data = DATA_CLASSES[task](**options)
 data.setup("fit")
 read = time.perf_counter() - start
 identity = data.identity()
 whole = time.perf_counter() - start
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = memory("VmHWM")
 print(json.dumps({"read_s": read, "identity_s": whole - read, "memory_mib": (after - before) / 1024,
                   "train": identity.splits["train"].count, "val": identity.splits["val"].count}))
 """

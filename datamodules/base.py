@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
@@ -68,6 +69,8 @@ class BenchmarkData(LightningDataModule, ABC):
     mini: ClassVar[ModuleType]
     #: collates a training or evaluation batch
     collate: ClassVar[Any] = None
+    #: classes below which there is nothing to learn
+    fewest_classes: ClassVar[int] = 2
     #: collates a batch of one for prediction
     collate_prediction: ClassVar[Any] = None
 
@@ -110,6 +113,8 @@ class BenchmarkData(LightningDataModule, ABC):
         self.predict_data: Any = None
         #: what ``predict`` passed over in its folder
         self.passed_over: list[Path] = []
+        #: what can be trained on and makes numbers that are hardly meant; `data` counts it among the faults
+        self.doubts: list[str] = []
         self._identity: DataIdentity | None = None
 
     @staticmethod
@@ -250,14 +255,31 @@ class BenchmarkData(LightningDataModule, ABC):
         if len(set(classes)) < len(classes):
             twice = next(name for name in classes if list(classes).count(name) > 1)
             raise DatasetError(f"two classes are called '{twice}'; they could not be told apart in results")
+        if len(classes) < self.fewest_classes:
+            raise DatasetError(
+                f"the data has one class only, {', '.join(classes) or 'without a name'}; there is nothing to learn"
+            )
         self.classes, self.num_classes = tuple(classes), len(classes)
+
+    def doubt(self, text: str) -> None:
+        """Say, once, what makes the results worth little though nothing stops."""
+        if text not in self.doubts:
+            self.doubts.append(text)
+            rank_zero_warn(text)
+
+    def doubt_shared(self, train: Iterable[str], val: Iterable[str]) -> None:
+        """Doubt data whose training and evaluation have samples in common."""
+        shared = sorted(set(train) & set(val))
+        if shared:
+            self.doubt(f"{len(shared)} samples are in both train and val, among them {', '.join(shared[:3])}: evaluation "
+                       "would look at what was trained on; take them out of one")  # fmt: skip
 
     def check_dropped(self, split: str, dropped: Sequence[str], whole: int, why: str) -> None:
         """Refuse a split of which too much is left out, naming some of it."""
         if len(dropped) > self.max_dropped * whole:
             raise DatasetError(
                 f"{len(dropped)} of {whole} samples of '{split}' {why}, among them {', '.join(dropped[:3])}; repair "
-                f"them (`{self.command}`), take them off the list, or raise --data.max_dropped {self.max_dropped}"
+                f"them (`{self.command}`), take them out, or raise --data.max_dropped {self.max_dropped}"
             )
 
     def identity(self) -> DataIdentity:

@@ -52,10 +52,14 @@ def frames_of(folder: Path) -> tuple[Naming, int]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.name.lower().endswith(PICTURES) and not e.name.startswith(".")]
+            found_entries = [e for e in entries if e.name.lower().endswith(PICTURES) and not e.name.startswith(".")]
+            names = [e.name for e in found_entries]
+            none = sorted(e.name for e in found_entries if not e.is_file())
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise DatasetError(f"the clip '{folder}' {reason}; unpack it again, or take it off the list") from error
+    if none:
+        raise DatasetError(f"frame '{folder / none[0]}' is no file, or a link to nothing; unpack the clip again")
     found = [_NUMBERED.match(name) for name in names]
     matches = [m for m in found if m is not None]
     if not matches:
@@ -189,7 +193,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip = self.clips[index]
         _, frames = frames_of(clip.folder)
         if frames != clip.frames:
-            raise DatasetError(f"the clip '{clip.folder}' has {frames} frames, the list says {clip.frames}")
+            raise DatasetError(f"the clip '{clip.folder}' has {frames} frames; it had {clip.frames} when it was listed")
         read_frames(clip.folder, range(1, clip.frames + 1), clip.naming)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:

@@ -86,6 +86,10 @@ class CloudDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.clouds)
 
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        return self.files[index]
+
     def check(self, index: int) -> None:
         """Nothing more: all clouds were read and looked at already."""
 

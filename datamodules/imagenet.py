@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 from wsbench.datamodules.base import BenchmarkData, Split
 from wsbench.datamodules.cache import keep, read_kept
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.lists import folders_in
+from wsbench.datamodules.lists import folders_in, is_meant
 from wsbench.datamodules.mini import imagenet as mini
-from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, read_picture, user_files
+from wsbench.datamodules.pictures import PICTURES, UNREAD, PredictionFolder, collate_one, read_picture, user_files
 from wsbench.datamodules.sampling import Draw, seeded
 
 COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -35,22 +35,65 @@ or, for ImageNet's own archives, which `python -m wsbench data imagenet` unpacks
 
 
 def splits_in(root: Path) -> Path | None:
-    """``root`` or ``root/ILSVRC2012``, whichever holds train and val."""
-    return next((p for p in (root, root / "ILSVRC2012") if (p / "train").is_dir() and (p / "val").is_dir()), None)
+    """``root`` or ``root/ILSVRC2012``, whichever holds train and val; DatasetError if it holds one of them."""
+    places = (root, root / "ILSVRC2012")
+    there = {p: [split for split in ("train", "val") if (p / split).is_dir()] for p in places}
+    found = next((p for p in places if len(there[p]) == 2), None)
+    half = next((p for p in places if there[p]), None)
+    if found is None and half is not None:
+        other = "val" if there[half] == ["train"] else "train"
+        raise DatasetError(f"'{half / there[half][0]}' is there and '{half / other}' is not, or is no folder; lay the "
+                           f"images of '{other}' there, in a folder for each class")  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a split, class by class: of each class folder the file names, sorted, and their sizes in bytes."""
+    """The images of a split, class by class: of each class folder the file names, sorted, and their sizes in bytes.
+
+    ``unused`` names what looks like an image and is none, or lies where no image is looked for.
+    """
 
     folder: Path
     names: dict[str, list[str]]
     sizes: dict[str, list[int]]
+    unused: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> list[str]:
         """Names of the class folders, alphabetically."""
         return list(self.names)
+
+
+def _below(folder: Path) -> list[Path]:
+    """The images in a class folder's own folders, where none is looked for."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and is_meant(p))
+
+
+def _list_class(place: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """Names and sizes of a class folder's images, sorted, and what is not used there, with the reason."""
+    images, unused = [], []
+    with os.scandir(place) as entries:
+        for entry in entries:
+            suffix = Path(entry.name).suffix.lower()
+            if not is_meant(Path(entry.name)):
+                continue
+            if suffix not in PICTURES:
+                if suffix in UNREAD:
+                    unused.append(f"{place.name}/{entry.name} ({suffix} is not read)")
+                elif entry.is_dir():
+                    unused += [
+                        f"{p.relative_to(place.parent)} (in a folder of its own)" for p in _below(place / entry.name)
+                    ]
+                continue
+            try:
+                if not entry.is_file():
+                    raise IsADirectoryError if entry.is_dir() else FileNotFoundError
+                images.append((entry.name, entry.stat().st_size))
+            except OSError as error:
+                kind = "a folder" if isinstance(error, IsADirectoryError) else "a link to nothing"
+                unused.append(f"{place.name}/{entry.name} ({kind})")
+    return sorted(images), sorted(unused)
 
 
 def list_split(folder: Path) -> Listing:
@@ -62,6 +105,8 @@ def list_split(folder: Path) -> Listing:
     kept = read_kept("imagenet", folder)
     names: dict[str, list[str]] = {}
     sizes: dict[str, list[int]] = {}
+    unused = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and is_meant(p) and p.is_file())
+    unused = [f"{name} (in no class folder)" for name in unused]
     changed = False
     stamps = {}
     for place in folders_in(folder):
@@ -69,29 +114,41 @@ def list_split(folder: Path) -> Listing:
         entry = kept.get(place.name)
         if entry is None or entry["changed"] != stamps[place.name]:
             changed = True
-            with os.scandir(place) as found:
-                images = sorted(
-                    (e.name, e.stat().st_size)
-                    for e in found
-                    if e.name.lower().endswith(PICTURES) and not e.name.startswith(".") and e.is_file()
-                )
+            images, left = _list_class(place)
+            unused += left
+            if left:  # a link may be mended without a change of this folder
+                stamps[place.name] = -1
             entry = {"names": [n for n, _ in images], "sizes": [s for _, s in images]}
         names[place.name], sizes[place.name] = entry["names"], entry["sizes"]
     if not names:
-        flat = next((p for p in folder.iterdir() if p.suffix.lower() in PICTURES), None)
-        hint = " (its images lie there without folders)" if flat is not None else ""
-        raise DatasetError(f"'{folder}' has no class folders{hint}; sort its images into a folder for each class, as "
-                           f"'{folder}/CLASS/{flat.name if flat else 'IMAGE.jpg'}'")  # fmt: skip
+        raise _flat(folder)
     empty = [name for name, images in names.items() if not images]
     if empty:
+        there = next((one for one in unused if one.partition("/")[0] in empty), None)
         raise DatasetError(
-            f"{len(empty)} class folders in '{folder}' have no images ({', '.join(empty[:3])}); fill or remove them "
-            f"(images end in {', '.join(PICTURES)})"
+            f"{len(empty)} class folders in '{folder}' have no images ({', '.join(empty[:3])}"
+            f"{f'; there is {there}' if there else ''}); fill or remove them (images end in {', '.join(PICTURES)})"
         )
     if changed or set(kept) != set(names):
         entries = {n: {"changed": stamps[n], "names": names[n], "sizes": sizes[n]} for n in names}
         keep("imagenet", folder, entries)
-    return Listing(folder, names, sizes)
+    return Listing(folder, names, sizes, unused)
+
+
+def _flat(folder: Path) -> DatasetError:
+    """The error of a split without class folders."""
+    flat = next((p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES), None)
+    hint = ": it is flat" if flat is not None else ""
+    text = (
+        f"'{folder}' has no class folders{hint}. Sort its images into a folder for each class, as "
+        f"'{folder}/CLASS/{flat.name if flat else 'IMAGE.jpg'}'"
+    )
+    if folder.name == "val":
+        text += (
+            f"; for ImageNet lay ILSVRC2012_devkit_t12.tar.gz into '{folder.parent}' and run `python -m wsbench data "
+            f"imagenet --root {folder.parent}`, which does it"
+        )
+    return DatasetError(text)
 
 
 class FolderDataset(Dataset[dict[str, Any]]):
@@ -171,14 +228,13 @@ class ImageNet(BenchmarkData):
     def place(root: Path) -> Path | None:
         """``root`` or ``root/ILSVRC2012``, with class folders in both train and val."""
         found = splits_in(root)
-        if found is None or not folders_in(found / "train"):
+        if found is None:
             return None
-        if not folders_in(found / "val"):
-            raise DatasetError(
-                f"'{found / 'val'}' has no class folders: it is flat. Sort its images into a folder for each class; "
-                f"for ImageNet lay ILSVRC2012_devkit_t12.tar.gz into '{root}' and run `python -m wsbench data imagenet "
-                f"--root {root}`, which does it"
-            )
+        without = [split for split in ("train", "val") if not folders_in(found / split)]
+        if without and len(without) == 2 and not any((found / split).iterdir() for split in without):
+            return None
+        if without:
+            raise _flat(found / without[0])
         return found
 
     def read(self, train: bool) -> None:
@@ -186,7 +242,9 @@ class ImageNet(BenchmarkData):
         folder = self.folder()
         for split in ("train", "val") if train else ("val",):
             if split not in self._listings:
-                self._listings[split] = list_split(folder / split)
+                listing = self._listings[split] = list_split(folder / split)
+                whole = sum(map(len, listing.names.values())) + len(listing.unused)
+                self.check_dropped(split, [f"{split}/{name}" for name in listing.unused], whole, "are not used")
         self.take_classes(self._listings["val"].classes)
         if train:
             ours = self._listings["train"].classes
@@ -197,6 +255,9 @@ class ImageNet(BenchmarkData):
                     f"train has {len(ours)} classes and val {len(self.classes)}: "
                     f"{len(differ)} are in one only, among them '{differ[0]}' in {one}"
                 )
+            if (folder / "train").samefile(folder / "val"):
+                self.doubt(f"'{folder / 'train'}' and '{folder / 'val'}' are one folder: evaluation would look at what "
+                           "was trained on")  # fmt: skip
             self.train_data = FolderDataset(self._listings["train"], self.train_transform)
         self.val_data = FolderDataset(self._listings["val"], self.val_transform)
 
@@ -218,7 +279,7 @@ class ImageNet(BenchmarkData):
             sizes = hashlib.sha256()
             for c in () if self.miniature else listing.classes:  # its files are as long as the encoder makes them
                 sizes.update(np.array(listing.sizes[c], dtype="<i8").tobytes())
-            splits[split] = Split(split, names, sizes.hexdigest())
+            splits[split] = Split(split, names, sizes.hexdigest(), listing.unused)
         return splits
 
     @property

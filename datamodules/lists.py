@@ -63,9 +63,10 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and is_meant(p)) if folder.is_dir() else []
 
 
-def inside(folder: Path, name: str) -> Path:
-    """``folder / name``, where a list or an index says ``name``; DatasetError if that leaves the folder."""
+def inside(folder: Path, name: str, source: Path | None = None) -> Path:
+    """``folder / name``, where the file ``source`` says ``name``; DatasetError if that leaves the folder."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise DatasetError(f"'{name}' leaves the folder '{folder}'; names in lists are relative to it")
+        where = "" if source is None else f"'{source}': "
+        raise DatasetError(f"{where}'{name}' leaves the folder '{folder}'; names in lists are relative to it")
     return folder / path

@@ -24,9 +24,9 @@ from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import is_meant
 
 #: suffixes of pictures, in any case
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: suffixes of what is a picture to a user, and is not read
-UNREAD = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".tga", ".svg", ".npy")
+UNREAD = (".gif", ".jp2", ".heic", ".heif", ".avif", ".tga")
 #: longest file name in bytes, as most file systems have it
 _LONGEST_NAME = 255
 #: what Pillow's decoders raise at damaged files
@@ -48,7 +48,9 @@ def _cannot_read(path: str | Path, error: BaseException) -> DatasetError:
 
 
 def _too_large(path: str | Path) -> DatasetError:
-    return DatasetError(f"'{path}' has more pixels than {_MOST_PIXELS:,}, which is more than is decoded; make it smaller")
+    return DatasetError(
+        f"'{path}' has more pixels than {_MOST_PIXELS:,}, which is more than is decoded; make it smaller"
+    )
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -64,8 +66,6 @@ def open_picture(path: str | Path) -> Image.Image:
                 return image
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
-    except DatasetError:
-        raise
     except _DAMAGED as error:
         raise _cannot_read(path, error) from error
 

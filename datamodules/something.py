@@ -1,6 +1,7 @@
 """Something-Something V1: folders of frames as shipped, the official CSV files, or the lists of TRN and TSM."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -114,15 +115,17 @@ def count_frames(clips: Path, names: Sequence[str]) -> dict[str, tuple[Naming, i
     kept = read_kept("something", clips)
     found: dict[str, tuple[Naming, int]] = {}
     entries = dict(kept)
+    place = str(clips)
     for name in names:
-        folder = inside(clips, name)
+        # strings, not paths: at the official size that is 2 seconds of 7
+        folder = f"{place}/{name}" if name[0] != "." and "/" not in name else str(inside(clips, name))
         try:
-            changed = folder.stat().st_mtime_ns
-        except OSError:
+            changed = os.stat(folder).st_mtime_ns
+        except (OSError, ValueError):
             changed = -1
         entry = kept.get(name)
         if entry is None or entry[0] != changed or changed < 0:
-            naming, frames = frames_of(folder)
+            naming, frames = frames_of(Path(folder))
             entries[name] = [changed, frames, naming.prefix, naming.digits, naming.suffix, naming.first]
             entry = entries[name]
         found[name] = (Naming(*entry[2:]), entry[1])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,8 @@ class Finding:
     ok: bool
     hint: str = ""
     """How to fix it, if it is not well."""
+    problems: tuple[str, ...] = ()
+    """What is wrong, one by one, too long for a cell of a table."""
 
 
 class Checked(Protocol):
@@ -34,6 +37,9 @@ class Checked(Protocol):
 
     def __len__(self) -> int:
         """Samples."""
+
+    def path(self, index: int) -> Path:
+        """The file or folder of a sample."""
 
     def check(self, index: int) -> None:
         """Read all of a sample; DatasetError if that cannot be done."""
@@ -60,6 +66,8 @@ def _problems(indices: Sequence[int]) -> list[tuple[int, str]]:
             _dataset.check(index)
         except (DatasetError, MissingPartError) as error:
             found.append((index, str(error)))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is this sample's and would end training, too
+            found.append((index, f"cannot read '{_dataset.path(index)}': {type(error).__name__}: {error}"))
     return found
 
 
@@ -105,4 +113,5 @@ def _alone(dataset: Checked, index: int) -> Iterator[tuple[int, str]]:
         try:
             yield from pool.submit(_problems, [index]).result()
         except BrokenProcessPool:
-            yield index, "reading it ends the process (a damaged file, or too little memory); replace it"
+            yield index, (f"reading '{dataset.path(index)}' ends the process (a damaged file, or too little memory); "
+                          "replace it")  # fmt: skip

@@ -1,5 +1,6 @@
 """Unpacking ImageNet with torchvision where its archives lie there, and sorting a flat ``val``."""
 
+import pickle
 from pathlib import Path
 
 from torchvision.datasets.imagenet import (
@@ -38,14 +39,36 @@ def build(root: Path) -> str | None:
             parse_train_archive(str(root))
             done.append("unpacked train")
         if (root / "ILSVRC2012_img_val.tar").is_file() and not flat.is_dir():
-            parse_val_archive(str(root))
+            parse_val_archive(str(root), wnids=_wnids(root))
             done.append("unpacked val")
         elif is_flat and (root / "meta.bin").is_file():
-            _sort(flat, load_meta_file(str(root))[1])
+            _sort(flat, _wnids(root))
             done.append("sorted val into classes")
+    except DatasetError:
+        raise
     except RuntimeError as error:
         raise DatasetError(f"an archive in '{root}' cannot be unpacked: {error}") from error
     return ", ".join(done) or None
+
+
+def _wnids(root: Path) -> list[str]:
+    """The class of each picture of ``val``, as torchvision wrote them from the devkit."""
+    try:
+        wnids: list[str] = list(load_meta_file(str(root))[1])
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise DatasetError(
+            f"'{root / 'meta.bin'}' cannot be read; remove it, and it is made of the devkit again"
+        ) from error
+    return wnids
 
 
 def _sort(flat: Path, wnids: list[str]) -> None:

@@ -10,7 +10,8 @@ from wsbench.parts import MissingPartError
 
 #: samples of a split up to which all are read, and how many are of a larger one unless all are asked for
 ALL_OF, SOME_OF = 20_000, 2_000
-_LISTED = 5
+#: classes and broken samples that are named
+_CLASSES, _LISTED = 5, 50
 
 
 def verify(kind: type[BenchmarkData], root: Path, everything: bool, **options: Any) -> tuple[list[Finding], Any]:
@@ -28,15 +29,15 @@ def verify(kind: type[BenchmarkData], root: Path, everything: bool, **options: A
     try:
         data = kind(root=str(root), num_workers=0, **options)
         data.setup("fit")
+        identity = data.identity()
     except DatasetNotFoundError:
         return [Finding("dataset", kind.looked_for, contents(root), False, f"lay it out as above under '{root}'")], None
     except (DatasetError, MissingPartError) as error:
-        return [Finding("dataset", "what fit reads at its start", str(error), False, str(error))], None
-    names = ", ".join(data.classes[:_LISTED]) + (" ..." if len(data.classes) > _LISTED else "")
+        return [Finding("dataset", "what fit reads at its start", "a fault", False, str(error), (str(error),))], None
+    names = ", ".join(data.classes[:_CLASSES]) + (" ..." if len(data.classes) > _CLASSES else "")
     official = data.resembles_official
     expected = "the official ones" if official else "any"
     findings = [Finding("classes", expected, f"{len(data.classes)}: {names}", True)]
-    identity = data.identity()
     for name, samples in (("train", data.train_data), ("val", data.val_data)):
         part = identity.splits[name]
         if official:
@@ -45,8 +46,12 @@ def verify(kind: type[BenchmarkData], root: Path, everything: bool, **options: A
         else:
             findings.append(Finding(f"{name}: samples", "any", f"{len(samples):,} ({part.list})", True))
         if part.dropped:
-            findings.append(Finding(f"{name}: left out", "few", f"{part.dropped:,} samples", True))
+            dropped = tuple(data.describe()[name].dropped[:_LISTED])
+            findings.append(Finding(f"{name}: left out", "few", f"{part.dropped:,} samples", True, problems=dropped))
         findings.append(_read(name, samples, everything))
+    findings += [
+        Finding("worth", "results that mean something", "a doubt", False, text, (text,)) for text in data.doubts
+    ]
     return findings, data
 
 
@@ -57,7 +62,8 @@ def _read(name: str, samples: Any, everything: bool) -> Finding:
     tried = f"all {len(samples):,}" if every == 1 else f"{len(indices):,} of {len(samples):,} (--all: all)"
     if not problems:
         return Finding(f"{name}: read", f"{tried} readable", tried, True)
-    texts = "; ".join(text for _, text in problems[:_LISTED])
-    more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    found = f"{len(problems)} broken: {texts}{more}"
-    return Finding(f"{name}: read", f"{tried} readable", found, False, problems[0][1])
+    texts = [text for _, text in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        texts.append(f"and {len(problems) - _LISTED:,} more")
+    found = f"{len(problems):,} broken"
+    return Finding(f"{name}: read", f"{tried} readable", found, False, problems[0][1], tuple(texts))

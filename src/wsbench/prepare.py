@@ -64,7 +64,10 @@ def _options(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Options of the data that the findings and the command to train must have."""
     if args.task == "modelnet40":
         folder = hdf5_folder(root)
-        stored = None if folder is None else stored_points(hdf5_files(folder, "train")[0])
+        try:
+            stored = None if folder is None else stored_points(hdf5_files(folder, "train")[0])
+        except UserError:  # which is found again, where all faults are
+            stored = None
         return {"points": min(stored or POINTS, POINTS)}
     if args.task != "voc":
         return {}
@@ -86,13 +89,27 @@ def _command(task: str, root: Path, official: bool, options: dict[str, Any]) -> 
     return f"python -m wsbench fit --task {task} --norm gn+ws{recipe} --data.root {root}{further}"
 
 
+def _printable(text: str) -> str:
+    """With what is no character (of a file's name that is not UTF-8, say) written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _say(text: str) -> None:
+    """A line of its own, not broken, so that a path can be copied."""
+    console().print(_printable(text), soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
 def _show(root: Path, findings: Sequence[Finding]) -> None:
-    table = Table(title=escape(str(root)))
+    table = Table(title=escape(_printable(str(root))))
     for column in ("", "what", "expected", "found"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row("ok" if finding.ok else "!!", *map(escape, (finding.what, finding.expected, finding.found)))
+        cells = (finding.what, finding.expected, finding.found)
+        table.add_row("ok" if finding.ok else "!!", *(escape(_printable(cell)) for cell in cells))
     console().print(table)
+    for finding in findings:
+        for problem in finding.problems:
+            _say(f"{finding.what}: {problem}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         nonlocal status
         built = _build(args, root)
         if built:
-            out.print(built, markup=False)
+            _say(built)
         options = _options(args, root)
         findings, data = verify(kind, root, args.all, **options)
         official = data is not None and data.resembles_official
@@ -127,6 +144,6 @@ def main(argv: Sequence[str]) -> int:
         step = f"ready: {_command(args.task, root, official, options)}"
         if wrong:
             step = next((f.hint for f in wrong if f.hint), f"repair: {', '.join(f.what for f in wrong)}")
-        out.print(f"next: {step}", soft_wrap=True, markup=False)
+        _say(f"next: {step}")
 
     return exit_status(work, (UserError, OSError, RuntimeError)) or status
