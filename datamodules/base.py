@@ -271,8 +271,10 @@ class BenchmarkData(LightningDataModule, ABC):
         """Doubt data whose training and evaluation have samples in common."""
         shared = sorted(set(train) & set(val))
         if shared:
-            self.doubt(f"{len(shared)} samples are in both train and val, among them {', '.join(shared[:3])}: evaluation "
-                       "would look at what was trained on; take them out of one")  # fmt: skip
+            self.doubt(
+                f"{len(shared)} samples are in both train and val, among them {', '.join(shared[:3])}: evaluation "
+                "would look at what was trained on; take them out of one"
+            )
 
     def check_dropped(self, split: str, dropped: Sequence[str], whole: int, why: str) -> None:
         """Refuse a split of which too much is left out, naming some of it."""

@@ -52,9 +52,8 @@ def frames_of(folder: Path) -> tuple[Naming, int]:
     """
     try:
         with os.scandir(folder) as entries:
-            found_entries = [e for e in entries if e.name.lower().endswith(PICTURES) and not e.name.startswith(".")]
-            names = [e.name for e in found_entries]
-            none = sorted(e.name for e in found_entries if not e.is_file())
+            frames = [e for e in entries if e.name.lower().endswith(PICTURES) and not e.name.startswith(".")]
+            names, none = [e.name for e in frames], sorted(e.name for e in frames if not e.is_file())
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise DatasetError(f"the clip '{folder}' {reason}; unpack it again, or take it off the list") from error

@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DatasetError, refuse_all
 from wsbench.datamodules.meshes import to_open3d
 from wsbench.datamodules.sampling import Draw
 from wsbench.parts import open3d
@@ -77,11 +77,12 @@ class CloudDataset(Dataset[dict[str, Any]]):
     Args:
         clouds: (n, P, 3) float32.
         labels: (n,) int64.
+        files: the file that each lies in.
         augment: of training samples, drawn from the seed of each Draw.
     """
 
-    def __init__(self, clouds: Tensor, labels: Tensor, augment: Augment | None = None) -> None:
-        self.clouds, self.labels, self.augment = clouds, labels, augment
+    def __init__(self, clouds: Tensor, labels: Tensor, files: Sequence[Path], augment: Augment | None = None) -> None:
+        self.clouds, self.labels, self.files, self.augment = clouds, labels, files, augment
 
     def __len__(self) -> int:
         return len(self.clouds)
@@ -125,7 +126,10 @@ def read_hdf5(path: Path, points: int) -> tuple[NDArray[np.float32], NDArray[np.
                     f"'{path}' has clouds of {data.shape[1]} points, fewer than --data.points {points}; set "
                     f"--data.points {data.shape[1]}"
                 )
-            clouds, labels = data[:].astype("<f4"), label[:].reshape(-1)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+                clouds, labels = data[:].astype("<f4"), label[:].reshape(-1)
+            if labels.dtype.kind not in "biuf":
+                raise DatasetError(f"'{path}' has labels of the type {labels.dtype}, expected class numbers from 0")
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"cannot read '{path}' as HDF5 with data and label: {error}; unpack it again") from error
     if not np.isfinite(clouds).all():
@@ -133,9 +137,14 @@ def read_hdf5(path: Path, points: int) -> tuple[NDArray[np.float32], NDArray[np.
         raise DatasetError(
             f"'{path}': {len(which)} clouds have coordinates that are not finite, the first is {which[0]}"
         )
+    flat = np.flatnonzero((clouds == clouds[:, :1]).all((1, 2)))
+    if len(flat):
+        raise DatasetError(
+            f"'{path}': {len(flat)} clouds are a single point, the first is {flat[0]}; there is no shape in them"
+        )
     if not np.equal(np.mod(labels, 1), 0).all() or (labels < 0).any():
-        wrong = next(v for v in labels.tolist() if v < 0 or v % 1)
-        raise DatasetError(f"'{path}' has the label {wrong}, expected class numbers from 0")
+        which = next(i for i, v in enumerate(labels.tolist()) if not v >= 0 or v % 1)
+        raise DatasetError(f"'{path}' has the label {labels[which]}, of cloud {which}; expected class numbers from 0")
     labels = labels.astype("<i8")
     return clouds[:, :points].astype(np.float32), labels.astype(np.int64), digest_of(clouds, labels)
 
@@ -185,10 +194,15 @@ def sample_meshes(paths: Sequence[Path], points: int, cache: Path, up: str = "y"
         if clouds.shape == (len(paths), points, 3):
             return clouds
     console = Console(stderr=True)
-    clouds = np.stack([
-        sample_mesh(path, points, up)
-        for path in track(paths, "sampling meshes, once", console=console, disable=len(paths) < 500)
-    ])  # fmt: skip
+    sampled: list[NDArray[np.float32]] = []
+    wrong: list[DatasetError] = []
+    for path in track(paths, "sampling meshes, once", console=console, disable=len(paths) < 500):
+        try:
+            sampled.append(sample_mesh(path, points, up))
+        except DatasetError as error:
+            wrong.append(error)
+    refuse_all(wrong)
+    clouds = np.stack(sampled)
     cache.parent.mkdir(parents=True, exist_ok=True)
     out = io.BytesIO()
     np.save(out, clouds)

@@ -1,15 +1,26 @@
 """What a datamodule raises when its data is not as it should be."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsbench.errors import UserError
 
-#: entries of a folder that a message lists
+#: entries of a folder, and faults, that a message lists
 _LISTED = 8
 
 
 class DatasetError(UserError, RuntimeError):
     """Data that is missing, incomplete or broken; the message names the file and how to fix it."""
+
+
+def refuse_all(wrong: Sequence[DatasetError]) -> None:
+    """Raise what is wrong with some of many files, in one error; nothing if that is none."""
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        texts = "".join(f"\n  {error}" for error in wrong[:_LISTED])
+        more = f"\n  and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        raise DatasetError(f"{len(wrong)} faults:{texts}{more}")
 
 
 class DatasetNotFoundError(DatasetError):

@@ -75,24 +75,20 @@ def _list_class(place: Path) -> tuple[list[tuple[str, int]], list[str]]:
     images, unused = [], []
     with os.scandir(place) as entries:
         for entry in entries:
-            suffix = Path(entry.name).suffix.lower()
-            if not is_meant(Path(entry.name)):
-                continue
-            if suffix not in PICTURES:
-                if suffix in UNREAD:
-                    unused.append(f"{place.name}/{entry.name} ({suffix} is not read)")
-                elif entry.is_dir():
-                    unused += [
-                        f"{p.relative_to(place.parent)} (in a folder of its own)" for p in _below(place / entry.name)
-                    ]
-                continue
-            try:
-                if not entry.is_file():
-                    raise IsADirectoryError if entry.is_dir() else FileNotFoundError
-                images.append((entry.name, entry.stat().st_size))
-            except OSError as error:
-                kind = "a folder" if isinstance(error, IsADirectoryError) else "a link to nothing"
+            if entry.name.lower().endswith(PICTURES) and not entry.name.startswith("."):
+                try:
+                    if entry.is_file():
+                        images.append((entry.name, entry.stat().st_size))
+                        continue
+                    kind = "a folder" if entry.is_dir() else "a link to nothing"
+                except OSError as error:
+                    kind = str(error.strerror)
                 unused.append(f"{place.name}/{entry.name} ({kind})")
+            elif is_meant(Path(entry.name)) and entry.name.lower().endswith(UNREAD):
+                unused.append(f"{place.name}/{entry.name} (such files are not read)")
+            elif is_meant(Path(entry.name)) and entry.is_dir():
+                below = _below(place / entry.name)
+                unused += [f"{p.relative_to(place.parent)} (in a folder of its own)" for p in below]
     return sorted(images), sorted(unused)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from wsbench.datamodules.cache import keep, read_kept, stamp
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DatasetError, refuse_all
 from wsbench.datamodules.palette import VOID
 from wsbench.datamodules.pictures import open_picture
 
@@ -27,11 +27,15 @@ class Mask:
     """Of its size and class numbers, whatever the file's compression and colours."""
     highest: int
     """The highest class number, void aside; -1 where all is void."""
+    lowest: int
+    """The lowest, likewise; 255 where all is void."""
 
 
 def open_mask(path: Path) -> Image.Image:
     """A mask, decoded; DatasetError if it is no palette or grey image of 8 bits."""
     mask = open_picture(path)
+    if mask.format == "JPEG":
+        raise DatasetError(f"'{path}' is a JPEG image, which does not keep class numbers; a mask is a PNG")
     if mask.mode not in ("P", "L"):
         raise DatasetError(
             f"'{path}' is a {mask.mode} image; a mask is a palette or 8-bit grey PNG whose values are class numbers"
@@ -41,15 +45,16 @@ def open_mask(path: Path) -> Image.Image:
 
 def _look(path: Path) -> Mask:
     mask = open_mask(path)
-    highest = max((value for value, number in enumerate(mask.histogram()[:VOID]) if number), default=-1)
-    return Mask(hashlib.sha256(f"{mask.size}".encode() + mask.tobytes()).hexdigest(), highest)
+    there = [value for value, number in enumerate(mask.histogram()[:VOID]) if number]
+    digest = hashlib.sha256(f"{mask.size}".encode() + mask.tobytes()).hexdigest()
+    return Mask(digest, max(there, default=-1), min(there, default=VOID))
 
 
 def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
     """What is in the masks, in order; those of a folder are kept until their size or time of change differs.
 
     Raises:
-        DatasetError: the first one that is no mask, and how many more there are.
+        DatasetError: which are no masks, some of them by name.
     """
     folders = sorted({path.parent for path in paths})
     kept = {folder: read_kept("masks", folder) for folder in folders}
@@ -61,8 +66,8 @@ def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
         except OSError as error:
             raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
         entry = kept[path.parent].get(path.name)
-        if entry is not None and entry[0] == stamps[path]:
-            known[path] = Mask(entry[1], entry[2])
+        if entry is not None and len(entry) == 4 and entry[0] == stamps[path]:
+            known[path] = Mask(*entry[1:])
     new = [path for path in dict.fromkeys(paths) if path not in known]
     wrong: list[DatasetError] = []
 
@@ -82,12 +87,10 @@ def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
                 known[path] = mask
     for folder in {path.parent for path in new}:
         entries = kept[folder] | {
-            p.name: [stamps[p], m.sha256, m.highest] for p, m in known.items() if p.parent == folder
+            p.name: [stamps[p], m.sha256, m.highest, m.lowest] for p, m in known.items() if p.parent == folder
         }
         keep("masks", folder, entries)
-    if wrong:
-        more = f" ({len(wrong) - 1} more masks are broken)" if len(wrong) > 1 else ""
-        raise DatasetError(f"{wrong[0]}{more}")
+    refuse_all(wrong)
     return [known[path] for path in paths]
 
 

@@ -1,6 +1,8 @@
 """Triangle meshes from files that anybody may have written: looked at before a native library gets to see them."""
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,16 @@ MESHES = (".off", ".ply", ".obj", ".stl")
 Triangles = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
+@dataclass(frozen=True)
+class _Raw:
+    """What a file says, and in which of its lines, if it has any."""
+
+    vertices: NDArray[np.float64]
+    faces: NDArray[np.int64]
+    vertex_lines: Sequence[int] = ()
+    face_lines: Sequence[int] = ()
+
+
 def read_triangles(path: Path) -> Triangles:
     """Vertices (V, 3) and triangles (T, 3) of a mesh; polygons are split into fans.
 
@@ -25,23 +37,22 @@ def read_triangles(path: Path) -> Triangles:
         DatasetError: counts, indices or coordinates are not what they should be, or there is no surface.
         MissingPartError: trimesh is not installed.
     """
-    if path.suffix.lower() == ".off":
-        vertices, faces = _read_off(path)
-    else:
-        vertices, faces = _read_other(path)
+    raw = _read_off(path) if path.suffix.lower() == ".off" else _read_other(path)
+    vertices, faces = raw.vertices, raw.faces
     where = f"'{path}'"
     if not len(vertices) or not len(faces):
         raise DatasetError(f"{where} holds no triangle mesh: {len(vertices)} vertices, {len(faces)} triangles")
     if not np.isfinite(vertices).all():
         row = int(np.flatnonzero(~np.isfinite(vertices).all(1))[0])
-        raise DatasetError(f"{where}: vertex {row} is {vertices[row].tolist()}; coordinates must be finite")
+        place = _line(raw.vertex_lines, row)
+        raise DatasetError(f"{where}{place}: vertex {row} is {vertices[row].tolist()}; coordinates must be finite")
     wrong = np.flatnonzero((faces < 0).any(1) | (faces >= len(vertices)).any(1))
     if len(wrong):
-        triangle = faces[wrong[0]].tolist()
+        triangle, place = faces[wrong[0]].tolist(), _line(raw.face_lines, int(wrong[0]))
         hint = "; are they counted from 1?" if faces.min() == 1 and faces.max() == len(vertices) else ""
         raise DatasetError(
-            f"{where}: a face has the vertices {triangle}, expected 0 to {len(vertices) - 1}{hint} ({len(wrong)} such "
-            "triangles)"
+            f"{where}{place}: a face has the vertices {triangle}, expected 0 to {len(vertices) - 1}{hint} ({len(wrong)} "
+            "such triangles)"
         )
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -51,51 +62,64 @@ def read_triangles(path: Path) -> Triangles:
     return vertices, faces
 
 
-def _read_off(path: Path) -> Triangles:
+def _line(lines: Sequence[int], index: int) -> str:
+    return f", line {lines[index]}" if lines else ""
+
+
+def _read_off(path: Path) -> _Raw:
     try:
         text = path.read_bytes().decode("ascii", "replace")
     except OSError as error:
         raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
-    lines = [line for line in (raw.partition("#")[0].strip() for raw in text.splitlines()) if line]
-    if not lines or not lines[0].upper().startswith("OFF"):
+    rows = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    rows = [(number, row) for number, row in rows if row]
+    if not rows or not rows[0][1].upper().startswith("OFF"):
         raise DatasetError(f"'{path}' is no OFF file: it does not begin with OFF")
-    head = lines[0][3:].split() or (lines[1].split() if len(lines) > 1 else [])
-    body = lines[1:] if lines[0][3:].split() else lines[2:]
+    head, body = rows[0][1][3:].split(), rows[1:]
+    if not head and body:
+        head, body = body[0][1].split(), body[1:]
     try:
         count, number = int(head[0]), int(head[1])
         if count < 0 or number < 0:
             raise ValueError
     except (IndexError, ValueError) as error:
         raise DatasetError(f"'{path}': expected numbers of vertices and faces in its header, got {head}") from error
-    if len(body) < count + number:
+    if len(body) != count + number:
+        cut = " is cut off or its header is wrong" if len(body) < count + number else " has a wrong header"
         raise DatasetError(
-            f"'{path}' is cut off or its header is wrong: it says {count} vertices and {number} faces, and has "
-            f"{len(body)} lines for them"
+            f"'{path}'{cut}: it says {count} vertices and {number} faces, and has {len(body)} lines for them"
         )
-    if len(body) > count + number:
-        raise DatasetError(
-            f"'{path}': its header says {count} vertices and {number} faces, and it has {len(body)} lines for them"
-        )
-    face = 0
+    vertices: list[list[float]] = []
+    triangles: list[tuple[int, int, int]] = []
+    lines: list[int] = []
+    place, row = 0, ""
     try:
-        vertices = np.array([[float(v) for v in row.split()[:3]] for row in body[:count]], dtype=np.float64)
-        triangles: list[tuple[int, int, int]] = []
-        for face, row in enumerate(body[count:]):  # noqa: B007  # named in the error
+        for place, row in body[:count]:
+            x, y, z = row.split()[:3]
+            vertices.append([float(x), float(y), float(z)])
+        for place, row in body[count:]:
             values = row.split()
             corners = [int(v) for v in values[1 : 1 + int(values[0])]]
             if len(corners) != int(values[0]) or len(corners) < 3:
                 raise ValueError(f"a face of {values[0]} vertices with {len(corners)} numbers")
             triangles += [(corners[0], corners[i], corners[i + 1]) for i in range(1, len(corners) - 1)]
-        return vertices.reshape(count, 3), np.array(triangles, dtype=np.int64).reshape(-1, 3)
+            lines += [place] * (len(corners) - 2)
+        return _Raw(
+            np.array(vertices, dtype=np.float64).reshape(count, 3),
+            np.array(triangles, dtype=np.int64).reshape(-1, 3),
+            [place for place, _ in body[:count]],
+            lines,
+        )
     except (ValueError, IndexError, OverflowError) as error:
-        raise DatasetError(f"'{path}' has a broken line (face {face}, or a vertex): {error}") from error
+        expected = "three coordinates" if len(vertices) < count else "a number of vertices, three or more, and these"
+        raise DatasetError(f"'{path}', line {place}: expected {expected}, got '{row[:60]}'") from error
 
 
-def _read_other(path: Path) -> Triangles:
+def _read_other(path: Path) -> _Raw:
     module = trimesh()
     try:
         mesh: Any = module.load(str(path), process=False, force="mesh")
-        return np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+        return _Raw(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64))
     except (
         ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, EOFError, MemoryError, OverflowError,
         StopIteration, NotImplementedError, struct.error, UnicodeError,

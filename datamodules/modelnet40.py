@@ -13,7 +13,7 @@ from torch import Tensor
 from wsbench.datamodules.base import BenchmarkData, Split
 from wsbench.datamodules.clouds import AUGMENTS, Augment, CloudDataset, digest_of, read_hdf5, sample_mesh, sample_meshes
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.lists import folders_in, is_meant, names_of, read_text
+from wsbench.datamodules.lists import folders_in, is_meant, names_of, refuse_repeated
 from wsbench.datamodules.meshes import MESHES as MESH_SUFFIXES
 from wsbench.datamodules.mini import modelnet40 as mini
 from wsbench.datamodules.mini.store import cache_root
@@ -61,7 +61,9 @@ def hdf5_files(folder: Path, split: str) -> list[Path]:
     listed = folder / f"{split}_files.txt"
     if not listed.is_file():
         raise DatasetError(f"'{listed}' is missing; it names the .h5 files of '{split}', one a line")
-    return [folder / Path(line).name for line in names_of(listed, "names of .h5 files")]
+    names = [Path(line).name for line in names_of(listed, "names of .h5 files")]
+    refuse_repeated(names, listed)
+    return [folder / name for name in names]
 
 
 def mesh_classes(folder: Path) -> tuple[str, ...]:
@@ -136,6 +138,9 @@ class ModelNet40(BenchmarkData):
             self.train_data = self._dataset(folder, "train", AUGMENTS[self.augment])
         if self.val_data is None:
             self.val_data = self._dataset(folder, "test", None)
+        if self.train_data is not None:
+            files = ({str(p.relative_to(folder)) for p in data.files} for data in (self.train_data, self.val_data))
+            self.doubt_shared(*files)
 
     def _classes(self, folder: Path) -> tuple[str, ...]:
         if self.form == "off":
@@ -143,7 +148,7 @@ class ModelNet40(BenchmarkData):
         names = folder / "shape_names.txt"
         if not names.is_file():
             raise DatasetError(f"'{names}' is missing; it names the classes in the order of their numbers, one a line")
-        return tuple(read_text(names).split())
+        return tuple(names_of(names, "names of classes"))
 
     def _dataset(self, folder: Path, split: str, augment: Augment | None) -> CloudDataset:
         if self.form == "off":
@@ -156,18 +161,20 @@ class ModelNet40(BenchmarkData):
             labels = np.array([self.classes.index(p.parent.parent.name) for p in files])
             digests = [digest_of(whole[:, :SAMPLED], labels)]
         else:
-            parts = [read_hdf5(path, self.points) for path in hdf5_files(folder, split)]
+            stored = hdf5_files(folder, split)
+            parts = [read_hdf5(path, self.points) for path in stored]
+            files = [path for path, part in zip(stored, parts, strict=True) for _ in part[1]]
             clouds, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
             digests = [part[2] for part in parts]
         self._digests[split] = hashlib.sha256(b"".join(digests)).hexdigest()
-        wrong = sorted({int(v) for v in labels if v >= len(self.classes)})
-        if wrong:
-            raise DatasetError(
-                f"the {split} set in '{folder}' has labels {wrong[:5]}, but there are {len(self.classes)} classes"
-            )
+        wrong = np.flatnonzero(labels >= len(self.classes))
+        if len(wrong):
+            names = "folders" if self.form == "off" else f"'{folder / 'shape_names.txt'}'"
+            raise DatasetError(f"'{files[wrong[0]]}' has the label {labels[wrong[0]]}, but {names} name "
+                               f"{len(self.classes)} classes, numbered from 0")  # fmt: skip
         if not len(labels):
             raise DatasetError(f"the {split} set in '{folder}' has no clouds")
-        return CloudDataset(torch.from_numpy(np.ascontiguousarray(clouds)), torch.from_numpy(labels), augment)
+        return CloudDataset(torch.from_numpy(np.ascontiguousarray(clouds)), torch.from_numpy(labels), files, augment)
 
     def read_predictions(self) -> PredictionFolder:
         """Meshes below ``pictures``."""

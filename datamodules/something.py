@@ -22,7 +22,7 @@ from wsbench.datamodules.clips import (
     frames_of,
     read_frames,
 )
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DatasetError, refuse_all
 from wsbench.datamodules.lists import folders_in, inside, is_meant, names_of, refuse_repeated
 from wsbench.datamodules.mini import something as mini
 from wsbench.datamodules.pictures import PredictionFolder, collate_one
@@ -66,8 +66,20 @@ def has_lists(root: Path) -> bool:
 
 
 def place(root: Path) -> Path | None:
-    """``root``, if clips and lists lie there."""
-    return root if frames_folder(root) is not None and (has_csv(root) or has_lists(root)) else None
+    """``root``, if clips and lists lie there; DatasetError if only some of it does."""
+    clips = frames_folder(root)
+    forms = ([csv_file(root, part) for part in CSV], [root / name for name in LISTS.values()])
+    missing = [[path for path in form if not path.is_file()] for form in forms]
+    if clips is not None and not all(missing):
+        return root
+    if clips is None and not all(missing):
+        raise DatasetError(
+            f"'{root}' has lists and no folder of clips; expected '{root / FRAMES}' or '{root / 'frames'}'"
+        )
+    for form, absent in zip(forms, missing, strict=True):
+        if clips is not None and len(absent) < len(form):
+            raise DatasetError(f"'{absent[0]}' is missing; the layout is\n{LAYOUT}")
+    return None
 
 
 def read_classes(root: Path, order: ClassOrder) -> tuple[str, ...]:
@@ -99,38 +111,52 @@ def list_rows(root: Path, split: str, classes: Sequence[str]) -> list[tuple[str,
     rows = []
     for line in names_of(path, "folder frames class"):
         parts = line.rsplit(maxsplit=2)
-        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit() and int(parts[2]) < len(classes)):
+        numbers = [int(part) for part in parts[1:] if part.isdecimal()]
+        if len(parts) != 3 or len(numbers) != 2 or numbers[1] >= len(classes):
             raise DatasetError(f"'{path}': expected 'folder frames class' with a class below {len(classes)}: '{line}'")
-        rows.append((Path(parts[0]).name, int(parts[1]), classes[int(parts[2])]))
+        if ".." in Path(parts[0]).parts:
+            raise DatasetError(f"'{path}': '{parts[0]}' leaves the folder of the clips; name folders in it")
+        rows.append((Path(parts[0]).name, numbers[0], classes[numbers[1]]))
     refuse_repeated([name for name, *_ in rows], path)
     return rows
 
 
-def count_frames(clips: Path, names: Sequence[str]) -> dict[str, tuple[Naming, int]]:
+def count_frames(clips: Path, names: Sequence[str], listed: Path) -> dict[str, tuple[Naming, int]]:
     """How the frames of each clip are called and how many there are; a folder that did not change is not read again.
 
+    Args:
+        clips: the folder of the clips.
+        names: of their folders in it.
+        listed: the file that names them.
+
     Raises:
-        DatasetError: a clip is missing, or its frames are not in order.
+        DatasetError: which clips are missing, or have frames that are not in order.
     """
+    wrong: list[DatasetError] = []
     kept = read_kept("something", clips)
     found: dict[str, tuple[Naming, int]] = {}
     entries = dict(kept)
     place = str(clips)
     for name in names:
         # strings, not paths: at the official size that is 2 seconds of 7
-        folder = f"{place}/{name}" if name[0] != "." and "/" not in name else str(inside(clips, name))
+        folder = f"{place}/{name}" if name[0] != "." and "/" not in name else str(inside(clips, name, listed))
         try:
             changed = os.stat(folder).st_mtime_ns
         except (OSError, ValueError):
             changed = -1
         entry = kept.get(name)
         if entry is None or entry[0] != changed or changed < 0:
-            naming, frames = frames_of(Path(folder))
+            try:
+                naming, frames = frames_of(Path(folder))
+            except DatasetError as error:
+                wrong.append(error)
+                continue
             entries[name] = [changed, frames, naming.prefix, naming.digits, naming.suffix, naming.first]
             entry = entries[name]
         found[name] = (Naming(*entry[2:]), entry[1])
     if entries != kept:
         keep("something", clips, entries)
+    refuse_all(wrong)
     return found
 
 
@@ -193,6 +219,8 @@ class SomethingSomething(BenchmarkData):
         if train:
             self.train_data = self._dataset(root, form, "train", self.transform)
         self.val_data = self._dataset(root, form, "val", None)
+        if self.train_data is not None:
+            self.doubt_shared(*([clip.folder.name for clip in data.clips] for data in (self.train_data, self.val_data)))
 
     def _form(self, root: Path) -> str:
         there = {"csv": has_csv(root), "videofolder": has_lists(root)}
@@ -231,13 +259,19 @@ class SomethingSomething(BenchmarkData):
                     f"'{csv_file(root, split)}': clip '{unknown[0]}' has the label '{unknown[1]}', which "
                     f"'{csv_file(root, 'labels').name}' does not name"
                 )
-            counted = count_frames(folder, [name for name, _ in rows])
+            counted = count_frames(folder, [name for name, _ in rows], csv_file(root, split))
             clips = [Clip(folder / n, counted[n][1], number[label], counted[n][0]) for n, label in rows]
         else:
             listed = list_rows(root, split, self.classes)
-            first = inside(folder, listed[0][0])
-            naming, _ = frames_of(first)
-            clips = [Clip(inside(folder, n), frames, number[label], naming) for n, frames, label in listed]
+            counted = count_frames(folder, [name for name, *_ in listed], root / LISTS[split])
+            differ = [(name, frames) for name, frames, _ in listed if frames != counted[name][1]]
+            if differ:
+                name, frames = differ[0]
+                raise DatasetError(
+                    f"'{root / LISTS[split]}': the clip '{folder / name}' has {counted[name][1]} frames, the list says "
+                    f"{frames} ({len(differ)} such lines); unpack the clips again, or correct the list"
+                )
+            clips = [Clip(folder / name, frames, number[label], counted[name][0]) for name, frames, label in listed]
         short = [f"{c.folder.name} ({c.frames} frames)" for c in clips if c.frames < FEWEST_FRAMES]
         self.check_dropped(split, short, len(clips), f"have fewer than {FEWEST_FRAMES} frames")
         self._dropped[split] = short

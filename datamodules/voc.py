@@ -15,7 +15,7 @@ from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside, is_meant, lines_of, names_of, refuse_repeated
 from wsbench.datamodules.masks import Mask, look_at_masks, palette_of
 from wsbench.datamodules.mini import voc as mini
-from wsbench.datamodules.palette import voc_palette
+from wsbench.datamodules.palette import VOID, voc_palette
 from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, user_files
 from wsbench.datamodules.segmentation import SegmentationDataset, read_padded
 from wsbench.datamodules.transforms import Interpolation, Rounding, SegmentationTransform
@@ -102,7 +102,10 @@ def mask_source(folder: Path) -> str | None:
     source = folder / MASK_SOURCE
     if not source.is_file():
         return None
-    who, *lists = lines_of(source)
+    who, *lists = lines_of(source) or [""]
+    if who not in ("voc", "sbd"):
+        raise DatasetError(f"'{source}' says '{who}', expected voc or sbd; build trainaug again: `{DATA_COMMAND} "
+                           f"--root {folder.parents[2]} --rebuild`")  # fmt: skip
     if lists and lists != source_lines(folder.parent):
         raise DatasetError(
             f"'{folder}' was built from other train.txt and val.txt than those in '{folder.parent / LISTS}'; build it "
@@ -136,7 +139,6 @@ class VOC(BenchmarkData):
     layout, looked_for = LAYOUT, "VOCdevkit/VOC2012/ with JPEGImages/ and ImageSets/Segmentation/, or these themselves"
     mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
-    place = staticmethod(place)
 
     def __init__(
         self,
@@ -163,6 +165,17 @@ class VOC(BenchmarkData):
         self._listed: dict[str, list[Listed]] = {}
         self._masks: dict[str, list[Mask]] = {}
 
+    @staticmethod
+    def place(root: Path) -> Path | None:
+        """The devkit below ``root``; DatasetError if half of it is there."""
+        found = place(root)
+        for devkit in () if found else (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+            parts = (devkit / "JPEGImages", devkit / LISTS)
+            missing = [part for part in parts if not part.is_dir()]
+            if len(missing) == 1:
+                raise DatasetError(f"'{missing[0]}' is missing, or is no folder; the layout is\n{LAYOUT}")
+        return found
+
     def read(self, train: bool) -> None:
         """Read the lists, find every file, look into the masks."""
         devkit = self.folder()
@@ -179,6 +192,7 @@ class VOC(BenchmarkData):
         if train:
             self.palette = palette_of(files["train"][1][0]) or voc_palette()
             self.train_data = self._dataset(files["train"], transform=self.transform)
+            self.doubt_shared(*([str(p.relative_to(devkit)) for p in files[split][0]] for split in ("train", "val")))
         self.val_data = self._dataset(files["val"], pad=self.crop)
 
     def _files(self, devkit: Path, split: str, labels: str) -> tuple[list[Path], list[Path]]:
@@ -186,25 +200,35 @@ class VOC(BenchmarkData):
         listed = self._listed[split]
         if split == "train" and self.train_labels != "auto" and any(one.mask for one in listed):
             raise DatasetError(f"the list '{self.train_set}' names its masks itself; leave --data.train_labels out")
-        there: dict[str, str] = {}
+        source = list_file(devkit, self.train_set if split == "train" else self.val_set)
+        there: dict[str, list[str]] = {}
         if any(one.image is None for one in listed):
-            found = (devkit / "JPEGImages").iterdir()
-            there = {p.stem: p.name for p in sorted(found) if p.suffix.lower() in PICTURES and is_meant(p)}
+            for path in sorted((devkit / "JPEGImages").iterdir()):
+                if path.suffix.lower() in PICTURES and is_meant(path):
+                    there.setdefault(path.stem, []).append(path.name)
         images, masks = [], []
         for one in listed:
-            image = f"JPEGImages/{there.get(one.name, f'{one.name}.jpg')}" if one.image is None else one.image
-            images.append(inside(devkit, image))
-            masks.append(inside(devkit, one.mask or f"{labels}/{one.name}.png"))
+            found = there.get(one.name, [f"{one.name}.jpg"])
+            if one.image is None and len(found) > 1:
+                raise DatasetError(f"'{source}' names '{one.name}', which may be {' or '.join(found)} in "
+                                   f"'{devkit / 'JPEGImages'}'; remove one, or list paths")  # fmt: skip
+            images.append(inside(devkit, f"JPEGImages/{found[0]}" if one.image is None else one.image, source))
+            masks.append(inside(devkit, one.mask or f"{labels}/{one.name}.png", source))
         missing = [p for p in (*images, *masks) if not p.is_file()]
         if missing:
             some = ", ".join(f"'{p}'" for p in missing[:3])
-            raise DatasetError(
-                f"{len(missing)} files of '{split}' are missing, among them {some}; see `{self.command}`"
-            )
+            raise DatasetError(f"{len(missing)} files of '{split}' are missing, among them {some}; lay them there, or "
+                               f"take them off '{source}'")  # fmt: skip
         return images, masks
 
     def _name_classes(self, devkit: Path, files: dict[str, tuple[list[Path], list[Path]]]) -> None:
         """Take the classes' names, and refuse masks that have others."""
+        for split, masks in self._masks.items():
+            lowest, highest = min(mask.lowest for mask in masks), max(mask.highest for mask in masks)
+            if lowest >= highest:
+                only = f"class {highest} only" if highest >= 0 else f"nothing but {VOID}, void"
+                raise DatasetError(f"all {len(masks)} masks of '{split}' hold {only} (the first is "
+                                   f"'{files[split][1][0]}'); there is nothing to learn")  # fmt: skip
         highest = max(mask.highest for masks in self._masks.values() for mask in masks)
         names = self._given_names(devkit)
         if names is None:
@@ -223,8 +247,6 @@ class VOC(BenchmarkData):
                         "set --data.num_classes or --data.class_names, or correct the mask"
                     )
         self.take_classes(names)
-        if len(names) < 2:
-            raise DatasetError(f"all masks of '{devkit}' hold one class only, {names[0]}; there is nothing to learn")
 
     def _given_names(self, devkit: Path) -> list[str] | None:
         if isinstance(self.class_names, list):

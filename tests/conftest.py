@@ -1,6 +1,11 @@
 """Fixtures: a tiny VOC and SBD in their real layouts, a cache of its own, and skips that fail where required."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the processes that tests start
+    _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
 import sys
 from collections.abc import Iterator
 from pathlib import Path

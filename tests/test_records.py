@@ -27,6 +27,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "records.md"
 def make_record(**changes: object) -> RunRecord:
     split = SplitIdentity(list="train", count=3, checksum=checksum("abc"))
     values: dict[str, object] = {
+        "schema_version": 3,  # from 4 on the id must be the hash of what the record holds
         "id": "0123456789ab", "task": "voc", "recipe": "mini", "overrides": {}, "norm": "gn+ws", "seed": 0,
         "network": "deeplabv3_resnet_mini", "steps": 4, "definitions": {}, "converted": {"activation": 1},
         "batch": BatchNumbers(micro_batch=1, accumulate=8, devices=1, effective_batch=8, norm_batch=1),

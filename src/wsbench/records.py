@@ -14,6 +14,8 @@ from wsbench.errors import UserError
 from wsbench.migration import LABELS
 
 SCHEMA_VERSION = 4
+#: the first version whose records have a note
+NOTED = 3
 RECORD_NAME = "result.json"
 
 

@@ -14,6 +14,7 @@ from wsbench.__main__ import main
 from wsbench.leaderboard.check import check, problems_of
 from wsbench.leaderboard.derive import update
 from wsbench.records import MetricValue, RunRecord, read_record, write_record
+from wsbench.run.identity import id_of
 
 
 def clean(**changes: object) -> RunRecord:
@@ -144,3 +145,13 @@ def test_since_a_revision(boards: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_is_committed_is_right() -> None:
     assert check(Path(__file__).parents[2] / "leaderboards") == []
+
+
+def test_an_id_is_the_hash_of_what_the_record_holds() -> None:
+    """A record whose labels, overrides or recipe were edited is not that of its run any more."""
+    record = make_record(schema_version=4, recipe_digest="d" * 64)
+    right = record.model_copy(update={"id": id_of(record)})
+    assert not [problem for problem in problems_of(right) if "says that it is run" in problem]
+    edited = right.model_copy(update={"overrides": {"model.lr": 1.0}})
+    (problem,) = [p for p in problems_of(edited) if "says that it is run" in p]
+    assert problem == f"it says that it is run {right.id}, and what it holds is run {id_of(edited)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.tables import PAPER, find_records, in_order, overrides_of, table_name
 from wsbench.records import RecordError, RunRecord, read_record
+from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import read_metrics
 
 METRICS_SUFFIX = ".metrics.jsonl"
@@ -28,6 +29,8 @@ def problems_of(record: RunRecord) -> list[str]:
         found.append(f"effective_batch {batch.effective_batch} is not the product of the three before it")
     if batch.norm_batch not in (batch.micro_batch, batch.micro_batch * batch.devices):
         found.append(f"norm_batch {batch.norm_batch} is neither micro_batch nor micro_batch times devices")
+    if record.schema_version >= IDENTIFIED and (identity := id_of(record)) != record.id:
+        found.append(f"it says that it is run {record.id}, and what it holds is run {identity}")
     if record.steps < 1:
         found.append("no step was taken")
     if record.cost.samples_per_second <= 0 or record.cost.peak_memory_mib <= 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 from wsbench.leaderboard.check import METRICS_SUFFIX, log_problems, problems_of, twins
 from wsbench.leaderboard.derive import derive, update
 from wsbench.leaderboard.tables import LeaderboardError, find_records
-from wsbench.records import RECORD_NAME, SCHEMA_VERSION, read_record, write_atomically, write_record
+from wsbench.records import NOTED, RECORD_NAME, read_record, write_atomically, write_record
 from wsbench.run.folder import METRICS
 
 
@@ -39,7 +39,8 @@ def submit(run: Path, leaderboards: Path, note: str = "") -> list[Path]:
         if not note:
             raise LeaderboardError(f"run {record.id} is published with other results; say why it is renewed by --note")
     if note:
-        record = record.model_copy(update={"note": note, "schema_version": SCHEMA_VERSION})
+        version = max(record.schema_version, NOTED)  # not the newest: what that one brought is not in an old record
+        record = record.model_copy(update={"note": note, "schema_version": version})
     folders = [leaderboards / "records"]
     others = [r for r in find_records(folders) if r.id != record.id] if folders[0].is_dir() else []
     doubled = twins([*others, record])
