@@ -102,6 +102,7 @@ class BenchmarkData(LightningDataModule, ABC):
         if num_workers < 0:
             raise BatchError(f"--data.num_workers must be 0 or more, got {num_workers}")
         self.miniature, self.num_classes, self.pictures, self.seed = miniature, num_classes, pictures, seed
+        self.given_classes = num_classes
         self.micro_batch, self.effective_batch, self.eval_batch = micro_batch, effective_batch, eval_batch
         self.steps_per_epoch, self.min_steps_per_epoch = steps_per_epoch, min_steps_per_epoch
         self.num_workers, self.recursive, self.max_dropped = num_workers, recursive, max_dropped
@@ -129,7 +130,7 @@ class BenchmarkData(LightningDataModule, ABC):
         """Refuse what is no probability, by the option's name."""
         for name, value in values.items():
             if not 0 <= value <= 1:
-                raise DatasetError(f"--data.{name} is a probability, got {value}")
+                raise DatasetError(f"--data.{name} must be between 0 and 1, got {value}")
 
     @staticmethod
     def require_range(**values: tuple[float, float]) -> None:
@@ -246,9 +247,9 @@ class BenchmarkData(LightningDataModule, ABC):
         Raises:
             DatasetError: it is not, or a name occurs twice.
         """
-        if self.num_classes is not None and len(classes) != self.num_classes:
+        if self.given_classes is not None and len(classes) != self.given_classes:
             raise DatasetError(
-                f"--data.num_classes {self.num_classes} was given, the data has {len(classes)} classes "
+                f"--data.num_classes {self.given_classes} was given, the data has {len(classes)} classes "
                 f"({', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}); leave the option out, it follows "
                 "from the data"
             )

@@ -17,9 +17,12 @@ def sha256_of(path: Path) -> str:
 
 
 def stamp(path: Path) -> list[int]:
-    """Size and time of change of a file or folder: while they are the same, its content is taken to be."""
+    """Size, times of change and number of a file: while they are the same, its content is taken to be.
+
+    The time of change of the content can be set by anybody (archives and copies do), that of the file itself cannot.
+    """
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 #: of what is kept; what earlier code derived otherwise must not be taken for what this one would

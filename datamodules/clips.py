@@ -39,6 +39,8 @@ class Clip:
     frames: int
     label: int
     naming: Naming = Naming()
+    name: str = ""
+    """As its list has it."""
 
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.\w+)\Z")
@@ -71,7 +73,8 @@ def frames_of(folder: Path) -> tuple[Naming, int]:
     first = min(matches, key=lambda m: int(m["number"]))
     kinds = {(m["prefix"], m["suffix"]) for m in matches}
     if len(kinds) > 1:
-        two = " and ".join(sorted(m.group() for m in {(m["prefix"], m["suffix"]): m for m in matches}.values())[:2])
+        examples = {(m["prefix"], m["suffix"]): m.group() for m in sorted(matches, key=re.Match.group, reverse=True)}
+        two = " and ".join(sorted(examples.values())[:2])
         raise DatasetError(f"the frames in '{folder}' are called in two ways, as {two}; keep one")
     naming = Naming(first["prefix"], len(first["number"]), first["suffix"], int(first["number"]))
     there = set(names)

@@ -143,8 +143,8 @@ def read_hdf5(path: Path, points: int) -> tuple[NDArray[np.float32], NDArray[np.
             f"'{path}': {len(flat)} clouds are a single point, the first is {flat[0]}; there is no shape in them"
         )
     if not np.equal(np.mod(labels, 1), 0).all() or (labels < 0).any():
-        which = next(i for i, v in enumerate(labels.tolist()) if not v >= 0 or v % 1)
-        raise DatasetError(f"'{path}' has the label {labels[which]}, of cloud {which}; expected class numbers from 0")
+        bad = next(i for i, v in enumerate(labels.tolist()) if not v >= 0 or v % 1)
+        raise DatasetError(f"'{path}' has the label {labels[bad]}, of cloud {bad}; expected class numbers from 0")
     labels = labels.astype("<i8")
     return clouds[:, :points].astype(np.float32), labels.astype(np.int64), digest_of(clouds, labels)
 

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO as Annotations
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wsbench.datamodules.annotations import read_annotations
+from wsbench.datamodules.annotations import doubtful, read_annotations
 from wsbench.datamodules.base import BenchmarkData, Split
 from wsbench.datamodules.cache import derived
 from wsbench.datamodules.errors import DatasetError
@@ -53,8 +53,19 @@ def split_place(folder: Path, split: str) -> Place | None:
 
 
 def place(root: Path) -> Path | None:
-    """``root`` or ``root/coco``, whichever holds annotations of train and val."""
-    return next((p for p in (root, root / "coco") if split_place(p, "train") and split_place(p, "val")), None)
+    """``root`` or ``root/coco``, whichever holds annotations of train and val; DatasetError if of one only."""
+    for folder in (root, root / "coco"):
+        places = {split: split_place(folder, split) for split in ("train", "val")}
+        found = [place for place in places.values() if place is not None]
+        if len(found) == 2:
+            return folder
+        if found:
+            other = next(split for split, place in places.items() if place is None)
+            raise DatasetError(
+                f"'{found[0].annotations}' is there, and no annotations of '{other}' are; looked for "
+                f"'{folder}/annotations/instances_{other}2017.json', and for {other}.json"
+            )
+    return None
 
 
 def is_valid(objects: Sequence[dict[str, Any]]) -> bool:
@@ -114,6 +125,10 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         """1 for images that are wider than high, else 0: what aspect-ratio grouping keeps apart."""
         images = (self.annotations.imgs[i] for i in self.ids)
         return [int(image["width"] > image["height"]) for image in images]
+
+    def files(self) -> list[str]:
+        """The files of the samples."""
+        return [f"{self.folder}/{self.annotations.imgs[number]['file_name']}" for number in self.ids]
 
     def check(self, index: int) -> None:
         """Read an image and its objects; DatasetError if it cannot be done."""
@@ -184,6 +199,7 @@ class COCO(BenchmarkData):
     """
 
     task = "coco"
+    fewest_classes = 1
     title = "A detection dataset (COCO 2017, or one in its format)"
     layout = LAYOUT
     looked_for = "annotations/instances_train2017.json and instances_val2017.json, or the names of the layout below"
@@ -212,10 +228,15 @@ class COCO(BenchmarkData):
         if self.val_data is None:
             # evaluation needs masks where they are predicted; a crowd's are run lengths
             self.val_data = self._dataset("val")
+            if not any(not one["iscrowd"] for one in self.val_data.annotations.dataset["annotations"]):
+                raise DatasetError(f"'{self._places['val'].annotations}': all objects are crowds ('iscrowd' 1), which "
+                                   "are not evaluated")  # fmt: skip
         if train and self.train_data is None:
             self.train_data = self._dataset("train")
             if not len(self.train_data):
-                raise DatasetError(f"'{self._places['train'].annotations}' has no image with a valid box")
+                raise DatasetError(f"'{self._places['train'].annotations}' has no image with a valid box: a 'bbox' "
+                                   "[x, y, width, height] of more than a pixel each way")  # fmt: skip
+            self.doubt_shared(*(data.files() for data in (self.train_data, self.val_data)))
 
     @staticmethod
     def _place(folder: Path, split: str) -> Place:
@@ -240,12 +261,14 @@ class COCO(BenchmarkData):
                     f"names: '{categories.get(differ[0], 'none')}' and '{ours.get(differ[0], 'none')}' "
                     f"({len(differ)} categories differ)"
                 )
+        for text in doubtful(annotations, self.max_dropped):
+            self.doubt(f"'{where.annotations}': {text}")
         names = [image["file_name"] for image in annotations.dataset["images"]]
         missing = [name for name in names if not inside(where.images, name).is_file()]
         if missing:
             raise DatasetError(
                 f"{len(missing)} images of '{where.annotations}' are missing in '{where.images}', among them "
-                f"{', '.join(missing[:3])}; see `{self.command}`"
+                f"{', '.join(missing[:3])}; unpack them there"
             )
         numbers = {category: i for i, category in enumerate(self.category_ids, start=1)}
         train = split == "train"

@@ -214,6 +214,7 @@ class ImageNet(BenchmarkData):
         self.require_range(scale=scale)
         self.require_probability(flip=flip)
         self.require_room(resize, crop)
+        self.crop = crop
         self.train_transform = v2.Compose(
             [v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip(flip)]
         )

@@ -36,11 +36,22 @@ def open_mask(path: Path) -> Image.Image:
     mask = open_picture(path)
     if mask.format == "JPEG":
         raise DatasetError(f"'{path}' is a JPEG image, which does not keep class numbers; a mask is a PNG")
+    if mask.mode == "L" and mask.format == "PNG" and _bit_depth(path) < 8:
+        raise DatasetError(
+            f"'{path}' is a grey PNG of {_bit_depth(path)} bits, whose values are stretched to 255 on reading; save it "
+            "with 8 bits or as a palette image"
+        )
     if mask.mode not in ("P", "L"):
         raise DatasetError(
             f"'{path}' is a {mask.mode} image; a mask is a palette or 8-bit grey PNG whose values are class numbers"
         )
     return mask
+
+
+def _bit_depth(path: Path) -> int:
+    """Of a PNG file: the byte of its header."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def _look(path: Path) -> Mask:

@@ -51,8 +51,8 @@ def read_triangles(path: Path) -> Triangles:
         triangle, place = faces[wrong[0]].tolist(), _line(raw.face_lines, int(wrong[0]))
         hint = "; are they counted from 1?" if faces.min() == 1 and faces.max() == len(vertices) else ""
         raise DatasetError(
-            f"{where}{place}: a face has the vertices {triangle}, expected 0 to {len(vertices) - 1}{hint} ({len(wrong)} "
-            "such triangles)"
+            f"{where}{place}: a face has the vertices {triangle}, expected 0 to {len(vertices) - 1}{hint} "
+            f"({len(wrong)} such triangles)"
         )
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -94,7 +94,7 @@ def _read_off(path: Path) -> _Raw:
     lines: list[int] = []
     place, row = 0, ""
     try:
-        for place, row in body[:count]:
+        for place, row in body[:count]:  # noqa: B007  # named in the error
             x, y, z = row.split()[:3]
             vertices.append([float(x), float(y), float(z)])
         for place, row in body[count:]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from wsbench.datamodules.base import BenchmarkData, Split
+from wsbench.datamodules.cache import stamp
 from wsbench.datamodules.clouds import AUGMENTS, Augment, CloudDataset, digest_of, read_hdf5, sample_mesh, sample_meshes
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.lists import folders_in, is_meant, names_of, refuse_repeated
+from wsbench.datamodules.lists import folders_in, inside, is_meant, names_of, refuse_repeated
 from wsbench.datamodules.meshes import MESHES as MESH_SUFFIXES
 from wsbench.datamodules.mini import modelnet40 as mini
 from wsbench.datamodules.mini.store import cache_root
@@ -61,9 +62,12 @@ def hdf5_files(folder: Path, split: str) -> list[Path]:
     listed = folder / f"{split}_files.txt"
     if not listed.is_file():
         raise DatasetError(f"'{listed}' is missing; it names the .h5 files of '{split}', one a line")
-    names = [Path(line).name for line in names_of(listed, "names of .h5 files")]
-    refuse_repeated(names, listed)
-    return [folder / name for name in names]
+    files = []
+    for line in names_of(listed, "names of .h5 files"):
+        named = inside(folder, line)  # the release's lists have a folder in front that is not there
+        files.append(named if named.is_file() else folder / Path(line).name)
+    refuse_repeated([str(path.relative_to(folder)) for path in files], listed)
+    return files
 
 
 def mesh_classes(folder: Path) -> tuple[str, ...]:
@@ -71,13 +75,20 @@ def mesh_classes(folder: Path) -> tuple[str, ...]:
     return tuple(p.name for p in folders_in(folder))
 
 
+def _meshes_in(place: Path) -> list[Path]:
+    there = place.iterdir() if place.is_dir() else ()
+    return sorted(p for p in there if p.suffix.lower() in MESH_SUFFIXES and is_meant(p))
+
+
 def mesh_files(folder: Path, split: str) -> list[Path]:
     """The meshes of a split, class by class; DatasetError names a class without any."""
     files: list[Path] = []
     for name in mesh_classes(folder):
         place = folder / name / split
-        there = place.iterdir() if place.is_dir() else ()
-        found = sorted(p for p in there if p.suffix.lower() in MESH_SUFFIXES and is_meant(p))
+        found = _meshes_in(place)
+        none = next((p for p in found if not p.is_file()), None)
+        if none is not None:
+            raise DatasetError(f"'{none}' is no file, or a link to nothing; replace it")
         if not found:
             raise DatasetError(
                 f"no meshes in '{place}'; every class needs some (they end in {', '.join(MESH_SUFFIXES)})"
@@ -123,8 +134,20 @@ class ModelNet40(BenchmarkData):
 
     @staticmethod
     def place(root: Path) -> Path | None:
-        """``root``, if either form lies there."""
-        return root if has_hdf5(root) or has_meshes(root) else None
+        """``root``, if either form lies there; DatasetError if half of it does."""
+        if has_hdf5(root) or has_meshes(root):
+            return root
+        for folder in (root / HDF5, root):
+            if any(folder.glob("*.h5")):
+                raise DatasetError(f"'{folder / 'train_files.txt'}' is missing; it names the .h5 files of 'train', "
+                                   "one a line, as test_files.txt those of 'test'")  # fmt: skip
+        for folder in (root / MESHES, root):
+            for split, other in (("train", "test"), ("test", "train")):
+                found = next((c for c in folders_in(folder) if _meshes_in(c / split)), None)
+                if found is not None:
+                    raise DatasetError(f"'{found / split}' has meshes, and no class folder in '{folder}' has '{other}' "
+                                       f"beside '{split}'; the layout is\n{LAYOUT}")  # fmt: skip
+        return None
 
     def read(self, train: bool) -> None:
         """Read the clouds, or sample them of meshes once."""
@@ -153,8 +176,8 @@ class ModelNet40(BenchmarkData):
     def _dataset(self, folder: Path, split: str, augment: Augment | None) -> CloudDataset:
         if self.form == "off":
             files = mesh_files(folder, split)
-            # by time of change, too: a mesh that was mended may be as long as before
-            found = [f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
+            # where, and times of change: a mesh that was mended may be as long as before, or as another's
+            found = [f"{p.resolve()} {' '.join(map(str, stamp(p)))}" for p in files]
             cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{self.up}-{checksum(found)[:16]}.npy"
             whole = sample_meshes(files, max(SAMPLED, self.points), cache, self.up)
             clouds = whole[:, : self.points]

@@ -57,11 +57,13 @@ def open_picture(path: str | Path) -> Image.Image:
     """Decode a picture completely with Pillow; a DatasetError names a file that cannot be read, or that moves."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, and below the limit
+            warnings.simplefilter("ignore")  # large, and below the limit; odd, and readable
             with Image.open(path) as image:
                 frames = getattr(image, "n_frames", 1)
-                if frames > 1:
+                if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
                     raise DatasetError(f"'{path}' is an animation of {frames} images; expected one image")
+                if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                    raise DatasetError(f"'{path}' holds values of 32 bits; save it with 8 or 16 bits a channel")
                 image.load()
                 return image
     except Image.DecompressionBombError as error:
@@ -197,7 +199,15 @@ def output_names(paths: Sequence[Path], folder: Path, reserve: int = 40) -> list
 
     short = [name(path, False) for path in paths]
     times = Counter(short)
-    return [n if times[n] == 1 else name(path, True) for path, n in zip(paths, short, strict=True)]
+    names, taken = [], set()
+    for path, one in zip(paths, short, strict=True):
+        chosen, number = one if times[one] == 1 else name(path, True), 1
+        while chosen in taken:  # a.jpg, a.png and a.jpg.png
+            number += 1
+            chosen = f"{name(path, True)}-{number}"
+        taken.add(chosen)
+        names.append(chosen)
+    return names
 
 
 class PredictionFolder(Dataset[dict[str, Any]]):

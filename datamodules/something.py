@@ -260,7 +260,7 @@ class SomethingSomething(BenchmarkData):
                     f"'{csv_file(root, 'labels').name}' does not name"
                 )
             counted = count_frames(folder, [name for name, _ in rows], csv_file(root, split))
-            clips = [Clip(folder / n, counted[n][1], number[label], counted[n][0]) for n, label in rows]
+            clips = [Clip(folder / n, counted[n][1], number[label], counted[n][0], n) for n, label in rows]
         else:
             listed = list_rows(root, split, self.classes)
             counted = count_frames(folder, [name for name, *_ in listed], root / LISTS[split])
@@ -271,8 +271,8 @@ class SomethingSomething(BenchmarkData):
                     f"'{root / LISTS[split]}': the clip '{folder / name}' has {counted[name][1]} frames, the list says "
                     f"{frames} ({len(differ)} such lines); unpack the clips again, or correct the list"
                 )
-            clips = [Clip(folder / name, frames, number[label], counted[name][0]) for name, frames, label in listed]
-        short = [f"{c.folder.name} ({c.frames} frames)" for c in clips if c.frames < FEWEST_FRAMES]
+            clips = [Clip(folder / n, frames, number[label], counted[n][0], n) for n, frames, label in listed]
+        short = [f"{c.name} ({c.frames} frames)" for c in clips if c.frames < FEWEST_FRAMES]
         self.check_dropped(split, short, len(clips), f"have fewer than {FEWEST_FRAMES} frames")
         self._dropped[split] = short
         clips = [c for c in clips if c.frames >= FEWEST_FRAMES]
@@ -305,7 +305,7 @@ class SomethingSomething(BenchmarkData):
         splits = {}
         for split, data in (("train", self.train_data), ("val", self.val_data)):
             if data is not None:
-                names = [f"{clip.folder.name} {clip.frames} {clip.label}" for clip in data.clips]
+                names = [f"{clip.name} {clip.frames} {clip.label}" for clip in data.clips]
                 labels = hashlib.sha256("".join(f"{clip.label}\n" for clip in data.clips).encode()).hexdigest()
                 splits[split] = Split(f"{split}, classes {order}", names, labels, self._dropped[split])
         return splits

@@ -235,10 +235,10 @@ class VOC(BenchmarkData):
             official = all(_OFFICIAL_NAME.match(one.name) for listed in self._listed.values() for one in listed)
             if self.miniature:
                 names = list(mini.CLASSES)
-            elif official and highest < len(CLASSES) and self.num_classes in (None, len(CLASSES)):
+            elif official and highest < len(CLASSES) and self.given_classes in (None, len(CLASSES)):
                 names = list(CLASSES)
             else:
-                names = [str(number) for number in range(self.num_classes or highest + 1)]
+                names = [str(number) for number in range(self.given_classes or highest + 1)]
         for split, masks in self._masks.items():
             for mask, path in zip(masks, files[split][1], strict=True):
                 if mask.highest >= len(names):

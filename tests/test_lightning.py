@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tests import tiny
+from wsbench.norms import NormSpec
 from wsbench.tasks import ImageNetClassification
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.data import BatchUnknownError
@@ -41,7 +43,7 @@ def adapted(name: str, roots: dict[str, Path], devices: int) -> str:
 
 def test_every_task_has_a_script() -> None:
     assert set(SCRIPTS) == {*tiny.TASKS, "loader"}
-    assert all(code.count("\n") <= 25 for code in SCRIPTS.values())
+    assert all(code.count("\n") <= 30 for code in SCRIPTS.values())
 
 
 @pytest.mark.slow
@@ -114,6 +116,46 @@ def test_a_contradicting_accumulation_names_both_numbers(tiny_roots: dict[str, P
         TaskOptionError, match=r"accumulate_grad_batches 3 contradicts.*effective_batch 8.*set effective_b"
     ):
         fit(tiny.trainer(accumulate_grad_batches=3), task, data)
+
+
+def test_a_trainer_that_is_used_again(tiny_roots: dict[str, Path]) -> None:
+    """What an earlier fit derived is not what the user said."""
+    trainer = tiny.trainer(accumulate_grad_batches=1, max_steps=2)
+    for batch in (8, 4):
+        data = tiny.data("imagenet", tiny_roots["imagenet"], micro_batch=1, effective_batch=batch)
+        fit(trainer, tiny.model("imagenet", "gn"), data)
+        assert trainer.accumulate_grad_batches == batch
+        trainer.fit_loop.epoch_loop.max_steps += 2
+    sample = {"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "label": 1}
+    loader = torch.utils.data.DataLoader([sample] * 4, batch_size=1)  # type: ignore[arg-type]
+    fit(trainer, tiny.model("imagenet", "gn"), loader)
+    assert trainer.accumulate_grad_batches == 1
+
+
+def test_what_contradicts_the_effective_batch_is_refused(tiny_roots: dict[str, Path]) -> None:
+    data = tiny.data("imagenet", tiny_roots["imagenet"])
+    scheduler = GradientAccumulationScheduler({0: 2})
+    with pytest.raises(TaskOptionError, match=r"GradientAccumulationScheduler and --data\.effective_batch both say"):
+        fit(tiny.trainer(accumulate_grad_batches=1, callbacks=[scheduler]), tiny.model("imagenet", "gn"), data)
+    with pytest.raises(TaskOptionError, match=r"--trainer\.overfit_batches takes the sampler away"):
+        fit(tiny.trainer(accumulate_grad_batches=1, overfit_batches=2), tiny.model("imagenet", "gn"), data)
+
+
+class Fixed(ImageNetClassification):
+    """A subclass that decides for itself."""
+
+    def __init__(self, extra: int = 3, **kwargs: Any) -> None:
+        super().__init__(network="resnet_mini", **kwargs)
+        self.extra = extra
+
+
+def test_a_subclass_and_a_spec_object_load_from_a_checkpoint(tiny_roots: dict[str, Path], tmp_path: Path) -> None:
+    task = Fixed(extra=5, norm=NormSpec.parse("gn+ws"), num_classes=10)
+    trainer = tiny.trainer(max_steps=1, accumulate_grad_batches=1)
+    fit(trainer, task, tiny.data("imagenet", tiny_roots["imagenet"]))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = Fixed.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert (again.extra, again.spec, again.classes) == (5, task.spec, task.classes)
 
 
 def test_a_loader_without_a_batch_size_is_refused() -> None:

@@ -13,6 +13,7 @@ from tests.running import fit, only_run
 from tests.test_recipes import line
 from wsbench.__main__ import main
 from wsbench.records import read_record
+from wsbench.tasks.base import NotFiniteError
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
 
@@ -43,7 +44,7 @@ def test_a_network_of_nans_is_neither_evaluated_nor_predicts(
     assert main(["validate", "--ckpt_path", spoiled]) == 2
     error = capsys.readouterr().err
     name = {"imagenet": "n00000000_0.JPEG", "something": "20bn-something-something-v1/13", "voc": "val_000000.jpg",
-            "modelnet40": "sample 0", "coco": "000000000001.jpg"}[task]  # fmt: skip
+            "modelnet40": "ply_data_test0.h5", "coco": "000000000001.jpg"}[task]  # fmt: skip
     assert name in error, "the first sample"
     assert "is not finite" in error
     pictures = samples_of(task, root, Path("mine"))
@@ -53,6 +54,30 @@ def test_a_network_of_nans_is_neither_evaluated_nor_predicts(
     assert "mine/" in error
     assert "Traceback" not in error
     assert not list(Path("out").glob("*.json"))
+
+
+@pytest.mark.parametrize("part", ["roi_heads.mask_predictor", "rpn.head", "roi_heads.box_predictor", "backbone.fpn"])
+def test_nans_in_one_part_of_a_detector_are_seen(part: str, tiny_roots: dict[str, Path]) -> None:
+    task = tiny.model("coco", "gn")
+    data = tiny.data("coco", tiny_roots["coco"])
+    # boxes of any score, so that there are masks to look at
+    task.network.roi_heads.score_thresh = -1.0  # type: ignore[union-attr]
+    for value in task.network.get_submodule(part).parameters():
+        value.data.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match=r"000000000001\.jpg' is not finite"):
+        tiny.trainer().validate(task, data, verbose=False)
+
+
+@pytest.mark.parametrize("options", [["--data.num_classes", "7"], []])
+def test_the_number_of_classes_of_a_checkpoint(
+    options: list[str], tiny_roots: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line("imagenet", "small", tiny_roots["imagenet"], "--trainer.max_epochs", "1")) == 0
+    (folder,) = Path("runs/imagenet").iterdir()
+    status = main(["validate", "--ckpt_path", str(folder / "last.ckpt"), *options])
+    assert status == (2 if options else 0)
+    error = capsys.readouterr().err
+    assert ("--data.num_classes 7 was given, the checkpoint is of 10 classes (n00000000" in error) is bool(options)
 
 
 @pytest.mark.slow

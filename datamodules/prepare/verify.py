@@ -12,6 +12,7 @@ from wsbench.parts import MissingPartError
 ALL_OF, SOME_OF = 20_000, 2_000
 #: classes and broken samples that are named
 _CLASSES, _LISTED = 5, 50
+_MEND = "mend what is named above, and run this again"
 
 
 def verify(kind: type[BenchmarkData], root: Path, everything: bool, **options: Any) -> tuple[list[Finding], Any]:
@@ -31,9 +32,11 @@ def verify(kind: type[BenchmarkData], root: Path, everything: bool, **options: A
         data.setup("fit")
         identity = data.identity()
     except DatasetNotFoundError:
-        return [Finding("dataset", kind.looked_for, contents(root), False, f"lay it out as above under '{root}'")], None
+        what = f"looked for {kind.looked_for}; {contents(root)}"
+        hint = f"lay it out as above under '{root}'"
+        return [Finding("dataset", kind.looked_for, contents(root), False, hint, (what,))], None
     except (DatasetError, MissingPartError) as error:
-        return [Finding("dataset", "what fit reads at its start", "a fault", False, str(error), (str(error),))], None
+        return [Finding("dataset", "what fit reads at its start", "a fault", False, _MEND, (str(error),))], None
     names = ", ".join(data.classes[:_CLASSES]) + (" ..." if len(data.classes) > _CLASSES else "")
     official = data.resembles_official
     expected = "the official ones" if official else "any"
@@ -50,7 +53,7 @@ def verify(kind: type[BenchmarkData], root: Path, everything: bool, **options: A
             findings.append(Finding(f"{name}: left out", "few", f"{part.dropped:,} samples", True, problems=dropped))
         findings.append(_read(name, samples, everything))
     findings += [
-        Finding("worth", "results that mean something", "a doubt", False, text, (text,)) for text in data.doubts
+        Finding("worth", "results that mean something", "a doubt", False, _MEND, (text,)) for text in data.doubts
     ]
     return findings, data
 
@@ -66,4 +69,4 @@ def _read(name: str, samples: Any, everything: bool) -> Finding:
     if len(problems) > _LISTED:
         texts.append(f"and {len(problems) - _LISTED:,} more")
     found = f"{len(problems):,} broken"
-    return Finding(f"{name}: read", f"{tried} readable", found, False, problems[0][1], tuple(texts))
+    return Finding(f"{name}: read", f"{tried} readable", found, False, _MEND, tuple(texts))

@@ -1,5 +1,6 @@
 """The door: chooses a subcommand before anything heavy is imported."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -109,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An ``argv`` given here also becomes ``sys.argv``: Lightning starts the other processes of DDP from that.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if argv is None:
         argv = sys.argv[1:]
     else:

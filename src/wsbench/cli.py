@@ -243,7 +243,14 @@ class BenchmarkCLI(LightningCLI):
         if not Path(settings.ckpt_path).expanduser().is_file():
             raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
         classes = _read_checkpoint(settings.ckpt_path).get("classes")
-        if classes and settings.data.num_classes is None:
+        given = settings.data.num_classes
+        before = self.choice.task == "coco" and given == len(classes or ()) + 1  # its first version counted background
+        if classes and given not in (None, len(classes)) and not before:
+            raise UsageError(
+                f"--data.num_classes {given} was given, the checkpoint is of {len(classes)} classes "
+                f"({', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}); leave the option out"
+            )
+        if classes:
             settings.model.num_classes = len(classes)
         if classes and self.choice.task != "voc":  # whose data may lack a class; the others' names are compared
             settings.data.num_classes = None

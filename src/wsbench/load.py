@@ -34,7 +34,7 @@ def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[st
     settings = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or settings.get("task") not in TASK_CLASSES or "model" not in settings:
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
-    if content.get("classes") and settings["data"].get("num_classes") is None:
+    if content.get("classes"):  # in files of the first version coco's number counted background
         settings["data"]["num_classes"] = len(content["classes"])
     return content, settings
 

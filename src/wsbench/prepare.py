@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from wsbench.choose import TASKS, recipe_content
-from wsbench.datamodules import DATA_CLASSES
+from wsbench.datamodules import COCO, DATA_CLASSES
+from wsbench.datamodules.annotations import BoxesOnlyError
 from wsbench.datamodules.clouds import stored_points
 from wsbench.datamodules.modelnet40 import hdf5_files, hdf5_folder
 from wsbench.datamodules.prepare import imagenet, voc
@@ -60,6 +61,17 @@ def _build(args: argparse.Namespace, root: Path) -> str | None:
     return None
 
 
+def _has_boxes_only(root: Path) -> bool:
+    """Whether the objects of a detection dataset have no masks."""
+    try:
+        COCO(root=str(root), num_workers=0).setup("validate")
+    except BoxesOnlyError:
+        return True
+    except UserError:  # which is found again, where all faults are
+        return False
+    return False
+
+
 def _options(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Options of the data that the findings and the command to train must have."""
     if args.task == "modelnet40":
@@ -69,6 +81,8 @@ def _options(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         except UserError:  # which is found again, where all faults are
             stored = None
         return {"points": min(stored or POINTS, POINTS)}
+    if args.task == "coco":
+        return {"masks": False} if _has_boxes_only(root) else {}
     if args.task != "voc":
         return {}
     devkit = place(root)
@@ -84,7 +98,11 @@ def _command(task: str, root: Path, official: bool, options: dict[str, Any]) -> 
     needed = {name: value for name, value in options.items() if defaults.get(name) != value}
     if needed.get("points", 0) > defaults.get("points", 0):  # there are more than the recipe takes
         del needed["points"]
-    further = "".join(f" --data.{name} {value}" for name, value in needed.items())
+    further = ""
+    if needed.pop("masks", None) is False:
+        network = recipe_content(task, recipe)["model"]["network"].replace("mask_rcnn", "faster_rcnn")
+        further = f" --model.network {network}"
+    further += "".join(f" --data.{name} {value}" for name, value in needed.items())
     recipe = "" if official else " --recipe small"
     return f"python -m wsbench fit --task {task} --norm gn+ws{recipe} --data.root {root}{further}"
 

@@ -1,10 +1,14 @@
 """Datasets as other people have them: names, suffixes, folders, lists, ids."""
 
 import json
+import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -102,6 +106,39 @@ def voc(root: Path, **options: Any) -> VOC:
     data = VOC(root=str(root), train_set="train", crop=33, num_workers=0, **options)
     data.setup("fit")
     return data
+
+
+def test_evaluation_set_up_before_training(devkit: Path) -> None:
+    """What was inferred from the evaluation set is not what the user gave."""
+    for path in (devkit / "SegmentationClassAug").glob("val*.png"):
+        Image.fromarray(np.asarray(Image.open(path)).clip(max=1)).save(path)
+    data = VOC(root=str(devkit), train_set="train", crop=33, num_workers=0)
+    data.setup("validate")
+    assert data.num_classes == 2
+    data.setup("fit")
+    assert data.num_classes == 3
+    assert data.val_data.num_classes == 3
+
+
+def test_grey_masks_of_four_bits_are_refused(devkit: Path) -> None:
+    """Pillow stretches their values to 255: class 1 would be 17."""
+    path = devkit / "SegmentationClassAug" / "train0.png"
+    path.write_bytes(grey_png(np.ones((30, 40), np.uint8), bits=4))
+    assert np.asarray(Image.open(path)).max() == 17
+    with pytest.raises(DatasetError, match=r"train0\.png' is a grey PNG of 4 bits"):
+        voc(devkit)
+
+
+def grey_png(values: np.ndarray[Any, Any], bits: int) -> bytes:
+    """A grey PNG by hand."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_lists_of_two_columns_and_images_that_are_no_jpeg(devkit: Path) -> None:
@@ -246,6 +283,56 @@ def test_clips_with_dots_prefixes_and_frames_from_zero(tmp_path: Path) -> None:
     predict = SomethingSomething(pictures=str(tmp_path / "frames"), crop=32, resize=32)
     predict.setup("predict")
     assert [predict.predict_data[i]["name"] for i in range(2)] == ["clip.1", "clip.2"]
+
+
+def test_clips_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    for clip in ("a/7", "b/7"):
+        (tmp_path / "frames" / clip).mkdir(parents=True)
+        for i in range(4):
+            noise(i, 40, 50).save(tmp_path / "frames" / clip / f"{i:03d}.jpg")
+    (tmp_path / "labels.csv").write_text("push\npull\n")
+    (tmp_path / "validation.csv").write_text("b/7;pull\n")
+    checksums = set()
+    for clip in ("a/7", "b/7"):
+        (tmp_path / "train.csv").write_text(f"{clip};push\n")
+        data = SomethingSomething(root=str(tmp_path), crop=32, resize=32, num_workers=0)
+        data.setup("fit")
+        checksums.add(data.identity().splits["train"].checksum)
+    assert len(checksums) == 2
+
+
+def test_clouds_listed_with_their_folders_and_names_with_spaces(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for place in ("a", "b", "."):
+        (tmp_path / place).mkdir(exist_ok=True)
+        with h5py.File(tmp_path / place / "x.h5", "w") as file:
+            file["data"] = rng.random((2, 32, 3), dtype=np.float32)
+            file["label"] = np.array([[0], [1]], np.uint8)
+    (tmp_path / "shape_names.txt").write_text("coffee table\nlamp\n")
+    (tmp_path / "train_files.txt").write_text("a/x.h5\nb/x.h5\n")
+    (tmp_path / "test_files.txt").write_text("gone/x.h5\n")
+    data = ModelNet40(root=str(tmp_path), points=32, num_workers=0)
+    data.setup("fit")
+    assert data.classes == ("coffee table", "lamp")
+    firsts = {tuple(cloud[0].tolist()) for cloud in (*data.train_data.clouds, *data.val_data.clouds)}
+    assert len(firsts) == 6, "three files, each once"
+
+
+def test_meshes_of_one_name_in_two_datasets(tiny_roots: dict[str, Path], tmp_path: Path) -> None:
+    """As large and as old as each other: what was sampled of one is not taken for the other."""
+    roots = [Path(shutil.copytree(tiny_roots["modelnet40"] / "ModelNet40", tmp_path / name)) for name in "ab"]
+    for first, second in zip(*(sorted(root.rglob("*.off")) for root in roots), strict=True):
+        text = first.read_text()
+        second.write_text(text.replace("0.5", "0.4"))
+        stat = first.stat()
+        os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    clouds = []
+    for root in roots:
+        data = ModelNet40(root=str(root), points=32, num_workers=0)
+        data.setup("fit")
+        clouds.append((data.train_data.clouds, data.identity()))
+    assert not torch.equal(clouds[0][0], clouds[1][0])
+    assert clouds[0][1] != clouds[1][1]
 
 
 def test_meshes_in_a_folder_of_ones_own(tiny_roots: dict[str, Path], tmp_path: Path) -> None:

@@ -89,6 +89,35 @@ def test_pretrained_weights_are_those_of_the_networks_own_norm(monkeypatch: pyte
         ImageNetClassification(norm="bn", network="torchvision.models:resnet18", init_from="pretrained")
 
 
+def test_pretrained_backbones_are_and_networks_without_weights_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **options: Any) -> Any:
+        asked.append(pretrained)
+        return real(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    named: dict[str, Any] = {"norm": "bn", "num_classes": 3, "init_from": "pretrained"}
+    VOCSegmentation(network="deeplabv3_timm:resnet18", **named)
+    SomethingClassification(network="tsm_timm:resnet18", **named)
+    COCODetection(network="faster_rcnn_timm:resnet18", trainable_layers=5, width=32, head_convs=1, fc_width=32, **named)
+    assert asked == [True] * 3
+    for task, network in ((ImageNetClassification, "resnet_mini"), (VOCSegmentation, "deeplabv3_resnet_mini")):
+        with pytest.raises(
+            TaskOptionError, match=f"'{network}' has no weights of its own; that is for networks by name"
+        ):
+            task(network=network, init_from_any_norm=True, **named)
+
+
+def test_a_network_of_one_size_says_so(tiny_roots: dict[str, Path]) -> None:
+    task = ImageNetClassification(norm="gn", network="timm:vit_tiny_patch16_224", num_classes=10)
+    with pytest.raises(
+        TaskOptionError, match=r"takes images of 224 x 224 only, the data's are cropped to 32; set --data.c"
+    ):
+        tiny.trainer(max_steps=1).fit(task, tiny.data("imagenet", tiny_roots["imagenet"]))
+
+
 # -- backbones ------------------------------------------------------------------------------------------------------
 
 

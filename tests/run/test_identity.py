@@ -215,7 +215,7 @@ def test_published_records_have_the_ids_that_their_runs_have_today() -> None:
                 assert resolver([*line, *options]).id == identity.id_of(record), path
 
 
-def test_a_finished_run_is_found_after_its_weights_have_gone(tmp_path: Path) -> None:
+def test_what_a_run_started_from_is_its_content_and_where_it_lay(tmp_path: Path) -> None:
     source = tmp_path / "a.ckpt"
     torch.save({"state_dict": {}}, source)
     known = identity.with_content(str(source))

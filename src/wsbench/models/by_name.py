@@ -114,11 +114,12 @@ class LastFeatures(nn.Module):
     Args:
         network: ``timm:NAME`` or ``torchvision:NAME``.
         output_stride: of the map; None: as it is.
+        pretrained: with its package's own weights.
     """
 
-    def __init__(self, network: str, output_stride: int | None = None) -> None:
+    def __init__(self, network: str, output_stride: int | None = None, pretrained: bool = False) -> None:
         super().__init__()
-        self.body, channels = _body(network, output_stride, last=True)
+        self.body, channels = _body(network, output_stride, True, pretrained)
         self.out_channels = channels[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,11 +136,14 @@ class Pyramid(nn.Module):
         network: ``timm:NAME`` or ``torchvision:NAME``.
         width: channels of the FPN.
         norm_layer: behind its convolutions.
+        pretrained: the backbone with its package's own weights.
     """
 
-    def __init__(self, network: str, width: int, norm_layer: Callable[..., nn.Module] | None) -> None:
+    def __init__(
+        self, network: str, width: int, norm_layer: Callable[..., nn.Module] | None, pretrained: bool = False
+    ) -> None:
         super().__init__()
-        self.body, channels = _body(network, None, last=False)
+        self.body, channels = _body(network, None, False, pretrained)
         self.fpn = FeaturePyramidNetwork(channels, width, LastLevelMaxPool(), norm_layer)
         self.out_channels = width
 
@@ -151,15 +155,14 @@ class Pyramid(nn.Module):
         return pyramid
 
 
-def _body(network: str, output_stride: int | None, last: bool) -> tuple[nn.Module, list[int]]:
+def _body(network: str, output_stride: int | None, last: bool, pretrained: bool) -> tuple[nn.Module, list[int]]:
     package, name = split_name(network)
     if package == "timm":
         options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
         try:
-            body = timm().create_model(
-                name, features_only=True, out_indices=(-1,) if last else (-4, -3, -2, -1), **options
-            )
-        except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
+            options |= {"out_indices": (-1,) if last else (-4, -3, -2, -1), "pretrained": pretrained}
+            body = timm().create_model(name, features_only=True, **options)
+        except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, OSError) as error:
             raise ValueError(f"timm's '{name}' cannot be a backbone: {str(error).splitlines()[0]}") from error
         strides = body.feature_info.reduction()
         if not last and strides != [4, 8, 16, 32]:
@@ -171,8 +174,9 @@ def _body(network: str, output_stride: int | None, last: bool) -> tuple[nn.Modul
         dilate = {None: None, 32: None, 16: [False, False, True], 8: [False, True, True]}
         if output_stride not in dilate:
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        weights = "DEFAULT" if pretrained else None
         try:
-            whole = zoo.get_model(name, replace_stride_with_dilation=dilate[output_stride])
+            whole = zoo.get_model(name, weights=weights, replace_stride_with_dilation=dilate[output_stride])
         except (NotImplementedError, ValueError, KeyError) as error:
             raise ValueError(f"torchvision's '{name}' cannot have output stride {output_stride}: {error}") from error
         layers = {"layer4": "0"} if last else {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}

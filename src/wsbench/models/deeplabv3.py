@@ -68,6 +68,7 @@ class DeepLabV3(nn.Module):
         width: channels of the ASPP.
         bn_momentum: of the backbone's BN (PyTorch's convention).
         aspp_bn_momentum: of the ASPP's BN.
+        pretrained: a network by name with its package's own weights.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class DeepLabV3(nn.Module):
         width: int = 256,
         bn_momentum: float = 0.05,
         aspp_bn_momentum: float = 0.0003,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if is_named(backbone):
-            self.backbone: nn.Module = LastFeatures(backbone, output_stride)
+            self.backbone: nn.Module = LastFeatures(backbone, output_stride, pretrained)
         elif backbone in BACKBONES:
             self.backbone = resnet_features(backbone, output_stride)
         else:

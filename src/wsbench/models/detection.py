@@ -75,6 +75,7 @@ def build_detector(
     rois: int = 512,
     normalized_heads: bool = True,
     anchors: Anchors = "reference",
+    pretrained: bool = False,
     **kwargs: Any,
 ) -> FasterRCNN:
     """A detector with BN wherever the paper's have a normalization: body, FPN, box head, mask head.
@@ -97,6 +98,7 @@ def build_detector(
         normalized_heads: false: FPN and heads are plain convolutions with biases, as in detectors with frozen BN.
         anchors: ``reference``: the shapes and places of maskrcnn-benchmark, none outside the picture in the RPN's
             losses; ``torchvision``: torchvision's own. Either way the state dict is the same.
+        pretrained: a network by name with its package's own weights.
         kwargs: further arguments of torchvision's FasterRCNN.
 
     Raises:
@@ -110,7 +112,7 @@ def build_detector(
     if is_named(backbone):
         if trainable_layers != len(_PARTS):
             raise ValueError(f"of '{backbone}' nothing can be frozen; set trainable_layers to {len(_PARTS)}")
-        features: nn.Module = Pyramid(backbone, width, norm)
+        features: nn.Module = Pyramid(backbone, width, norm, pretrained)
     else:
         body = resnet_features(backbone)
         channels = [getattr(body, f"layer{i}")[-1].conv3.out_channels for i in (1, 2, 3, 4)]

@@ -111,14 +111,18 @@ class TSM(nn.Module):
         shift: whether to shift; without it this is TSN, which sees a clip as a bag of frames.
         divisor: see :func:`temporal_shift`.
         dropout: before the classifier.
+        pretrained: a network by name with its package's own weights.
     """
 
     def __init__(
         self, backbone: str, num_classes: int, segments: int = 8, shift: bool = True, divisor: int = 8,
-        dropout: float = 0.5,
+        dropout: float = 0.5, pretrained: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone: nn.Module = LastFeatures(backbone) if is_named(backbone) else resnet_features(backbone)
+        if is_named(backbone):
+            self.backbone: nn.Module = LastFeatures(backbone, pretrained=pretrained)
+        else:
+            self.backbone = resnet_features(backbone)
         self.segments = segments
         body = cast(nn.Module, self.backbone.body) if is_named(backbone) else self.backbone
         self.shifted = add_temporal_shift(body, segments, divisor) if shift else []

@@ -24,7 +24,7 @@ TRAINER = (
     "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "overfit_batches", "limit_train_batches",
     "limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "gradient_clip_val",
     "gradient_clip_algorithm", "precision", "sync_batchnorm", "reload_dataloaders_every_n_epochs", "callbacks",
-    "plugins", "use_distributed_sampler",
+    "plugins",
 )  # fmt: skip
 #: and, where BN's statistics are synchronized, these: they say how many samples it sees
 _SYNCHRONIZED = ("devices", "num_nodes")

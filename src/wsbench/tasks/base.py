@@ -1,6 +1,7 @@
 """What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
 import inspect
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbench.datamodules.sampling import accumulation
 from wsbench.errors import UserError
+from wsbench.models.by_name import is_named
 from wsbench.norms import NormSpec, fold, normalize, require_spec, stamp_spec
 from wsbench.norms.convert import is_norm
 from wsbench.records import BatchNumbers, MetricValue
@@ -26,6 +28,8 @@ from wsbench.tasks.initialize import load_backbone
 from wsbench.tasks.memory import MemoryFormat, memory_format_for
 from wsbench.tasks.window import WindowCallback
 
+#: what Trainers accumulate because a task derived it, not because the user said it
+_DERIVED: weakref.WeakKeyDictionary[Trainer, int] = weakref.WeakKeyDictionary()
 #: ``init_from`` of a network by name: its package's own weights
 PRETRAINED = "pretrained"
 
@@ -108,14 +112,17 @@ class BenchmarkTask(LightningModule, ABC):
         self._evaluated = 0
 
     def _keep_options(self) -> None:
-        """Store the arguments of all constructors, for ``load_from_checkpoint``, which brings the weights itself."""
-        options: dict[str, Any] = {}
+        """Store the arguments of the constructor, for ``load_from_checkpoint``, which brings the weights itself."""
         frame = inspect.currentframe()
         assert frame is not None
         assert frame.f_back is not None
-        for arguments in collect_init_args(frame.f_back, [], classes=(HyperparametersMixin,)):
-            options.update(arguments)
-        self.save_hyperparameters({**options, "init_from": None}, logger=False)
+        # of the outermost constructor: a subclass that fixes an option of its parent does not take it
+        options = dict(collect_init_args(frame.f_back, [], classes=(HyperparametersMixin,))[-1])
+        if "init_from" in options:
+            options["init_from"] = None
+        if isinstance(options.get("norm"), NormSpec):
+            options["norm"] = str(options["norm"])
+        self.save_hyperparameters(options, logger=False)
 
     @property
     def pretrained(self) -> bool:
@@ -133,6 +140,11 @@ class BenchmarkTask(LightningModule, ABC):
 
     def adopt(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
         """Turn ``network`` over to the spec, initialize it, and make it this task's."""
+        if self.pretrained and (not is_named(self.network_name) or self.network_name.startswith("mmseg:")):
+            raise TaskOptionError(
+                f"--model.init_from {PRETRAINED}: '{self.network_name}' has no weights of its own; that is for "
+                "networks by name, such as timm:resnet18; otherwise give a checkpoint"
+            )
         self.network = network
         own_norm = self.spec == NormSpec("bn") and all(
             isinstance(m, _BatchNorm) for m in network.modules() if is_norm(m)
@@ -223,8 +235,17 @@ class BenchmarkTask(LightningModule, ABC):
         """
         data = data_of(trainer)
         whole = data.batch_in_step
+        if trainer.accumulate_grad_batches == _DERIVED.pop(trainer, None):  # of an earlier fit, not the user's
+            trainer.accumulate_grad_batches = 1
         if whole is None:
             return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            raise TaskOptionError("GradientAccumulationScheduler and --data.effective_batch both say how many samples "
+                                  "a step has; leave the callback out, or use a DataLoader of your own")  # fmt: skip
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise TaskOptionError("--trainer.overfit_batches takes the sampler away, which deals samples out to "
+                                  "optimizer steps; train on a small copy of the dataset instead")  # fmt: skip
         derived = accumulation(whole, data.micro_batch, trainer.world_size)
         if trainer.accumulate_grad_batches not in (1, derived):
             raise TaskOptionError(
@@ -233,6 +254,8 @@ class BenchmarkTask(LightningModule, ABC):
                 f"device(s); leave it out, it is derived, or set effective_batch to "
                 f"{data.micro_batch * trainer.accumulate_grad_batches * trainer.world_size}"
             )
+        if trainer.accumulate_grad_batches != derived:
+            _DERIVED[trainer] = derived
         trainer.accumulate_grad_batches = derived
 
     def on_fit_start(self) -> None:

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -172,6 +173,7 @@ class COCODetection(BenchmarkTask):
             model = build_detector(
                 backbone, num_classes + 1, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
                 min_size, max_size, proposals, rois, normalized_heads=self.spec.act != "frozenbn", anchors=anchors,
+                pretrained=self.pretrained,
             )  # fmt: skip
         except ValueError as error:
             raise TaskOptionError(f"--model: {error}") from error
@@ -262,15 +264,16 @@ class COCODetection(BenchmarkTask):
 
     @contextlib.contextmanager
     def _finite_features(self) -> Iterator[list[Tensor]]:
-        """Whether the outputs of backbone and box head are finite: NaN detects nothing, which looks harmless."""
+        """Whether the outputs of all parts are finite: NaN detects nothing, which looks harmless."""
         finite: list[Tensor] = []
 
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = output.values() if isinstance(output, Mapping) else output
-            finite.extend(t.isfinite().all() for t in tensors)
+            finite.extend(t.isfinite().all() for t in tree_leaves(output))
 
-        watched = (self.network.backbone, self.network.roi_heads.box_predictor)  # type: ignore[union-attr]
-        handles = [module.register_forward_hook(look) for module in watched]  # type: ignore[union-attr]
+        network: Any = self.network
+        watched = [network.backbone, network.rpn.head, network.roi_heads.box_predictor]
+        watched += [network.roi_heads.mask_predictor] if self.has_masks else []
+        handles = [module.register_forward_hook(look) for module in watched]
         try:
             yield finite
         finally:

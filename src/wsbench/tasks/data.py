@@ -126,4 +126,18 @@ class LoaderData:
 def data_of(trainer: Trainer) -> TrainingData:
     """The data that a Trainer was given, as tasks ask for it."""
     module = getattr(trainer, "datamodule", None)
-    return ModuleData(module) if isinstance(module, BenchmarkData) else LoaderData(trainer)
+    if isinstance(module, BenchmarkData) and _is_attached(trainer, module):
+        return ModuleData(module)
+    return LoaderData(trainer)
+
+
+def _is_attached(trainer: Trainer, module: BenchmarkData) -> bool:
+    """Whether the datamodule is what this call of the Trainer was given.
+
+    A Trainer keeps the one of an earlier call when it is then given a DataLoader. There is no public way to tell.
+    """
+    loop = {"fit": trainer.fit_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}.get(
+        trainer.state.fn or ""
+    )
+    source = getattr(getattr(loop, "_data_source", None), "instance", module)
+    return source is module

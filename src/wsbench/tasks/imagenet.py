@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import SGD
@@ -93,6 +94,16 @@ class ImageNetClassification(TopK):
     def example_input(self, data: Mapping[str, Any]) -> Tensor:
         """(2, 3, crop, crop)."""
         return torch.randn(2, 3, data.get("crop", 224), data.get("crop", 224))
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Networks by name may take images of one size only."""
+        facts = getattr(self.network, "default_cfg", {})
+        side, crop = facts.get("input_size", (3, 0, 0))[-1], getattr(getattr(trainer, "datamodule", None), "crop", None)
+        if facts.get("fixed_input_size") and crop not in (None, side):
+            raise TaskOptionError(
+                f"'{self.network_name}' takes images of {side} x {side} only, the data's are cropped to {crop}; set "
+                f"--data.crop {side} --data.resize {side * 8 // 7}"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with weight decay on everything; the rate falls at epochs, as counted by optimizer steps."""

@@ -99,7 +99,7 @@ class SomethingClassification(TopK):
                 "torchvision:NAME"
             )
         try:
-            model = TSM(backbone, num_classes, segments, kind == "tsm", shift_divisor, dropout)
+            model = TSM(backbone, num_classes, segments, kind == "tsm", shift_divisor, dropout, self.pretrained)
         except ValueError as error:
             raise TaskOptionError(f"--model.network: {error}") from error
         self.adopt(model, torch.zeros(1, segments, 3, 64, 64))

@@ -95,7 +95,9 @@ class VOCSegmentation(BenchmarkTask):
                 model: nn.Module | None = MMSegNetwork(network.removeprefix("mmseg:"), num_classes)
             elif family == "deeplabv3" and (rest in BACKBONES or is_named(rest)):
                 momenta = (bn_momentum, aspp_bn_momentum)
-                model = DeepLabV3(rest, num_classes, output_stride, aspp_rates, aspp_width, *momenta)
+                model = DeepLabV3(
+                    rest, num_classes, output_stride, aspp_rates, aspp_width, *momenta, pretrained=self.pretrained
+                )
             else:
                 model = None
         except ValueError as error:
