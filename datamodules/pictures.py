@@ -62,7 +62,7 @@ def open_picture(path: str | Path) -> Image.Image:
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
                     raise DatasetError(f"'{path}' is an animation of {frames} images; expected one image")
-                if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
                     raise DatasetError(f"'{path}' holds values of 32 bits; save it with 8 or 16 bits a channel")
                 image.load()
                 return image
@@ -73,18 +73,9 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """As 8-bit RGB; 16-bit grey is scaled by 1/256, as Pillow reads 16-bit colour.
-
-    Raises:
-        ValueError: numbers that say nothing about which of them is white.
-    """
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"its values are {grey.min()} to {grey.max()}, expected 8 or 16 bits")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its values are floating-point numbers, expected 8 or 16 bits")
+    """As 8-bit RGB; 16-bit grey is scaled by 1/256, as Pillow reads 16-bit colour."""
+    if image.mode.startswith("I;16") or image.mode == "I":  # the latter of 16 bits, too, or it was not opened
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 

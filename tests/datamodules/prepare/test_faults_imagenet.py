@@ -119,10 +119,10 @@ FAULTS = {
     "a TIFF's directory": fault(image(damaged(encoded(noise(), "TIFF"), 0.0)), CANNOT),
     "a PPM cut off": fault(image(encoded(noise(), "PPM")[:500]), CANNOT),
     "floating-point numbers": fault(
-        image(encoded(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF")), CANNOT, "floating-point"
+        image(encoded(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF")), f"'ROOT/{VICTIM}' holds values of 32 bits"
     ),
     "32 bits": fault(
-        image(encoded(Image.fromarray(np.full((9, 9), 70_000, np.int32)), "TIFF")), CANNOT, "70000", "8 or 16 bits"
+        image(encoded(Image.fromarray(np.full((9, 9), 70_000, np.int32)), "TIFF")), f"'ROOT/{VICTIM}' holds values of"
     ),
     "a PNG of too many pixels": fault(image(bomb_png()), f"'ROOT/{VICTIM}' has more pixels than 178,956,970"),
     "a JPEG of too many pixels": fault(image(bomb_jpeg()), f"'ROOT/{VICTIM}' has more pixels than 178,956,970"),
