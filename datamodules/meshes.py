@@ -115,17 +115,34 @@ def _read_off(path: Path) -> _Raw:
         raise DatasetError(f"'{path}', line {place}: expected {expected}, got '{row[:60]}'") from error
 
 
+def _faces_of_ply(path: Path) -> int:
+    """How many faces a PLY file's header says it has; 0 if that is not found.
+
+    trimesh leaves out what it cannot read of a file of text, so that one that is cut off would be a smaller mesh.
+    """
+    try:
+        head = path.read_bytes().partition(b"end_header")[0].decode("ascii", "replace")
+    except OSError as error:
+        raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
+    rows = [line.split() for line in head.splitlines()]
+    return next((int(row[2]) for row in rows if len(row) == 3 and row[1] == "face" and row[2].isdecimal()), 0)
+
+
 def _read_other(path: Path) -> _Raw:
     module = trimesh()
+    said = _faces_of_ply(path) if path.suffix.lower() == ".ply" else 0
     try:
         mesh: Any = module.load(str(path), process=False, force="mesh")
-        return _Raw(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64))
+        vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     except (
         ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, EOFError, MemoryError, OverflowError,
         StopIteration, NotImplementedError, struct.error, UnicodeError,
     ) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DatasetError(f"cannot read '{path}' as a mesh: {reason}") from error
+    if len(faces) < said:
+        raise DatasetError(f"'{path}' is cut off or damaged: its header says {said} faces, {len(faces)} can be read")
+    return _Raw(vertices, faces)
 
 
 def to_open3d(path: Path) -> Any:

@@ -64,7 +64,7 @@ def hdf5_files(folder: Path, split: str) -> list[Path]:
         raise DatasetError(f"'{listed}' is missing; it names the .h5 files of '{split}', one a line")
     files = []
     for line in names_of(listed, "names of .h5 files"):
-        named = inside(folder, line)  # the release's lists have a folder in front that is not there
+        named = inside(folder, line, listed)  # the release's lists have a folder in front that is not there
         files.append(named if named.is_file() else folder / Path(line).name)
     refuse_repeated([str(path.relative_to(folder)) for path in files], listed)
     return files

@@ -5,6 +5,7 @@ PNG decoder of torchvision can end the process at a damaged stream.
 """
 
 import hashlib
+import io
 import struct
 import warnings
 import zlib
@@ -53,12 +54,39 @@ def _too_large(path: str | Path) -> DatasetError:
     )
 
 
+def _content(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _check_sums(content: bytes) -> None:
+    """Refuse a PNG with a wrong check sum: Pillow looks at none of the pixels', and decodes what has become of them."""
+    place = 8 if content.startswith(b"\x89PNG\r\n\x1a\n") else len(content)
+    while place + 12 <= len(content):
+        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
+        kind, said = content[place + 4 : place + 8], content[end : end + 4]
+        if (
+            kind[:1].isupper()
+            and len(said) == 4
+            and zlib.crc32(content[place + 4 : end]) != int.from_bytes(said, "big")
+        ):
+            raise ValueError(f"a wrong check sum in {kind.decode('ascii', 'replace')}")
+        place = end + 4
+
+
 def open_picture(path: str | Path) -> Image.Image:
     """Decode a picture completely with Pillow; a DatasetError names a file that cannot be read, or that moves."""
+    return _decode(path, _content(path))
+
+
+def _decode(path: str | Path, content: bytes) -> Image.Image:
     try:
+        _check_sums(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large, and below the limit; odd, and readable
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
                     raise DatasetError(f"'{path}' is an animation of {frames} images; expected one image")
@@ -79,9 +107,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_rgb(path: str | Path, upright: bool = False) -> Image.Image:
-    """A picture as RGB; ``upright`` turns it as its camera says. A DatasetError names a file that cannot be read."""
-    image = open_picture(path)
+def _decode_rgb(path: str | Path, content: bytes, upright: bool) -> Image.Image:
+    image = _decode(path, content)
     try:
         return as_rgb(ImageOps.exif_transpose(image) if upright else image)
     except _DAMAGED as error:
@@ -90,7 +117,7 @@ def open_rgb(path: str | Path, upright: bool = False) -> Image.Image:
 
 def open_upright(path: str | Path) -> Image.Image:
     """Read a user's picture as RGB, turned as its camera says."""
-    return open_rgb(path, upright=True)
+    return _decode_rgb(path, _content(path), upright=True)
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Tensor:
@@ -99,12 +126,9 @@ def read_picture(path: str | Path, upright: bool = False) -> Tensor:
     What it is says its content, not its suffix. ``upright`` turns it as its camera says; datasets' pictures are taken
     as they lie, as their labels were made.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
+    content = _content(path)
     if not content.startswith(b"\xff\xd8\xff"):
-        picture = torch.from_numpy(np.array(open_rgb(path, upright))).permute(2, 0, 1).contiguous()
+        picture = torch.from_numpy(np.array(_decode_rgb(path, content, upright))).permute(2, 0, 1).contiguous()
     else:
         if _jpeg_pixels(content) > _MOST_PIXELS:  # torchvision would allocate whatever the header says
             raise _too_large(path)

@@ -117,7 +117,7 @@ def test_wrong_options_are_refused_before_anything_runs(
         (["--ckpt_path", "last"], "no checkpoint to resume"),
         (["--data.micro_batch", "0"], "--data.micro_batch must be at least 1"),
         (["--data.scale", "[0, 1]"], "--data.scale must be two positive numbers"),
-        (["--data.flip", "2"], "--data.flip is a probability"),
+        (["--data.flip", "2"], "--data.flip must be between 0 and 1"),
         (["--trainer.max_steps", "-1"], "--trainer.max_steps"),
         (["--model.output_stride", "4"], "output_stride must be 8, 16 or 32"),
         (["--model.init_from", "torchvision", "--norm", "bn"], "no ImageNet V1 weights"),

@@ -118,9 +118,9 @@ def test_weights_to_start_from_count_by_content(tmp_path: Path) -> None:
 
 
 def wipe_masks(root: Path) -> None:
-    for path in (root / "VOCdevkit" / "VOC2012" / "SegmentationClass").glob("*.png"):
+    for path in (root / "VOCdevkit" / "VOC2012" / "SegmentationClass").glob("train*.png"):
         mask = np.asarray(Image.open(path))
-        palette_image(np.where(mask == 255, mask, np.uint8(1))).save(path)
+        palette_image(np.where(mask > 1, mask, np.uint8(1))).save(path)
 
 
 def rotate_names(root: Path) -> None:
