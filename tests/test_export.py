@@ -162,7 +162,7 @@ def test_wrong_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     settings["norm"] = "gn"
     config.write_text(yaml.safe_dump(settings))
     assert "was trained with 'gn+ws', the model is 'gn'" in fails("--ckpt_path", str(alone), "--config", str(config))
-    settings["norm"], settings["data"]["num_classes"] = "gn+ws", 3
+    settings["norm"], settings["model"]["network"] = "gn+ws", "resnet50"
     config.write_text(yaml.safe_dump(settings))
     assert "do not belong together" in fails("--ckpt_path", str(alone), "--config", str(config))
     config.write_text("[]")
