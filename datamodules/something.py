@@ -220,7 +220,7 @@ class SomethingSomething(BenchmarkData):
             self.train_data = self._dataset(root, form, "train", self.transform)
         self.val_data = self._dataset(root, form, "val", None)
         if self.train_data is not None:
-            self.doubt_shared(*([clip.folder.name for clip in data.clips] for data in (self.train_data, self.val_data)))
+            self.doubt_shared(*([str(clip.folder) for clip in data.clips] for data in (self.train_data, self.val_data)))
 
     def _form(self, root: Path) -> str:
         there = {"csv": has_csv(root), "videofolder": has_lists(root)}

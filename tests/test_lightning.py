@@ -158,6 +158,21 @@ def test_a_subclass_and_a_spec_object_load_from_a_checkpoint(tiny_roots: dict[st
     assert (again.extra, again.spec, again.classes) == (5, task.spec, task.classes)
 
 
+@pytest.mark.parametrize("name", tiny.TASKS)
+def test_every_task_loads_from_its_checkpoint(name: str, tmp_path: Path) -> None:
+    task = tiny.model(name, "gn+ws")
+    content = {
+        "state_dict": task.state_dict(),
+        "hyper_parameters": dict(task.hparams),
+        "pytorch-lightning_version": "2.5.5",
+    }
+    task.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "x.ckpt")
+    again = type(task).load_from_checkpoint(tmp_path / "x.ckpt")
+    assert again.network_name == task.network_name
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), task.parameters(), strict=True))
+
+
 def test_a_loader_without_a_batch_size_is_refused() -> None:
     task = ImageNetClassification(norm="gn", network="resnet_mini", num_classes=4)
     sample = {"image": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "label": torch.zeros(1, dtype=torch.long)}

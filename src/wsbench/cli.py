@@ -231,6 +231,8 @@ class BenchmarkCLI(LightningCLI):
         if self.subcommand != "predict":
             return
         output = Path(settings.output).expanduser()
+        if output.exists() and not output.is_dir():
+            raise UsageError(f"--output '{output}' is a file; name a folder")
         if settings.data.pictures and output.resolve() == Path(settings.data.pictures).expanduser().resolve():
             raise UsageError("--output and --data.pictures are the same folder; masks would overwrite your pictures")
         self.prediction_files = PredictionFiles(output)

@@ -111,7 +111,9 @@ def test_pretrained_backbones_are_and_networks_without_weights_refuse(monkeypatc
 
 
 def test_a_network_of_one_size_says_so(tiny_roots: dict[str, Path]) -> None:
-    task = ImageNetClassification(norm="gn", network="timm:vit_tiny_patch16_224", num_classes=10)
+    with pytest.raises(TaskOptionError, match=r"has no layer that 'gn' applies to \(25 normalization layers"):
+        ImageNetClassification(norm="gn", network="timm:vit_tiny_patch16_224", num_classes=10)
+    task = ImageNetClassification(norm="none", network="timm:vit_tiny_patch16_224", num_classes=10)
     with pytest.raises(
         TaskOptionError, match=r"takes images of 224 x 224 only, the data's are cropped to 32; set --data.c"
     ):

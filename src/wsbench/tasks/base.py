@@ -150,6 +150,12 @@ class BenchmarkTask(LightningModule, ABC):
             isinstance(m, _BatchNorm) for m in network.modules() if is_norm(m)
         )
         self.norm_report = normalize(network, self.spec, example, include)
+        counts = self.norm_report.counts()
+        if is_named(self.network_name) and self.spec.act != "none" and not (counts["activation"] or counts["weight"]):
+            raise TaskOptionError(
+                f"'{self.network_name}' has no layer that '{self.spec}' applies to ({counts['kept']} normalization "
+                f"layers of other kinds are kept), so a run of it would not be one of '{self.spec}'"
+            )
         if self.pretrained:
             if not own_norm and not self._init_from_any_norm:
                 raise TaskOptionError(

@@ -174,7 +174,7 @@ FAULTS = {
     "a clip of another disk": fault(
         lambda root: append(root / VAL, f"/data/3;{FIRST}\n"), f"'ROOT/{VAL}': '/data/3' leaves the folder"
     ),
-    "a clip in train and val": fault(shared, "1 samples are in both train and val, among them 3"),
+    "a clip in train and val": fault(shared, f"1 samples are in both train and val, among them ROOT/{CLIP}"),
     "an empty list": fault(lambda root: (root / TRAIN).write_text("\n\n"), f"'ROOT/{TRAIN}' is empty; expected"),
     "an empty list to evaluate on": fault(lambda root: (root / VAL).write_text(""), f"'ROOT/{VAL}' is empty"),
     "no labels": fault(lambda root: (root / LABELS).write_text(""), f"'ROOT/{LABELS}' is empty; expected labels"),
