@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO as Annotations
 
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DatasetError, one_a_line
 from wsbench.datamodules.lists import inside, read_text
 from wsbench.datamodules.pictures import picture_size
 
@@ -78,10 +78,7 @@ def _read(path: Path, images: Path, masks: bool) -> Annotations:
         raise DatasetError(f"'{path}': {first[0]}")
     if first:
         more = sum(1 for _ in problems)
-        texts = "".join(f"\n  {text}" for text in first)
-        raise DatasetError(
-            f"'{path}' has {len(first) + more} faults:{texts}{f'{chr(10)}  and {more} more' if more else ''}"
-        )
+        raise DatasetError(f"'{path}' has {len(first) + more} faults:{one_a_line(first, _LISTED, more)}")
     for number, annotation in enumerate(content["annotations"], start=1):
         annotation["id"] = number
     annotations = Annotations()

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.mini.store import ensure
+from wsbench.datamodules.pictures import PredictionFolder, user_files
 from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
@@ -215,7 +216,7 @@ class BenchmarkData(LightningDataModule, ABC):
 
     @abstractmethod
     def read_predictions(self) -> Dataset[dict[str, Any]]:
-        """The user's files below ``pictures``; :meth:`user_folder` and ``passed_over`` help."""
+        """What the user has below ``pictures``; :meth:`user_predictions` reads files."""
 
     @abstractmethod
     def describe(self) -> dict[str, Split]:
@@ -307,6 +308,24 @@ class BenchmarkData(LightningDataModule, ABC):
         if not folder.is_dir():
             raise DatasetError(f"'{folder}' is no folder; --data.pictures names a folder of {what} to predict")
         return folder
+
+    def user_predictions(
+        self, suffixes: Sequence[str], what: str, key: str, read: Callable[[Path], Any]
+    ) -> PredictionFolder:
+        """The files below ``pictures`` with one of these suffixes; the others are passed over.
+
+        Args:
+            suffixes: lower case.
+            what: what the files are called in messages.
+            key: of a sample in a batch.
+            read: a file to a sample.
+
+        Raises:
+            DatasetError: there is no such folder, or no such file in it.
+        """
+        folder = self.user_folder(what)
+        paths, self.passed_over = user_files(folder, suffixes, self.recursive, what)
+        return PredictionFolder(paths, folder, read, key)
 
     def steps_in_epoch(self) -> int:
         """Optimizer steps between evaluations."""

@@ -10,12 +10,6 @@ from wsbench.datamodules.mini.store import cache_root
 from wsbench.records import write_text_atomically
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def stamp(path: Path) -> list[int]:
     """Size, times of change and number of a file: while they are the same, its content is taken to be.
 

@@ -21,7 +21,7 @@ from wsbench.datamodules.cache import derived
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside
 from wsbench.datamodules.mini import coco as mini
-from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, read_picture, user_files
+from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, read_picture
 from wsbench.datamodules.sampling import BatchError, Draw, StreamSampler
 
 COUNTS = {"train": 117_266, "val": 5_000}
@@ -276,9 +276,7 @@ class COCO(BenchmarkData):
 
     def read_predictions(self) -> PredictionFolder:
         """Images below ``pictures``."""
-        folder = self.user_folder("images")
-        paths, self.passed_over = user_files(folder, PICTURES, self.recursive, "images")
-        return PredictionFolder(paths, folder, partial(read_picture, upright=True), "image")
+        return self.user_predictions(PICTURES, "images", "image", partial(read_picture, upright=True))
 
     def sampler(self) -> StreamSampler:
         """The training stream, by aspect ratio if asked for."""

@@ -13,14 +13,18 @@ class DatasetError(UserError, RuntimeError):
     """Data that is missing, incomplete or broken; the message names the file and how to fix it."""
 
 
+def one_a_line(texts: Sequence[str], most: int = _LISTED, further: int = 0) -> str:
+    """Faults below a heading, a line each, and how many more there are: ``further`` beside those in ``texts``."""
+    more = max(0, len(texts) - most) + further
+    return "".join(f"\n  {text}" for text in texts[:most]) + (f"\n  and {more} more" if more else "")
+
+
 def refuse_all(wrong: Sequence[DatasetError]) -> None:
     """Raise what is wrong with some of many files, in one error; nothing if that is none."""
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
-        texts = "".join(f"\n  {error}" for error in wrong[:_LISTED])
-        more = f"\n  and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        raise DatasetError(f"{len(wrong)} faults:{texts}{more}")
+        raise DatasetError(f"{len(wrong)} faults:{one_a_line([*map(str, wrong)])}")
 
 
 class DatasetNotFoundError(DatasetError):

@@ -20,7 +20,7 @@ from wsbench.datamodules.cache import keep, read_kept
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import folders_in, is_meant
 from wsbench.datamodules.mini import imagenet as mini
-from wsbench.datamodules.pictures import PICTURES, UNREAD, PredictionFolder, collate_one, read_picture, user_files
+from wsbench.datamodules.pictures import PICTURES, UNREAD, PredictionFolder, collate_one, read_picture
 from wsbench.datamodules.sampling import Draw, seeded
 
 COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -260,9 +260,7 @@ class ImageNet(BenchmarkData):
 
     def read_predictions(self) -> PredictionFolder:
         """Images below ``pictures``."""
-        folder = self.user_folder("images")
-        paths, self.passed_over = user_files(folder, PICTURES, self.recursive, "images")
-        return PredictionFolder(paths, folder, self._read, "image")
+        return self.user_predictions(PICTURES, "images", "image", self._read)
 
     def _read(self, path: Path) -> Tensor:
         image: Tensor = self.val_transform(read_picture(path, upright=True))

@@ -13,8 +13,10 @@ from rich.progress import track
 from wsbench.datamodules.cache import keep, read_kept, stamp
 from wsbench.datamodules.errors import DatasetError, refuse_all
 from wsbench.datamodules.palette import VOID
-from wsbench.datamodules.pictures import open_picture
+from wsbench.datamodules.pictures import content_of, decode
 
+#: the byte of a PNG file that says how many bits a value has
+_BIT_DEPTH = 24
 #: masks from which on a progress bar is worth its line
 _MANY = 2000
 
@@ -33,25 +35,20 @@ class Mask:
 
 def open_mask(path: Path) -> Image.Image:
     """A mask, decoded; DatasetError if it is no palette or grey image of 8 bits."""
-    mask = open_picture(path)
+    content = content_of(path)
+    mask = decode(path, content)
     if mask.format == "JPEG":
         raise DatasetError(f"'{path}' is a JPEG image, which does not keep class numbers; a mask is a PNG")
-    if mask.mode == "L" and mask.format == "PNG" and _bit_depth(path) < 8:
+    if mask.mode == "L" and mask.format == "PNG" and content[_BIT_DEPTH] < 8:
         raise DatasetError(
-            f"'{path}' is a grey PNG of {_bit_depth(path)} bits, whose values are stretched to 255 on reading; save it "
-            "with 8 bits or as a palette image"
+            f"'{path}' is a grey PNG of {content[_BIT_DEPTH]} bits, whose values are stretched to 255 on reading; "
+            "save it with 8 bits or as a palette image"
         )
     if mask.mode not in ("P", "L"):
         raise DatasetError(
             f"'{path}' is a {mask.mode} image; a mask is a palette or 8-bit grey PNG whose values are class numbers"
         )
     return mask
-
-
-def _bit_depth(path: Path) -> int:
-    """Of a PNG file: the byte of its header."""
-    with path.open("rb") as file:
-        return file.read(25)[24]
 
 
 def _look(path: Path) -> Mask:

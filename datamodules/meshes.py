@@ -136,7 +136,7 @@ def _read_other(path: Path) -> _Raw:
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     except (
         ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, EOFError, MemoryError, OverflowError,
-        StopIteration, NotImplementedError, struct.error, UnicodeError,
+        StopIteration, NotImplementedError, struct.error,
     ) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DatasetError(f"cannot read '{path}' as a mesh: {reason}") from error

@@ -18,7 +18,7 @@ from wsbench.datamodules.lists import folders_in, inside, is_meant, names_of, re
 from wsbench.datamodules.meshes import MESHES as MESH_SUFFIXES
 from wsbench.datamodules.mini import modelnet40 as mini
 from wsbench.datamodules.mini.store import cache_root
-from wsbench.datamodules.pictures import PredictionFolder, collate_one, user_files
+from wsbench.datamodules.pictures import PredictionFolder, collate_one
 from wsbench.records import checksum
 
 HDF5, MESHES = "modelnet40_ply_hdf5_2048", "ModelNet40"
@@ -201,10 +201,8 @@ class ModelNet40(BenchmarkData):
 
     def read_predictions(self) -> PredictionFolder:
         """Meshes below ``pictures``."""
-        folder = self.user_folder("meshes")
-        paths, self.passed_over = user_files(folder, MESH_SUFFIXES, self.recursive, "meshes")
         read = partial(_read_cloud, points=self.points, up=self.up)
-        return PredictionFolder(paths, folder, read, "cloud")
+        return self.user_predictions(MESH_SUFFIXES, "meshes", "cloud", read)
 
     def describe(self) -> dict[str, Split]:
         """The release has no names: a sample is called by label and first point. Labels are all points and labels."""

@@ -32,7 +32,7 @@ UNREAD = (".gif", ".jp2", ".heic", ".heif", ".avif", ".tga")
 _LONGEST_NAME = 255
 #: what Pillow's decoders raise at damaged files
 _DAMAGED = (
-    OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError,
+    OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError,
     AttributeError, NotImplementedError, ZeroDivisionError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 #: pixels of a picture from which on it is refused, as Pillow has it
@@ -54,7 +54,8 @@ def _too_large(path: str | Path) -> DatasetError:
     )
 
 
-def _content(path: str | Path) -> bytes:
+def content_of(path: str | Path) -> bytes:
+    """The bytes of a file; a DatasetError names one that cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -78,10 +79,11 @@ def _check_sums(content: bytes) -> None:
 
 def open_picture(path: str | Path) -> Image.Image:
     """Decode a picture completely with Pillow; a DatasetError names a file that cannot be read, or that moves."""
-    return _decode(path, _content(path))
+    return decode(path, content_of(path))
 
 
-def _decode(path: str | Path, content: bytes) -> Image.Image:
+def decode(path: str | Path, content: bytes) -> Image.Image:
+    """As :func:`open_picture`, of the bytes of the file ``path``."""
     try:
         _check_sums(content)
         with warnings.catch_warnings():
@@ -108,7 +110,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _decode_rgb(path: str | Path, content: bytes, upright: bool) -> Image.Image:
-    image = _decode(path, content)
+    image = decode(path, content)
     try:
         return as_rgb(ImageOps.exif_transpose(image) if upright else image)
     except _DAMAGED as error:
@@ -117,7 +119,7 @@ def _decode_rgb(path: str | Path, content: bytes, upright: bool) -> Image.Image:
 
 def open_upright(path: str | Path) -> Image.Image:
     """Read a user's picture as RGB, turned as its camera says."""
-    return _decode_rgb(path, _content(path), upright=True)
+    return _decode_rgb(path, content_of(path), upright=True)
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Tensor:
@@ -126,7 +128,7 @@ def read_picture(path: str | Path, upright: bool = False) -> Tensor:
     What it is says its content, not its suffix. ``upright`` turns it as its camera says; datasets' pictures are taken
     as they lie, as their labels were made.
     """
-    content = _content(path)
+    content = content_of(path)
     if not content.startswith(b"\xff\xd8\xff"):
         picture = torch.from_numpy(np.array(_decode_rgb(path, content, upright))).permute(2, 0, 1).contiguous()
     else:

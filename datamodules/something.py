@@ -1,6 +1,5 @@
 """Something-Something V1: folders of frames as shipped, the official CSV files, or the lists of TRN and TSM."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from wsbench.datamodules.errors import DatasetError, refuse_all
 from wsbench.datamodules.lists import folders_in, inside, is_meant, names_of, refuse_repeated
 from wsbench.datamodules.mini import something as mini
 from wsbench.datamodules.pictures import PredictionFolder, collate_one
+from wsbench.records import checksum
 
 COUNTS = {"train": 86_017, "val": 11_522}
 FRAMES = "20bn-something-something-v1"
@@ -306,7 +306,7 @@ class SomethingSomething(BenchmarkData):
         for split, data in (("train", self.train_data), ("val", self.val_data)):
             if data is not None:
                 names = [f"{clip.name} {clip.frames} {clip.label}" for clip in data.clips]
-                labels = hashlib.sha256("".join(f"{clip.label}\n" for clip in data.clips).encode()).hexdigest()
+                labels = checksum(str(clip.label) for clip in data.clips)
                 splits[split] = Split(f"{split}, classes {order}", names, labels, self._dropped[split])
         return splits
 

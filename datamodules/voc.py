@@ -1,6 +1,5 @@
 """PASCAL VOC 2012 segmentation: ``VOCdevkit/VOC2012`` as it is unpacked, or any dataset in that layout."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 from wsbench.datamodules.base import BenchmarkData, Split
-from wsbench.datamodules.cache import sha256_of
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside, is_meant, lines_of, names_of, refuse_repeated
 from wsbench.datamodules.masks import Mask, look_at_masks, palette_of
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.palette import VOID, voc_palette
-from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, user_files
+from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one
 from wsbench.datamodules.segmentation import SegmentationDataset, read_padded
 from wsbench.datamodules.transforms import Interpolation, Rounding, SegmentationTransform
+from wsbench.records import checksum, sha256_of
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -261,16 +260,14 @@ class VOC(BenchmarkData):
 
     def read_predictions(self) -> PredictionFolder:
         """Images below ``pictures``."""
-        folder = self.user_folder("images")
-        paths, self.passed_over = user_files(folder, PICTURES, self.recursive, "images")
-        return PredictionFolder(paths, folder, partial(read_padded, side=self.crop), "image")
+        return self.user_predictions(PICTURES, "images", "image", partial(read_padded, side=self.crop))
 
     def describe(self) -> dict[str, Split]:
         """Samples are the names of the lists; labels are the bytes of the masks; and whose masks trainaug has."""
         splits = {}
         for split, listed in self._listed.items():
             name = self.train_set + self._mask_source() if split == "train" else self.val_set
-            labels = hashlib.sha256("".join(f"{m.sha256}\n" for m in self._masks[split]).encode()).hexdigest()
+            labels = checksum(mask.sha256 for mask in self._masks[split])
             names = [one.name if one.image is None else f"{one.image} {one.mask or ''}".strip() for one in listed]
             splits[split] = Split(Path(name).name if "/" in name else name, names, labels)
         return {name: splits[name] for name in ("train", "val") if name in splits}

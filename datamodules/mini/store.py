@@ -1,12 +1,13 @@
 """Where miniatures live: made once, in one piece, and checked by checksum each time they are opened."""
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from wsbench.records import sha256_of
 
 MANIFEST = "manifest.json"
 
@@ -20,7 +21,7 @@ def cache_root() -> Path:
 
 def _checksums(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
 
 
 def is_intact(folder: Path) -> bool:

@@ -159,6 +159,12 @@ def checksum(names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """:func:`write_atomically`, UTF-8."""
     write_atomically(path, text.encode())

@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,12 +268,16 @@ def test_other_names_of_cocos_folders(
 # -- clips and shapes -----------------------------------------------------------------------------------------------
 
 
+def write_clips(root: Path, clips: Sequence[str], frames: int, name: str) -> None:
+    for clip in clips:
+        (root / "frames" / clip).mkdir(parents=True)
+        for i in range(frames):
+            noise(i, 40, 50).save(root / "frames" / clip / name.format(i))
+    (root / "labels.csv").write_text("push\npull\n")
+
+
 def test_clips_with_dots_prefixes_and_frames_from_zero(tmp_path: Path) -> None:
-    for clip in ("clip.1", "clip.2"):
-        (tmp_path / "frames" / clip).mkdir(parents=True)
-        for i in range(9):
-            noise(i, 40, 50).save(tmp_path / "frames" / clip / f"img_{i:03d}.PNG")
-    (tmp_path / "labels.csv").write_text("push\npull\n")
+    write_clips(tmp_path, ("clip.1", "clip.2"), 9, "img_{:03d}.PNG")
     (tmp_path / "train.csv").write_text("clip.1;push\nclip.2;pull\n")
     (tmp_path / "validation.csv").write_text("clip.2;pull\n")
     data = SomethingSomething(root=str(tmp_path), crop=32, resize=32, num_workers=0)
@@ -286,11 +291,7 @@ def test_clips_with_dots_prefixes_and_frames_from_zero(tmp_path: Path) -> None:
 
 
 def test_clips_of_one_name_in_two_folders(tmp_path: Path) -> None:
-    for clip in ("a/7", "b/7"):
-        (tmp_path / "frames" / clip).mkdir(parents=True)
-        for i in range(4):
-            noise(i, 40, 50).save(tmp_path / "frames" / clip / f"{i:03d}.jpg")
-    (tmp_path / "labels.csv").write_text("push\npull\n")
+    write_clips(tmp_path, ("a/7", "b/7"), 4, "{:03d}.jpg")
     (tmp_path / "validation.csv").write_text("b/7;pull\n")
     checksums = set()
     for clip in ("a/7", "b/7"):

@@ -43,7 +43,7 @@ def test_no_last_gamma_starts_at_zero() -> None:
 def test_errors_are_torchmetrics(tiny_roots: dict[str, Path]) -> None:
     task: Any = tiny.model("imagenet", "gn")
     logits, labels = torch.randn(40, 10), torch.randint(0, 10, (40,))
-    task.hits1.reset(), task.hits5.reset(), task.evaluated.reset()
+    task.reset_metrics()
     task.logits = lambda batch: batch["image"]
     for part in (slice(0, 25), slice(25, 40)):
         task.evaluate({"image": logits[part], "label": labels[part]})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wsbench.migration import RECIPES
-from wsbench.records import DataIdentity, RunRecord
+from wsbench.records import DataIdentity, RunRecord, sha256_of
 
 #: of what is hashed; a new one makes all runs new
 VERSION = 2
@@ -92,9 +92,7 @@ def with_content(source: str) -> str | dict[str, str]:
     for stated, path in ((None, source), source.partition("=")[::2]):
         file = Path(path).expanduser()
         if path and file.is_file():
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return {"source": source, "sha256": digest, **({} if stated is None else {"norm": stated})}
+            return {"source": source, "sha256": sha256_of(file), **({} if stated is None else {"norm": stated})}
     return source
 
 

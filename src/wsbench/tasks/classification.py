@@ -162,49 +162,49 @@ class TopK(Classification):
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.class_hits = ClassCounts(num_classes)
-        self.hits1, self.hits5 = SumMetric(), SumMetric()
+        self.hits5 = SumMetric()
         self._classes_right: dict[str, float] = {}
 
-    def _hits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        right = best == labels[:, None]
-        return right[:, 0].sum(), right.sum()
+    def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, 5), or as many as there are classes: whether a guess is right, the best guess first."""
+        return logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
 
     def _percent(self, hits: Any, count: Any) -> Any:
         return 100 * ((count - hits) if self.errors else hits)
 
     def training_hits(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Top-1 and top-5."""
-        hits = self._hits(logits, labels)
+        right = self._right(logits, labels)
+        hits = (right[:, 0].sum(), right.sum())
         return {n: self._percent(h, len(labels)) for n, h in zip((self.top1, self.top5), hits, strict=True)}
 
     def reset_metrics(self) -> None:
         """Start a new evaluation."""
         super().reset_metrics()
-        self.hits1.reset()
         self.hits5.reset()
         self.class_hits.reset()
 
     def evaluate(self, batch: Any) -> None:
         """Count hits."""
         logits = self.require_finite(self.logits(batch))
-        hits = self._hits(logits, batch["label"])
-        self.hits1.update(hits[0])
-        self.hits5.update(hits[1])
-        right = (logits.argmax(1) == batch["label"]).long()
+        right = self._right(logits, batch["label"])
+        self.hits5.update(right.sum())
+        first = right[:, 0].long()
         counts = torch.zeros(logits.shape[1], 2, dtype=torch.int64, device=logits.device)
-        counts.index_add_(0, batch["label"], torch.stack([right, torch.ones_like(right)], 1))
+        counts.index_add_(0, batch["label"], torch.stack([first, torch.ones_like(first)], 1))
         self.class_hits.update(counts)
         self.evaluated.update(len(batch["label"]))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """Top-1 and top-5 in percent."""
         count = self.evaluated.compute()
-        counts = self.class_hits.compute().tolist()
+        counts = self.class_hits.compute()
         self._classes_right = {
-            self.class_name(i): round(100 * hits / number, 4) for i, (hits, number) in enumerate(counts) if number
+            self.class_name(i): round(100 * hits / number, 4)
+            for i, (hits, number) in enumerate(counts.tolist())
+            if number
         }
-        values = [float(self._percent(m.compute(), count) / count) for m in (self.hits1, self.hits5)]
+        values = [float(self._percent(hits, count) / count) for hits in (counts[:, 0].sum(), self.hits5.compute())]
         return dict(zip((self.top1, self.top5), values, strict=True)), int(count)
 
     def per_class(self) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,15 +256,16 @@ class COCODetection(BenchmarkTask):
         """Gather detections."""
         for picture, target in zip(batch["images"], batch["targets"], strict=True):
             # one at a time: beside a larger picture it would be padded, and GN, LN and IN would see the padding
-            with self._finite_features() as finite:
-                (output,) = self.network(self._floats([picture]))
-            self.require_finite(torch.where(torch.stack(finite).all(), 0.0, torch.nan).view(1, 1))
+            output, finite = self._detect(picture)
+            self.require_finite(finite)
             self._seen.append(target["image_id"])
             self._found += detections(output, target["image_id"], self._truth()[1])
 
-    @contextlib.contextmanager
-    def _finite_features(self) -> Iterator[list[Tensor]]:
-        """Whether the outputs of all parts are finite: NaN detects nothing, which looks harmless."""
+    def _detect(self, picture: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What is found in a picture, uint8 (3, H, W); and (1, 1), NaN if a part's output is not finite, else zero.
+
+        Boxes of NaN are no detections, which looks harmless.
+        """
         finite: list[Tensor] = []
 
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -275,10 +276,11 @@ class COCODetection(BenchmarkTask):
         watched += [network.roi_heads.mask_predictor] if self.has_masks else []
         handles = [module.register_forward_hook(look) for module in watched]
         try:
-            yield finite
+            (output,) = self.network(self._floats([picture]))
         finally:
             for handle in handles:
                 handle.remove()
+        return output, torch.where(torch.stack(finite).all(), 0.0, torch.nan).view(1, 1)
 
     def _truth(self) -> tuple[Annotations, list[int]]:
         """The annotations that are evaluated against, and the category of each class."""
@@ -330,9 +332,9 @@ class COCODetection(BenchmarkTask):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """A picture's detections."""
-        with self._finite_features() as finite:
-            (output,) = self.network(self._floats(list(batch["image"])))
-        self.require_finite_prediction(torch.where(torch.stack(finite).all(), 0.0, torch.nan), batch)
+        (picture,) = batch["image"]
+        output, finite = self._detect(picture)
+        self.require_finite_prediction(finite, batch)
         found = {k: v.cpu() for k, v in output.items()}
         return {"path": batch["path"], "name": batch["name"], "image": batch["image"][0].cpu(), **found}
 

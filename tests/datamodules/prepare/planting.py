@@ -89,6 +89,16 @@ def check(task: str, planted: Fault, root: Path, capfd: pytest.CaptureFixture[st
     assert not taken, "training takes it without a word"
 
 
+def each_is_found(task: str, faults: dict[str, Fault], **options: Any) -> Callable[..., None]:
+    """A test for each of the faults; ``options`` of the data, with which training is tried."""
+
+    @pytest.mark.parametrize("name", faults)
+    def test(name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        check(task, faults[name], copy(tiny_roots, task, tmp_path), capfd, **options)
+
+    return test
+
+
 def refused(task: str, root: Path, **options: Any) -> bool:
     """Whether training on it is refused or doubted."""
     try:

@@ -15,9 +15,9 @@ from tests.datamodules.prepare.planting import (
     Plant,
     animation,
     bomb_jpeg,
-    check,
     copy,
     damaged_png,
+    each_is_found,
     encoded,
     fault,
     fine,
@@ -254,11 +254,7 @@ def test_there_are_thirty() -> None:
     assert len(FAULTS) >= 30
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found(
-    name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    check("coco", FAULTS[name], copy(tiny_roots, "coco", tmp_path), capfd)
+test_a_fault_is_found = each_is_found("coco", FAULTS)
 
 
 def test_what_is_no_fault(tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

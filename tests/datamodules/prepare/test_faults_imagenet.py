@@ -15,10 +15,10 @@ from tests.datamodules.prepare.planting import (
     animation,
     bomb_jpeg,
     bomb_png,
-    check,
     copy,
     damaged,
     damaged_png,
+    each_is_found,
     encoded,
     fault,
     fine,
@@ -174,11 +174,7 @@ def test_there_are_thirty() -> None:
     assert len(FAULTS) >= 30
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found(
-    name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    check("imagenet", FAULTS[name], copy(tiny_roots, "imagenet", tmp_path), capfd)
+test_a_fault_is_found = each_is_found("imagenet", FAULTS)
 
 
 def test_what_is_no_fault(tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

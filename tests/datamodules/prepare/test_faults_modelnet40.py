@@ -14,8 +14,8 @@ from tests.datamodules.prepare.planting import (
     PLY,
     Plant,
     append,
-    check,
     copy,
+    each_is_found,
     fault,
     fine,
     from_one,
@@ -166,11 +166,7 @@ def test_there_are_thirty() -> None:
     assert len(FAULTS) >= 30
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_clouds_is_found(
-    name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    check("modelnet40", FAULTS[name], copy(tiny_roots, "modelnet40", tmp_path), capfd, **SIZES)
+test_a_fault_of_clouds_is_found = each_is_found("modelnet40", FAULTS, **SIZES)
 
 
 def test_what_is_no_fault(tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -282,11 +278,7 @@ MESH_FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MESH_FAULTS)
-def test_a_fault_of_meshes_is_found(
-    name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    check("modelnet40", MESH_FAULTS[name], copy(tiny_roots, "modelnet40", tmp_path), capfd, **SIZES)
+test_a_fault_of_meshes_is_found = each_is_found("modelnet40", MESH_FAULTS, **SIZES)
 
 
 def test_all_meshes_that_are_wrong_are_named_at_once(

@@ -13,9 +13,9 @@ from tests.datamodules.prepare.planting import (
     animation,
     append,
     bomb_jpeg,
-    check,
     copy,
     damaged_png,
+    each_is_found,
     encoded,
     fault,
     fine,
@@ -223,11 +223,7 @@ def test_there_are_thirty() -> None:
     assert len(FAULTS) >= 30
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found(
-    name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    check("something", FAULTS[name], copy(tiny_roots, "something", tmp_path), capfd, **SIZES)
+test_a_fault_is_found = each_is_found("something", FAULTS, **SIZES)
 
 
 def test_what_is_no_fault(tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

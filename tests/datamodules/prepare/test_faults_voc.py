@@ -18,6 +18,7 @@ from tests.datamodules.prepare.planting import (
     check,
     copy,
     damaged_png,
+    each_is_found,
     encoded,
     fault,
     fine,
@@ -200,11 +201,7 @@ def test_there_are_thirty() -> None:
     assert len(FAULTS) >= 30
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found(
-    name: str, tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    check("voc", FAULTS[name], copy(tiny_roots, "voc", tmp_path), capfd, **SIZES)
+test_a_fault_is_found = each_is_found("voc", FAULTS, **SIZES)
 
 
 def test_what_is_no_fault(tiny_roots: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
