@@ -111,6 +111,9 @@ def own_work(task: str, rounds: int) -> dict[str, float]:
         window.begin(last=False)
         middle = time.perf_counter()
         window.begin(last=False)
+        for share in window._shares:
+            share.in_use(share.layer.normalized_parameters)
+        window.end()
         again = time.perf_counter()
         gradients = [torch.ones_like(cast(Tensor, share.leaf)) for share in window._shares if share.leaf is not None]
         for share, gradient in zip(window._shares, gradients, strict=True):
@@ -118,8 +121,8 @@ def own_work(task: str, rounds: int) -> dict[str, float]:
         adding = [torch.ones_like(g) for g in gradients]
         stop = time.perf_counter()
         window.begin(last=True)
-        live = [cast(Tensor, share.live) for share in window._shares]
-        torch.autograd.backward(live, adding)
+        uses = [cast(Tensor, share.in_use(share.layer.normalized_parameters)) for share in window._shares]
+        torch.autograd.backward(uses, adding)
         window.end()
         if i:
             opened.append(middle - start)

@@ -44,8 +44,7 @@ def test_every_specification(spec: str) -> None:
     compiled.compile()
     ours, theirs = train(compiled), train(eager)
     assert not counters["graph_break"]
-    # with a window one for the leaf, one for the live graph of the last micro-step
-    assert counters["stats"]["unique_graphs"] == (2 if "+" in spec else 1)
+    assert counters["stats"]["unique_graphs"] == 1, "to a compiler the window's last micro-step is like the others"
     assert difference(ours, theirs) < 1e-8
 
 

@@ -195,7 +195,7 @@ def test_an_exception_closes_the_window() -> None:
             accumulate_grad_batches=4, callbacks=[callback, Stop()],
         ).fit(module, DataLoader(batches(10), batch_size=None))  # type: ignore[arg-type]  # fmt: skip
     assert callback.window is None
-    assert module.network.stem._held is None
+    assert module.network.stem._window is None
 
 
 # -- the tasks ------------------------------------------------------------------------------------------------------
@@ -218,14 +218,14 @@ def test_every_task_standardizes_once_a_step(
     import wsbench.norms.layers as room
 
     calls = 0
-    original = room.NormalizedLayer.effective_weight
+    original = room.NormalizedLayer.effective_weight_of
 
-    def count(self: Any) -> Tensor:
+    def count(self: Any, *parameters: Tensor) -> Tensor:
         nonlocal calls
         calls += self.training
-        return original(self)
+        return original(self, *parameters)
 
-    monkeypatch.setattr(room.NormalizedLayer, "effective_weight", count)
+    monkeypatch.setattr(room.NormalizedLayer, "effective_weight_of", count)
     model = train(task, tiny_roots[task], 3, window, "32-true")
     layers = len(model.norm_report.weight_normalized)
     if window:

@@ -5,7 +5,7 @@ on ``.weight``, and checkpoints of plain networks load.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from wsbench.norms.registry import WEIGHTS
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.tracing import traced
+from wsbench.norms.tracing import compiling, traced
+
+if TYPE_CHECKING:
+    from wsbench.norms.share import Share
 
 
 def to_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
@@ -70,9 +73,8 @@ class NormalizedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     spec: NormSpec
-    #: what an open accumulation window lets forward compute with, and what it is handed through (norms/window.py)
-    _held: Tensor | None = None
-    _through: Callable[[Tensor], Tensor] | None = None
+    #: the layer's share of an accumulation window, which is asked in every use (norms/share.py)
+    _window: "Share | None" = None
     #: what the weight in use is handed through on its way to the layer's operation (norms/tap.py)
     _tap: Callable[[Tensor], Tensor] | None = None
 
@@ -84,7 +86,7 @@ class NormalizedLayer(nn.Module):
         if spec.weight is None:
             raise ValueError(f"{type(self).__name__} needs a spec with a weight normalization, got '{spec}'")
         method = WEIGHTS[spec.weight].factory(spec)
-        rows = self._rows().detach()
+        rows = self._rows(self.weight).detach()
         if rows.shape[1] < method.min_fan_in:
             raise FanInError(
                 f"'{spec}' is undefined on filters of {rows.shape[1]} value (weight {tuple(self.weight.shape)}); "
@@ -100,11 +102,11 @@ class NormalizedLayer(nn.Module):
     def initial_extra_parameters(self) -> dict[str, Tensor]:
         """What the method's added parameters start from, given the weight as it is now; in their shape and dtype."""
         shape = (-1, *(1 for _ in range(self.weight.dim() - 1)))
-        values = self.method.extra_parameters(self._rows().detach())
+        values = self.method.extra_parameters(self._rows(self.weight).detach())
         return {name: value.to(self.weight.dtype).reshape(shape) for name, value in values.items()}
 
-    def _rows(self) -> Tensor:
-        rows = to_rows(self.weight, self.transposed_weight, getattr(self, "groups", 1))
+    def _rows(self, weight: Tensor) -> Tensor:
+        rows = to_rows(weight, self.transposed_weight, getattr(self, "groups", 1))
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if rows.dtype == torch.float16 and wide.requires_grad:
             # 1 / eps of a constant filter is beyond what a float16 gradient can hold
@@ -114,28 +116,38 @@ class NormalizedLayer(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            rows = self._rows()
-            extra = {name: getattr(self, name).to(rows.dtype).flatten() for name in self._extra}
-            out = self.method.effective(rows, **extra).to(self.weight.dtype)
-            return from_rows(out, self.weight, self.transposed_weight, getattr(self, "groups", 1))
+        return self.effective_weight_of(self.weight, *(getattr(self, name) for name in self._extra))
+
+    def effective_weight_of(self, weight: Tensor, *extra: Tensor) -> Tensor:
+        """:meth:`effective_weight` for other values of :attr:`normalized_parameters`, in their order and shapes."""
+        with torch.autocast(weight.device.type, enabled=False):
+            rows = self._rows(weight)
+            beside = {name: value.to(rows.dtype).flatten() for name, value in zip(self._extra, extra, strict=True)}
+            out = self.method.effective(rows, **beside).to(weight.dtype)
+            return from_rows(out, weight, self.transposed_weight, getattr(self, "groups", 1))
 
     def weight_in_use(self) -> Tensor:
         """What forward computes with: the effective weight that an open accumulation window holds, else a fresh one.
 
-        Without gradients and in evaluation it is always fresh: weights may have been swapped there, for instance for
-        their average, and swapped back afterwards.
+        Without gradients and in evaluation it is always fresh, and wherever the weight is not what the window saw.
         """
         weight, tap = self._weight_in_use(), self._tap
         return weight if tap is None or traced() else tap(weight)
 
     def _weight_in_use(self) -> Tensor:
-        held = self._held
-        if held is None or not self.training or not torch.is_grad_enabled():
-            return self.effective_weight()
-        if held.dtype != self.weight.dtype and not torch.is_autocast_enabled(held.device.type):
-            return self.effective_weight()  # a part that autocast is switched off for, to be as precise as its weight
-        return held if self._through is None or traced() else self._through(held)
+        share, held = self._window, None
+        if share is not None and self.training and torch.is_grad_enabled():
+            if compiling():
+                held = share.in_compiled_use(
+                    any(getattr(self, name).requires_grad for name in ("weight", *self._extra))
+                )
+                if held is not None and held.dtype != self.weight.dtype:
+                    autocast = torch.is_autocast_enabled(held.device.type)
+                    held = held if autocast else None  # a part that autocast is switched off for
+            elif not traced():
+                weight = self.weight
+                held = share.in_use((weight, *(getattr(self, n) for n in self._extra)) if self._extra else (weight,))
+        return self.effective_weight() if held is None else held
 
     @property
     def normalized_parameters(self) -> tuple[nn.Parameter, ...]:
@@ -172,7 +184,7 @@ class NormalizedLayer(nn.Module):
 
 
 #: attributes that a window or a tap sets for a while
-_PASSING = ("_held", "_through", "_tap")
+_PASSING = ("_window", "_tap")
 
 
 def effective_weight(layer: nn.Module) -> Tensor:

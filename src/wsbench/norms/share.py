@@ -1,11 +1,14 @@
-"""One layer's share of an accumulation window: its leaf, its live graph, and what gathered."""
+"""One layer's share of an accumulation window: what it computes with, what has gathered, and how that is handed on."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsbench.norms.layers import NormalizedLayer
+from wsbench.norms.reparametrized import reparametrization
 
 
 class WindowError(RuntimeError):
@@ -20,23 +23,103 @@ def _autocast_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
+def _bits(weight: Tensor) -> Tensor:
+    """The values as integers: a NaN is equal to itself, 0 is not -0."""
+    sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return weight.detach().view(sizes[weight.element_size()])
+
+
+#: values of each weight that are looked at in every use on a CPU
+_SAMPLE = 64
+
+
+class _Stamp:
+    """What a weight, or a parameter beside it, was when the effective weight was computed."""
+
+    __slots__ = ("address", "parameter", "probe", "sample", "sums", "version")
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter, self.version, self.address = parameter, parameter._version, parameter.data_ptr()
+        self.sums = self._sums()
+        #: an alias of some of the weight's own memory, outside torch so that looking is no kernel, and what was there
+        self.probe: Any = None
+        self.sample = b""
+        if parameter.device.type == "cpu" and parameter.numel() and parameter.layout == torch.strided:
+            bits = _bits(parameter)
+            count = min(_SAMPLE, bits.numel())
+            # dense in any memory format, so that the elements are those of its storage, from the offset on
+            self.probe = bits.as_strided((count,), (bits.numel() // count,)).numpy()
+            self.sample = self.probe.tobytes()
+
+    def _sums(self) -> Tensor:
+        """All bits, as a sum for each filter and one input channel as it is. One pass over the memory."""
+        bits = _bits(self.parameter)
+        if bits.dim() < 2:
+            return bits.clone()
+        wide = torch.int64 if bits.dtype == torch.int64 else torch.int32
+        return torch.cat((bits.flatten(1).sum(1, dtype=wide), bits[:, 0].flatten().to(wide)))
+
+    def holds(self, now: Tensor) -> bool:
+        """Whether ``now`` is the parameter, unchanged as far as can be seen without a kernel on a GPU."""
+        return (
+            now is self.parameter
+            and now._version == self.version
+            and now.data_ptr() == self.address
+            and (self.probe is None or self.probe.tobytes() == self.sample)
+        )
+
+    def moved(self) -> bool:
+        """Whether torch has noted a change."""
+        return self.parameter._version != self.version or self.parameter.data_ptr() != self.address
+
+    def differs(self) -> Tensor:
+        """Whether any bit of the sums is another, 0-d; True for a parameter that is elsewhere or of another dtype."""
+        now = self._sums()
+        if (now.device, now.dtype, now.shape) != (self.sums.device, self.sums.dtype, self.sums.shape):
+            return torch.ones((), dtype=torch.bool, device=now.device)
+        return (now != self.sums).any()
+
+
 class Share:
-    """One layer's share of a window."""
+    """One layer's share of a window.
+
+    What is held is valid for the weights as they were when it was computed: identity, version, address, and on a CPU a
+    sample of their bits are looked at in every use. A use that finds another weight computes for itself, with ordinary
+    gradients. A frozen weight gets a detached value; what gathers is for the parameters that asked for it.
+    """
 
     def __init__(self, name: str, layer: NormalizedLayer) -> None:
+        if (found := reparametrization(layer)) is not None:
+            raise WindowError(f"the weight of '{name}' is computed by {found.by}, so a window cannot hold it; "
+                              f"{found.remedy} before the window is made")  # fmt: skip
         self.name, self.layer = name, layer
+        #: the effective weight as a leaf on which gradients gather, in the dtype that the layer's operation wants
         self.leaf: Tensor | None = None
-        self.live: Tensor | None = None
+        #: the effective weight with its graph, as far as it can serve the first backward of the last micro-step
+        self.live: _Live | None = None
+        #: sums of gradients of half precision, in float32
         self.total: Tensor | None = None
-        self.uses = 0
-        self.opened = False
-        self.signature: tuple[Any, ...] = ()
-        self.samples: tuple[Tensor, ...] = ()
+        #: which of the layer's parameters what gathers is for
+        self.needs: tuple[bool, ...] = ()
+        self.stamps: tuple[_Stamp, ...] = ()
+        self.last = False
+        #: for a compiler, which cannot look at versions: what it may compute with until the micro-step ends
+        self.held: Tensor | None = None
+        #: set by a compiled use of this micro-step; whether there was one before
+        self.compiled = self.was_compiled = False
+        #: uses of the last micro-step, and those whose backward has not run
+        self.nodes: list[Any] = []
+        self.pending = 0
 
     @property
     def gathered(self) -> bool:
         """Whether there are gradients that have not reached the parameters."""
         return self.total is not None or (self.leaf is not None and self.leaf.grad is not None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds or waits for anything."""
+        return self.leaf is not None or self.total is not None
 
     def take(self) -> Tensor | None:
         """The gradient that gathered, and forget it."""
@@ -48,28 +131,71 @@ class Share:
 
     def drop(self) -> None:
         """Forget everything; the layer computes for itself again."""
-        self.leaf = self.live = self.total = None
-        self.layer._held = self.layer._through = None
+        self.leaf = self.live = self.total = self.held = None
+        self.stamps, self.nodes, self.pending, self.last = (), [], 0, False
 
-    def current_signature(self) -> tuple[Any, ...]:
-        """What changes whenever the weight does, save writes through ``.data`` and fused optimizers."""
-        return tuple((id(p), p._version, p.data_ptr(), p.requires_grad) for p in self.layer.normalized_parameters)
+    def detach(self) -> None:
+        """:meth:`drop`, and leave the layer."""
+        self.drop()
+        if self.layer._window is self:
+            self.layer._window = None
 
-    def compute(self) -> Tensor:
+    # -- the weights, then and now ----------------------------------------------------------------------------------
+
+    def _parameters(self) -> tuple[nn.Parameter, ...]:
+        try:
+            return self.layer.normalized_parameters
+        except KeyError:
+            found = reparametrization(self.layer)
+            assert found is not None
+            raise WindowError(f"the weight of '{self.name}' is computed by {found.by} now, so a window cannot hold it; "
+                              f"{found.remedy}, and make a new window") from None  # fmt: skip
+
+    def _current(self, now: Sequence[Tensor]) -> bool:
+        return all(stamp.holds(p) for stamp, p in zip(self.stamps, now, strict=True))
+
+    def moved(self) -> bool:
+        """Whether torch has noted a change of the weights, or other parameters are registered."""
+        now = self._parameters()
+        return any(s.parameter is not p or s.moved() for s, p in zip(self.stamps, now, strict=True))
+
+    def differs(self) -> Tensor:
+        """Whether any bit of the weights is another, 0-d."""
+        found = [stamp.differs() for stamp in self.stamps]
+        return found[0] if len(found) == 1 else torch.stack(found).any()
+
+    def _restored(self) -> bool:
+        """Whether a weight that has moved holds what it held, to the last bit; it is taken for unmoved then."""
+        now, held = self._parameters(), self.leaf
+        if any(s.parameter is not p for s, p in zip(self.stamps, now, strict=True)) or bool(self.differs()):
+            return False
+        if held is not None and bool(_differ(self._compute().to(held.dtype), held)):
+            return False
+        self.stamps, self.live = tuple(_Stamp(p) for p in now), None
+        return True
+
+    def changed(self) -> bool:
+        """Whether the weights are seen not to be what gradients have gathered for, all bits aside."""
+        return self.gathered and not self._current(self._parameters()) and not self._restored()
+
+    # -- what the layer computes with -------------------------------------------------------------------------------
+
+    def _compute(self) -> Tensor:
         """The effective weight with its graph, from the weight as it is now."""
         with torch.enable_grad():
             return self.layer.effective_weight()
 
-    def _open(self, live: Tensor) -> None:
-        dtype = _autocast_dtype(live)
-        leaf = live.detach().to(dtype).requires_grad_(live.requires_grad)
-        if dtype != live.dtype and leaf.requires_grad:
+    def _open(self) -> None:
+        now = self._parameters()
+        self.needs = tuple(p.requires_grad for p in now)
+        live = _Live(self.layer, now, self.needs)
+        dtype = _autocast_dtype(live.value)
+        leaf = live.value.detach().to(dtype).requires_grad_()
+        if dtype != live.value.dtype:
             # many small gradients in half precision: their sum is kept in float32
             leaf.register_post_accumulate_grad_hook(self._widen)  # type: ignore[no-untyped-call]
-        self.leaf, self.live, self.opened = leaf, live if dtype == live.dtype else None, True
-        self.signature = self.current_signature()
-        # .data can be written without moving the version: one input channel of every filter is remembered
-        self.samples = tuple(p.detach()[:, 0].clone() for p in self.layer.normalized_parameters)
+        self.leaf, self.live = leaf, live if dtype == live.value.dtype and any(self.needs) else None
+        self.stamps = tuple(_Stamp(p) for p in now)
 
     def _widen(self, leaf: Tensor) -> None:
         assert leaf.grad is not None
@@ -79,107 +205,197 @@ class Share:
             self.total.add_(leaf.grad)
         leaf.grad = None
 
-    def renew(self) -> None:
-        """Hold the weight as it is now; WindowError if it is another than the one that gradients gathered on."""
-        now = self.compute()
-        if not self.gathered:
-            self._open(now)
-            return
-        held = self.live if self.leaf is None else self.leaf
-        same_kind = held is not None and (held.device, held.requires_grad) == (now.device, now.requires_grad)
-        if held is None or not same_kind or bool(_differ(now.to(held.dtype), held)):
-            raise WindowError(_changed(self.name))
-        self.live, self.signature = None, self.current_signature()  # swapped and swapped back
-
-    def begin(self) -> None:
-        """Let the layer compute with a leaf."""
+    def begin(self, last: bool) -> None:
+        """Before a micro-step: hold the effective weight. The last one of a window that is not open computes freely."""
+        if self.layer._window is not self:
+            self.layer._window = self
+        self.last, self.held = last, None
+        self.was_compiled, self.compiled = self.was_compiled or self.compiled, False
         if not self.layer.training:
             return
-        if self.leaf is None or self.signature != self.current_signature():
-            self.renew()
-        elif self._needs_gradient and not self.gathered and bool(self.differs()):
-            self.touched()  # nothing has gathered on the old one, so the new one is taken
-        if self.layer._held is not self.leaf:  # setting a module's attribute takes longer than all of the rest
-            self.layer._held, self.layer._through = self.leaf, None
+        now = self._parameters()
+        if self.leaf is None:
+            if last and not self.was_compiled:  # what is compiled has been compiled for a window's last
+                return
+            self._open()
+        elif not self._current(now):
+            if self.gathered:
+                if not self._restored():
+                    return
+            elif last:
+                self.drop()
+                return
+            else:
+                self._open()
+        if not last:
+            self.held = self.leaf
+        elif self.was_compiled and any(p.requires_grad for p in now):
+            self.held = self._use(now)
 
-    def begin_last(self) -> None:
-        """Let the layer compute with the live graph, to whose gradient what gathered is added."""
-        if self.leaf is None and not (self.opened and self.layer.training):
-            if self.layer._held is not None:
-                self.layer._held = self.layer._through = None
+    def in_use(self, now: tuple[Tensor, ...]) -> Tensor | None:
+        """What a use of the layer computes with; None if it has to compute for itself.
+
+        Args:
+            now: the layer's parameters in this use.
+        """
+        if self.leaf is None:
+            return None
+        if not self._current(now):
+            if any(s.parameter is not p for s, p in zip(self.stamps, now, strict=True)):
+                return None  # swapped for this call, or a replica on another device
+            # not even where nothing has gathered is another weight held before the next micro-step begins: a weight
+            # that is perturbed for a pass comes back
+            if not self._restored():
+                return None
+        leaf = self.leaf
+        weight = now[0]
+        if leaf.dtype != weight.dtype and leaf.dtype != _autocast_dtype(weight):
+            return None  # a part that autocast is switched off for, to be as precise as its weight
+        needs = tuple(p.requires_grad for p in now)
+        if not any(needs):
+            return leaf.detach()
+        if needs != self.needs:
+            if self.gathered or self.pending:
+                return None
+            self.needs, self.live = needs, None
+        return self._use(now) if self.last else leaf
+
+    def in_compiled_use(self, needs_gradient: bool) -> Tensor | None:
+        """As :meth:`in_use`, for a compiler: the weight was looked at when the micro-step began."""
+        self.compiled = True
+        if self.held is None:
+            return None
+        return self.held if needs_gradient else self.held.detach()
+
+    def end(self) -> None:
+        """After a micro-step.
+
+        Raises:
+            WindowError: a compiled layer's weight changed within it.
+        """
+        self.held = None
+        if self.compiled and self.gathered and self.moved():
+            raise WindowError(
+                f"the weight of '{self.name}' changed inside a micro-step in which it ran compiled, where changes are "
+                "not seen; give each value of the weight a micro-step of its own, or do not compile this network"
+            )
+
+    # -- what has gathered, handed on -------------------------------------------------------------------------------
+
+    def _use(self, now: tuple[Tensor, ...]) -> Tensor:
+        out: Tensor = _Use.apply(self, *now)
+        return out
+
+    def handed_on(self) -> Tensor:
+        """A use of the last micro-step that is connected with nothing yet."""
+        return self._use(self._parameters())
+
+    @contextmanager
+    def _asking(self, needs: Sequence[bool]) -> Iterator[None]:
+        """The parameters asking for gradients as they did then: autograd hands nothing to one that is frozen now."""
+        parameters = self._parameters()
+        kept = [p.requires_grad for p in parameters]
+        for p, need in zip(parameters, needs, strict=True):
+            if p.requires_grad != need:
+                p.requires_grad_(need)
+        try:
+            yield
+        finally:
+            for p, was in zip(parameters, kept, strict=True):
+                if p.requires_grad != was:
+                    p.requires_grad_(was)
+
+    def pull_back(self, grad: Tensor, needs: tuple[bool, ...], stamps: tuple[_Stamp, ...]) -> list[Tensor | None]:
+        """The gradients of the parameters from that of a use, with what has gathered."""
+        if any(stamp.moved() for stamp in stamps):
+            raise RuntimeError(f"the weight of '{self.name}' has been modified by an inplace operation between a "
+                               "forward pass and its backward")  # fmt: skip
+        gathered = self.take() if needs == self.needs else None
+        total = grad if gathered is None else grad + gathered
+        again = torch.is_grad_enabled()  # create_graph=True
+        self.pending -= 1
+        live, others = None if again or needs != self.needs else self.live, self.pending > 0
+        if live is None:
+            live = _Live(self.layer, self._parameters(), needs, again)
+        if not again and needs == self.needs:
+            self.live = live if others else None
+        found = live.gradients(total, again, others)
+        if self.pending == 0 and not again and not self.gathered:
+            self.leaf = None  # the effective weight is let go where its last backward was
+        return found
+
+    def flush(self) -> None:
+        """Hand what has gathered to ``.grad``; the weights have been found unchanged."""
+        gradient = self.take()
+        if gradient is None:
             return
-        # a window of one micro-step, behind longer ones, runs as their last: a compiled layer has seen that
-        if self.leaf is not None and self.signature != self.current_signature():
-            self.renew()
-        live = self.compute() if self.live is None else self.live
-        self.total, self.leaf = self.take(), None
-        self.layer._held = self.live = live
-        self.uses = 0
-        if live.requires_grad:
-            self.layer._through = self._through
-            live.register_hook(self._add)  # type: ignore[no-untyped-call]  # for a layer that is compiled
+        with self._asking(self.needs):
+            live = self._compute()
+            torch.autograd.backward(live, gradient.to(live.dtype))
 
-    def _add(self, grad: Tensor) -> Tensor:
-        total = self.take()  # taken: a second backward adds nothing
-        if total is None:
-            return grad
-        return grad + total if torch.is_grad_enabled() else total.add_(grad)
 
-    def _through(self, live: Tensor) -> Tensor:
-        through: Tensor = _Through.apply(live, self)
-        return through
+class _Live:
+    """The effective weight with its graph, as a function of aliases of the parameters, whose hooks do not fire for it.
 
-    def used_up(self, grad: Tensor) -> Tensor:
-        """A use's gradient, with what gathered; behind the last use the effective weight is let go."""
-        self.uses -= 1
-        total = self._add(grad)
-        if self.uses == 0:
-            self.live = self.layer._held = self.layer._through = None
-        return total
+    Args:
+        again: with the parameters behind the aliases, for a derivative of a derivative.
+    """
 
-    def touched(self) -> None:
-        """The weight was written in a way that its version does not show."""
-        if self.gathered or not self._needs_gradient:
-            raise WindowError(_changed(self.name))
-        self._open(self.compute())
+    def __init__(
+        self, layer: NormalizedLayer, parameters: Sequence[Tensor], needs: Sequence[bool], again: bool = False
+    ) -> None:
+        with torch.enable_grad():
+            self.aliases = [
+                (p.view_as(p) if again and p.requires_grad else p.detach().requires_grad_()) if need else p.detach()
+                for p, need in zip(parameters, needs, strict=True)
+            ]
+            self.value = layer.effective_weight_of(*self.aliases)
 
-    @property
-    def _needs_gradient(self) -> bool:
-        return self.leaf is not None and self.leaf.requires_grad
-
-    def differs(self) -> Tensor:
-        """Whether the remembered input channel has changed, 0-d."""
-        now = (p.detach()[:, 0] for p in self.layer.normalized_parameters)
-        changed = [_differ(a, b) for a, b in zip(now, self.samples, strict=True)]
-        return changed[0] if len(changed) == 1 else torch.stack(changed).any()
+    def gradients(self, grad: Tensor, again: bool, others: bool) -> list[Tensor | None]:
+        """Of the parameters; None for those that did not ask. The graph is kept ``again`` or for ``others``."""
+        wanted = [alias for alias in self.aliases if alias.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                self.value, wanted, grad.to(self.value.dtype), retain_graph=again or others, create_graph=again
+            )
+        )
+        return [next(found) if alias.requires_grad else None for alias in self.aliases]
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:
-    """Whether two tensors differ in any bit, 0-d: a NaN is equal to itself."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return (a.detach().view(bits) != b.detach().view(bits)).any()
+    """Whether two tensors differ in any bit, 0-d."""
+    if a.device != b.device:
+        return torch.ones((), dtype=torch.bool)
+    return (_bits(a) != _bits(b)).any()
 
 
-def _changed(name: str) -> str:
+def changed(name: str) -> str:
+    """The message of a :class:`WindowError`."""
     return (
         f"the weight of '{name}' changed inside an accumulation window, after gradients had gathered for what it was; "
-        "call flush() of the window before weights are changed, moved or frozen"
+        "call flush() of the window before weights are changed or moved"
     )
 
 
-class _Through(torch.autograd.Function):
-    """A use of the live weight, whose gradient is added to what gathered right behind the layer's own backward.
+class _Use(torch.autograd.Function):
+    """A use in the last micro-step: the effective weight that is held, as a function of the parameters.
 
-    (A hook of the live weight runs no sooner than the backward of its graph, which, being older than all of the
-    forward, is the last thing a backward does. Until then every layer would hold a gradient and an effective weight.)
+    Its backward adds what has gathered and goes through the weight normalization, right behind the layer's own
+    backward. Each use does so by itself, so any number of backward passes may run, in any order.
     """
 
     @staticmethod
-    def forward(ctx: Any, live: Tensor, share: Share) -> Tensor:
-        share.uses += 1
-        ctx.share = share
-        return live.view_as(live)
+    def forward(ctx: Any, share: Share, *parameters: Tensor) -> Tensor:
+        ctx.share, ctx.stamps = share, share.stamps
+        ctx.set_materialize_grads(False)
+        share.pending += 1
+        share.nodes.append(ctx)
+        assert share.leaf is not None
+        return share.leaf.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.share.used_up(grad), None
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        if grad is None:
+            return (None,) * (1 + len(needs))
+        return (None, *ctx.share.pull_back(grad, needs, ctx.stamps))

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._pytree import tree_leaves, tree_map
 
 from wsbench.norms.layers import NormalizedLayer
-from wsbench.norms.share import Share, WindowError
+from wsbench.norms.share import Share, WindowError, changed
 
 
 class AccumulationWindow:
@@ -116,20 +116,17 @@ class AccumulationWindow:
         """Before the forward of a micro-step; see :meth:`micro_step`.
 
         Raises:
-            WindowError: a weight changed after gradients had gathered for what it was.
+            WindowError: before the last one, a weight is not what gradients have gathered for.
         """
         self._last = last
         if _processes() > 1 and not self._joins:
             self._joins = True
             self._handles.append(self._root.register_forward_hook(_JoinOutput(self)))
         try:
-            if last:
-                self._require_untouched()
             for share in self._shares:
-                if last:
-                    share.begin_last()
-                else:
-                    share.begin()
+                if last and share.changed():
+                    raise WindowError(changed(share.name))
+                share.begin(last)
         except WindowError:
             self.drop()
             raise
@@ -138,11 +135,15 @@ class AccumulationWindow:
         """After the backward of a micro-step.
 
         Raises:
-            WindowError: under several processes, if a layer took no part in the last micro-step, and the model was not
-                called as a whole, so that this could not be mended in time.
+            WindowError: a weight has changed without a trace (through ``.data``) since the window was opened; or under
+                several processes, if a layer took no part in the last micro-step, and the model was not called as a
+                whole, so that this could not be mended in time.
         """
+        for share in self._shares:
+            share.end()
         if not self._last:
             return
+        self._require_no_trace()
         left = self.gathered
         if left and _processes() > 1:
             self.drop()
@@ -159,16 +160,16 @@ class AccumulationWindow:
         """
         if not self._last:
             return output
-        waiting = [share for share in self._shares if share.gathered and share.live is not None]
+        waiting = [share for share in self._shares if share.gathered]
         if not waiting:
             return output
         reached = _ancestors([t for t in tree_leaves(output) if isinstance(t, Tensor)])
-        missing = [share for share in waiting if share.live is not None and share.live.grad_fn not in reached]
+        missing = [share for share in waiting if reached.isdisjoint(share.nodes)]
 
         def joined(tensor: Any) -> Any:
             if not missing or not isinstance(tensor, Tensor) or not tensor.requires_grad:
                 return tensor
-            return _Join.apply(tensor, missing, *(share.live for share in missing))
+            return _Join.apply(tensor, missing, *(share.handed_on() for share in missing))
 
         return tree_map(joined, output)
 
@@ -182,15 +183,14 @@ class AccumulationWindow:
         """
         left = [share for share in self._shares if share.gathered]
         try:
+            self._require_no_trace()
             for share in left:
-                if share.signature != share.current_signature():
-                    share.renew()
-            weights = [share.compute() for share in left]
-            gradients = [share.take() for share in left]
+                if share.changed():
+                    raise WindowError(changed(share.name))
+            for share in left:
+                share.flush()
         finally:
             self.drop()
-        if weights:
-            torch.autograd.backward(weights, gradients)
 
     def forget(self) -> None:
         """Zero what gathered, as ``optimizer.zero_grad()`` zeroes what is in ``.grad``; the window stays open."""
@@ -206,17 +206,22 @@ class AccumulationWindow:
         """:meth:`drop`, and stop looking at optimizers."""
         self._finalizer()
 
-    def _require_untouched(self) -> None:
-        held = [share for share in self._shares if share.leaf is not None]
+    def _require_no_trace(self) -> None:
+        """All bits of all weights that are held, but for those that are known to have changed."""
+        held = [share for share in self._shares if share.stamps and not share.moved()]
         if not held or not bool(torch.stack([share.differs() for share in held]).any()):
             return
-        for share in held:
-            if bool(share.differs()):
-                share.touched()
+        names = [share.name for share in held if bool(share.differs())]
+        self.drop()
+        raise WindowError(
+            f"the weight of '{names[0]}' was written inside an accumulation window in a way that leaves no trace "
+            "(through .data), so gradients of this optimizer step may be wrong: zero them and start again; write it "
+            "under torch.no_grad() instead, or call flush() of the window before"
+        )
 
     def _of(self, optimizer: Optimizer) -> list[Share]:
         """The shares that hold something and whose weights the optimizer has."""
-        held = [s for s in self._shares if s.layer._held is not None or s.gathered]
+        held = [s for s in self._shares if s.is_open]
         if not held:
             return []
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -233,8 +238,10 @@ class AccumulationWindow:
     def _stepped(self, optimizer: Optimizer) -> None:
         touched = self._of(optimizer)
         left = [share.name for share in touched if share.gathered]
-        for share in touched:
-            share.drop()
+        if touched:  # what waits for another optimizer goes on waiting
+            for share in self._shares:
+                if share in touched or not share.gathered:
+                    share.drop()
         if left:
             raise WindowError(f"the optimizer has stepped without the gradients of '{left[0]}', which waited in an "
                               "accumulation window; run the last micro-step with last=True")  # fmt: skip
@@ -250,7 +257,7 @@ def _release(handles: Sequence[Any], shares: Sequence[Share]) -> None:
     for handle in handles:
         handle.remove()
     for share in shares:
-        share.drop()
+        share.detach()
 
 
 def _ancestors(outputs: Sequence[Tensor]) -> set[Any]:
