@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from wsbench.analysis.shares import scale_of, standardized_layers
 from wsbench.norms import InstanceNorm, NormalizedLayer, NormSpec
-from wsbench.norms.convert import is_norm
 from wsbench.norms.guard import KEY
 from wsbench.norms.layers import NORMALIZED, rows_of
+from wsbench.norms.recognize import is_norm
 from wsbench.norms.watch import Watched, watch
 
 #: below this share of its undamped size a filter counts as damped by eps

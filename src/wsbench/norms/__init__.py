@@ -6,7 +6,7 @@
 """
 
 from wsbench.norms.activation import BatchNorm, FrozenBatchNorm, GroupNorm, GroupsError, InstanceNorm, LayerNorm, NoNorm
-from wsbench.norms.convert import LayerChange, NormReport, PatternError, normalize
+from wsbench.norms.convert import ConversionError, PatternError, normalize
 from wsbench.norms.fold import fold
 from wsbench.norms.guard import NormMismatchError, require_spec, stamp_spec
 from wsbench.norms.layers import (
@@ -23,6 +23,7 @@ from wsbench.norms.layers import (
     normalized,
 )
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, register_weight
+from wsbench.norms.report import LayerChange, NormReport
 from wsbench.norms.share import WindowError
 from wsbench.norms.spec import NormSpec, SpecError
 from wsbench.norms.switch import SwitchNorm
@@ -35,6 +36,7 @@ __all__ = [
     "WEIGHTS",
     "AccumulationWindow",
     "BatchNorm",
+    "ConversionError",
     "FanInError",
     "FrozenBatchNorm",
     "GradientTap",

@@ -7,6 +7,7 @@ training with one value a channel, which uses its running statistics there and d
 """
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,7 +23,7 @@ class GroupsError(ValueError):
 
 def per_channel(vector: Tensor, like: Tensor) -> Tensor:
     """View a (C,) vector so that it broadcasts over (N, C, *) features."""
-    return vector.view(1, -1, *(1 for _ in range(like.dim() - 2)))
+    return vector.view([1, -1] + [1] * (like.dim() - 2))
 
 
 def values_per_channel(shape: torch.Size) -> int:
@@ -54,6 +55,50 @@ def scale_and_shift(
     return scale, shift if bias is None else shift + bias.to(shift.dtype)
 
 
+def _one_value_a_channel(input: Tensor) -> bool:
+    values = 1
+    for size in input.shape[2:]:
+        values *= size
+    return values == 1
+
+
+# What asks for a shape is a function that torch.fx takes as a whole, and that torch.jit.script can read: a tracer
+# cannot follow both ways of a question.
+
+
+@torch.fx.wrap
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
+    weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float | None, eps: float,
+) -> Tensor:  # fmt: skip
+    if input.dim() < 2:
+        raise ValueError(f"BatchNorm expects (N, C) or (N, C, *), got {input.shape}")
+    if training and running_mean is not None and input.shape[0] == 1 and _one_value_a_channel(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    factor = 0.0 if momentum is None else momentum
+    if training and batches is not None:
+        batches.add_(1)
+        if momentum is None:
+            factor = 1.0 / float(batches)
+    return F.batch_norm(input, running_mean, running_var, weight, bias, training or running_mean is None, factor, eps)
+
+
+@torch.fx.wrap
+def _channel_norm(input: Tensor, channels: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Every channel of every sample by itself; one value has no statistic, so only the affine map is left."""
+    if not _one_value_a_channel(input):
+        return F.group_norm(input, channels, weight, bias, eps)
+    out = input if weight is None else input * per_channel(weight, input)
+    return out if bias is None else out + per_channel(bias, input)
+
+
+@torch.fx.wrap
+def _fixed_affine(input: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    scale = torch.rsqrt(var + eps) * weight.to(var.dtype)
+    shift = bias.to(mean.dtype) - mean * scale
+    return torch.addcmul(per_channel(shift.to(input.dtype), input), input, per_channel(scale.to(input.dtype), input))
+
+
 @register_activation("bn")
 class BatchNorm(_BatchNorm):
     """Batch normalization (Ioffe & Szegedy 2015) of (N, C, *), statistics of the micro-batch on this device.
@@ -67,21 +112,16 @@ class BatchNorm(_BatchNorm):
         """Build with PyTorch's defaults: eps 1e-5, momentum 0.1, affine, running statistics."""
         return cls(channels)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"BatchNorm expects (N, C) or (N, C, *), got {tuple(input.shape)}")
-
     def values_per_statistic(self, shape: torch.Size) -> int:
         """Values behind one mean and variance in training."""
         return shape[0] * values_per_channel(shape)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
-        if self.training and self.running_mean is not None and self.values_per_statistic(input.shape) == 1:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(input)
+        return _batch_norm(
+            input, self.running_mean, self.running_var, self.num_batches_tracked if self.track_running_stats else None,
+            self.weight, self.bias, self.training, self.momentum, self.eps,
+        )  # fmt: skip
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As :meth:`GroupNorm.from_moments`; in training the running statistics move as in forward."""
@@ -148,9 +188,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
-        scale, shift = scale_and_shift(self.running_mean, self.running_var, self.eps, self.weight, self.bias)
-        scale, shift = scale.to(input.dtype), shift.to(input.dtype)
-        return torch.addcmul(per_channel(shift, input), input, per_channel(scale, input))
+        return _fixed_affine(input, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
 
 @register_activation("gn", takes_groups=True)
@@ -179,9 +217,9 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
         # a group of several channels has several values at any size: no question of the size stays in exported graphs
-        if self.num_channels == self.num_groups and self.values_per_statistic(input.shape) == 1:
-            return input * per_channel(self.weight, input) + per_channel(self.bias, input)
-        return super().forward(input)
+        if self.num_channels == self.num_groups:
+            return _channel_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The normalization of values that are not at hand, as an affine map.
@@ -199,7 +237,10 @@ class GroupNorm(nn.GroupNorm):
         """
         members = self.num_channels // self.num_groups
         if members * count == 1:
-            return self.weight[None].to(mean.dtype), self.bias[None].to(mean.dtype)
+            affine = (torch.ones_like(mean[:1]), torch.zeros_like(mean[:1])) if not self.affine else (
+                self.weight[None].to(mean.dtype), self.bias[None].to(mean.dtype)
+            )  # fmt: skip
+            return affine
         split = (len(mean), self.num_groups, members)
         group_mean, group_var = pooled(mean.view(split), var.view(split), 2)
         mean, var = group_mean.expand(split).reshape(mean.shape), group_var.expand(split).reshape(var.shape)

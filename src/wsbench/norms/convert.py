@@ -1,7 +1,7 @@
 """Turn any torch model over to a specification."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,215 +9,213 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from wsbench.norms.activation import DEFAULT_GROUPS, FrozenBatchNorm, GroupNorm, GroupsError
-from wsbench.norms.fold import replace_modules
-from wsbench.norms.layers import NORMALIZED, FanInError, NormalizedLayer, normalized
+from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError
+from wsbench.norms.become import Changes
+from wsbench.norms.keep import keep
+from wsbench.norms.layers import (
+    FanInError,
+    NormalizedLayer,
+    computes_as_torch,
+    normalized_class,
+    torch_class,
+)
+from wsbench.norms.recognize import (
+    FOREIGN_NORMS,
+    channels_of,
+    fused_activation,
+    has_own_forward,
+    is_norm,
+    looks_like_norm,
+    only_normalizes,
+    why_left,
+)
 from wsbench.norms.registry import ACTIVATIONS
+from wsbench.norms.reparametrized import reparametrization
+from wsbench.norms.report import LayerChange, NormReport
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.watch import Watched, watch
+from wsbench.norms.watch import Watched, also_in_training, call, initialize, undisturbed, watch
 
-#: Normalization layers by class name, of libraries that norms/ does not import: channels in dimension 1, affine.
-_FOREIGN_NORMS = ("FrozenBatchNorm2d", "LayerNorm2d")
+#: Wrappers that hold on to a network's parameters: what is converted inside is not what they synchronize or shard.
+_WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
 
 
 class PatternError(ValueError):
     """An include or exclude pattern that names nothing."""
 
 
-@dataclass(frozen=True)
-class LayerChange:
-    """One layer of a :class:`NormReport`."""
-
-    name: str
-    kind: str
-    """``activation`` (a normalization layer) or ``weight`` (a convolution or linear layer)."""
-    before: str
-    after: str
-    changed: bool
-    reason: str
-    eligible: bool = False
-    """Of a convolution or linear layer: whether a weight normalization applies to it, where the spec has one."""
-
-
-@dataclass(frozen=True)
-class NormReport:
-    """Every convolution, linear and normalization layer: what it was, what it is, and why."""
-
-    spec: NormSpec
-    layers: tuple[LayerChange, ...]
-
-    @property
-    def weight_normalized(self) -> tuple[str, ...]:
-        """Names of the layers that have the weight normalization now."""
-        return tuple(c.name for c in self.layers if c.kind == "weight" and c.after.startswith("Normalized"))
-
-    @property
-    def plain(self) -> tuple[str, ...]:
-        """Names of the convolutions and linear layers that have none."""
-        return tuple(c.name for c in self.layers if c.kind == "weight" and not c.after.startswith("Normalized"))
-
-    @property
-    def eligible(self) -> tuple[str, ...]:
-        """Names of the layers that have, or would have under a spec with one, the weight normalization."""
-        return tuple(c.name for c in self.layers if c.eligible)
-
-    @property
-    def activations(self) -> tuple[str, ...]:
-        """Names of the normalization layers that follow the spec now."""
-        return tuple(c.name for c in self.layers if c.kind == "activation" and c.changed)
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the normalization layers that were left as they were."""
-        return tuple(c.name for c in self.layers if c.kind == "activation" and not c.changed)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should know: fitted group numbers, degenerate cells, layers that were passed over."""
-        return tuple(f"{c.name}: {c.reason}" for c in self.layers if c.reason.startswith("note: "))
-
-    def counts(self) -> dict[str, int]:
-        """How many layers of each kind, for a record."""
-        return {
-            "activation": len(self.activations),
-            "weight": len(self.weight_normalized),
-            "kept": len(self.kept),
-            "plain": len(self.plain),
-        }
-
-    def summary(self) -> str:
-        """One line."""
-        return (
-            f"{self.spec}: {len(self.activations)} normalization layers turned over, {len(self.kept)} kept; "
-            f"{len(self.weight_normalized)} layers weight-normalized, {len(self.plain)} plain"
-        )
-
-    def __str__(self) -> str:
-        rows = [("layer", "was", "is", "why")]
-        rows += [(c.name, c.before, c.after, c.reason) for c in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        table = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)) for row in rows)
-        return f"{self.summary()}\n{table}"
-
-
-def _registered() -> tuple[type, ...]:
-    return tuple(method.factory for method in ACTIVATIONS.values() if isinstance(method.factory, type))
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalization layer."""
-    known = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, *_registered())
-    return isinstance(module, known) or type(module).__name__ in _FOREIGN_NORMS
-
-
-def _channels(norm: nn.Module) -> int | None:
-    """Channels of a normalization layer that works on dimension 1; None for any other."""
-    if type(norm).__name__ in _FOREIGN_NORMS:
-        return int(norm.weight.numel()) if isinstance(norm.weight, torch.Tensor) else None
-    if isinstance(norm, nn.LayerNorm):
-        return None
-    channels: Any = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
-    return int(channels)
-
-
-def _fused_activation(norm: nn.Module) -> list[nn.Module]:
-    """What a timm NormAct layer does after normalizing."""
-    return [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
-
-
-def _only_normalizes(norm: nn.Module) -> bool:
-    """Whether a layer's forward is torch's or a registered one, and not that of a subclass which does more."""
-    registered = _registered()
-    known = (cls for cls in type(norm).__mro__ if cls in registered or cls.__module__.startswith("torch.nn."))
-    return any(type(norm).forward is cls.forward for cls in known if hasattr(cls, "forward"))
-
-
-def _replacement(norm: nn.Module, spec: NormSpec, name: str) -> tuple[nn.Module | None, str]:
-    """The layer that takes the place of ``norm``, or None, and the reason."""
-    channels = _channels(norm)
-    if channels is None:
-        return None, f"note: {type(norm).__name__} normalizes the last dimension, not channels in dimension 1"
-    after = _fused_activation(norm)
-    if not (_only_normalizes(norm) or after or type(norm).__name__ in _FOREIGN_NORMS):
-        return None, f"note: {type(norm).__name__} is a subclass with a forward of its own"
-    try:
-        new = ACTIVATIONS[spec.act].build(channels, spec.groups, spec.act_semantics)
-    except GroupsError as error:
-        raise GroupsError(f"layer '{name}': {error}") from None
-    _take_over(new, norm)
-    remarks = []
-    if isinstance(new, GroupNorm) and spec.act == "gn" and spec.groups is None and channels % DEFAULT_GROUPS:
-        remarks.append(f"{DEFAULT_GROUPS} does not divide {channels} channels, {new.num_groups} groups")
-    if (old_eps := getattr(norm, "eps", None)) is not None and getattr(new, "eps", old_eps) != old_eps:
-        remarks.append(f"eps {old_eps:g} becomes {new.eps:g}")
-    reason = f"note: {'; '.join(remarks)}" if remarks else "follows the spec"
-    return (nn.Sequential(new, *after) if after else new), reason
-
-
-def _take_over(new: nn.Module, old: nn.Module) -> None:
-    """Keep the affine parameters (a zero-initialized gamma stays zero), BN's statistics, the mode and the device."""
-    tensor = next((t for t in (*old.parameters(recurse=False), *old.buffers(recurse=False))), None)
-    if tensor is not None:
-        new.to(tensor.device, tensor.dtype)
-    if isinstance(new, _BatchNorm) and isinstance(old, _BatchNorm):
-        new.eps, new.momentum = old.eps, old.momentum
-        new.affine, new.track_running_stats = old.affine, old.track_running_stats
-        if not old.affine:
-            new.register_parameter("weight", None)
-            new.register_parameter("bias", None)
-        if not old.track_running_stats:
-            new.running_mean = new.running_var = new.num_batches_tracked = None
-    shared = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    for name in shared if isinstance(new, _BatchNorm | FrozenBatchNorm) else shared[:2]:
-        value = getattr(old, name, None)
-        current = getattr(new, name, None)
-        if isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor):
-            with torch.no_grad():
-                current.copy_(value)
-            if isinstance(value, nn.Parameter):
-                current.requires_grad_(value.requires_grad)
-    new.train(old.training)
-
-
-def _degenerate(norm: nn.Module, shape: torch.Size | None) -> str | None:
-    inner = norm[0] if isinstance(norm, nn.Sequential) else norm
-    count = getattr(inner, "values_per_statistic", None)
-    if shape is None or count is None or count(shape) > 1:
-        return None
-    instead = "running statistics in training" if isinstance(inner, _BatchNorm) else "affine map only"
-    return f"one value a statistic at {tuple(shape)}, so {instead}"
+class ConversionError(RuntimeError):
+    """A network that cannot be converted, or does not run as its report says; it is as it was before."""
 
 
 def _match(name: str, patterns: Sequence[str]) -> str | None:
     return next((p for p in patterns if fnmatchcase(name, p)), None)
 
 
-def _names(model: nn.Module, wanted: Sequence[nn.Module]) -> dict[nn.Module, str]:
-    names = {module: name for name, module in model.named_modules()}
-    return {module: names[module] for module in wanted}
+@dataclass
+class _Conversion:
+    """One call of :func:`normalize`: what there is, what was seen, what is decided."""
+
+    model: nn.Module
+    spec: NormSpec
+    include: Sequence[str]
+    exclude: Sequence[str]
+    layers: dict[nn.Module, str] = field(default_factory=dict)
+    norms: dict[nn.Module, str] = field(default_factory=dict)
+    seen: Watched | None = None
+    #: why the example could not be run in training, where some layers were not reached without
+    in_training: str | None = None
+
+    def look(self, example: Any) -> None:
+        """List the layers, refuse what cannot be converted, and run the example."""
+        self._refuse_wrapped()
+        lazy = [n for n, m in self.model.named_modules() if isinstance(m, LazyModuleMixin)]
+        if lazy and example is None:
+            raise ConversionError(f"'{lazy[0]}' is a lazy layer, which has no weight before it has seen data; pass "
+                                  "example=..., which is run once")  # fmt: skip
+        if lazy:
+            initialize(self.model, example)
+        for name, module in self.model.named_modules():
+            if torch_class(type(module)) is not None:
+                self.layers[module] = name
+            elif is_norm(module) or looks_like_norm(module):
+                self.norms[module] = name
+        names = [*self.layers.values(), *self.norms.values()]
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise PatternError(f"pattern '{pattern}' matches no convolution, linear or normalization layer")
+        if "" in names:
+            raise TypeError(
+                f"{type(self.model).__name__} is itself the layer; wrap it in a module, or use normalized(layer, spec)"
+            )
+        if example is None:
+            return
+        watched = [*self.layers], [*self.norms]
+        self.seen = watch(self.model, example, *watched)
+        if any(m not in self.seen.reached for group in watched for m in group):
+            self.in_training = also_in_training(self.seen, self.model, example, *watched)
+
+    def _refuse_wrapped(self) -> None:
+        for name, module in self.model.named_modules():
+            where = f"'{name}'" if name else "the model"
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ConversionError(f"{where} was compiled by torch.jit.script or trace, and its layers cannot be "
+                                      "changed any more; convert the network before")  # fmt: skip
+            wrapper = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _WRAPPERS), None)
+            if wrapper is not None:
+                raise ConversionError(f"{where} is wrapped by {wrapper} already, which holds on to the parameters that "
+                                      "it found; convert the network before it is wrapped")  # fmt: skip
+
+    # -- normalization layers ---------------------------------------------------------------------------------------
+
+    def replacement(self, norm: nn.Module) -> tuple[nn.Module | None, str]:
+        """The layer that takes the place of ``norm``, or None, and the reason."""
+        name, kind = self.norms[norm], type(norm).__name__
+        if pattern := _match(name, self.exclude):
+            return None, f"excluded by '{pattern}'"
+        if not is_norm(norm):
+            return None, why_left(norm)
+        channels = channels_of(norm)
+        if channels is None:
+            return None, f"note: {kind} normalizes the last dimension, not channels in dimension 1"
+        shape = None if self.seen is None else self.seen.inputs.get(norm)
+        after = fused_activation(norm)
+        if has_own_forward(norm):
+            return None, f"note: this {kind} has a forward of its own"
+        if not (after or kind in FOREIGN_NORMS or only_normalizes(norm, shape)):
+            return None, f"note: {kind} is a subclass with a forward of its own"
+        if (found := reparametrization(norm, needs_weight=False)) is not None:
+            raise ConversionError(f"'{name}': its weight is computed by {found.by}; {found.remedy}, or pass "
+                                  f"exclude=['{name}']")  # fmt: skip
+        remarks = []
+        if isinstance(norm, _InstanceNorm) and not norm.affine and shape is not None and shape[1] != channels:
+            remarks.append(f"it said {channels} channels and is given {shape[1]}")
+            channels = shape[1]
+        try:
+            new = ACTIVATIONS[self.spec.act].build(channels, self.spec.groups, self.spec.act_semantics)
+        except GroupsError as error:
+            raise GroupsError(f"layer '{name}': {error}") from None
+        remarks += keep(new, norm, any(p.requires_grad for p in self.model.parameters()))
+        if isinstance(new, GroupNorm) and self.spec.act == "gn" and not self.spec.groups and channels % DEFAULT_GROUPS:
+            remarks.insert(0, f"{DEFAULT_GROUPS} does not divide {channels} channels, {new.num_groups} groups")
+        if degenerate := _degenerate(new, shape):
+            remarks.append(degenerate)
+        if not_seen := self.not_reached(norm):
+            remarks.append(not_seen)
+        reason = f"note: {'; '.join(remarks)}" if remarks else "follows the spec"
+        return (nn.Sequential(new, *after) if after else new), reason
+
+    def not_reached(self, module: nn.Module) -> str | None:
+        """A remark on a layer that the example did not reach."""
+        if self.seen is None or module in self.seen.reached:
+            return None
+        if self.in_training is None:
+            return "the example does not reach it"
+        return f"the example does not reach it in evaluation, and the network does not train on it ({self.in_training})"
+
+    # -- convolutions and linear layers -----------------------------------------------------------------------------
+
+    def decide(self, layer: nn.Module) -> tuple[bool, str]:
+        """Whether a convolution or linear layer is one for a weight normalization, and why."""
+        name = self.layers[layer]
+        if pattern := _match(name, self.exclude):
+            return False, f"excluded by '{pattern}'"
+        if pattern := _match(name, self.include):
+            return True, f"included by '{pattern}'"
+        if self.seen is not None:
+            if layer in self.seen.consumers:
+                return True, f"normalized by '{self.norms[self.seen.consumers[layer]]}'"
+            if remark := self.not_reached(layer):
+                return False, f"note: {remark}"
+            return False, "no normalization layer consumes its output"
+        if isinstance(layer, nn.Linear):
+            return False, "linear: without an example only convolutions are turned over"
+        if layer.bias is None:
+            return True, "convolution without a bias (no example given)"
+        return False, "convolution with a bias (no example given)"
+
+    def unfit(self, layer: nn.Module) -> str | None:
+        """Why a layer that is one for a weight normalization cannot have it."""
+        kind = type(layer).__name__
+        if has_own_forward(layer):
+            return f"this {kind} has a forward of its own"
+        if isinstance(layer, NormalizedLayer) or computes_as_torch(type(layer)):
+            return None
+        if self.seen is None:
+            return f"{kind} is a subclass with a forward of its own; with an example it can be seen what that does"
+        if layer not in self.seen.reached:
+            return f"{kind} is a subclass with a forward of its own"
+        if layer in self.seen.elsewhere:
+            return f"{kind} is a subclass with a forward of its own, and {self.seen.elsewhere[layer]}"
+        return None
+
+    def weighted(self, layer: nn.Module, wanted: bool) -> nn.Module | None:
+        """The layer that takes the place of ``layer``; None where it stays."""
+        spec, name = self.spec, self.layers[layer]
+        if spec.weight is None or not wanted:
+            return layer.to_plain() if isinstance(layer, NormalizedLayer) else None
+        if (found := reparametrization(layer)) is not None:
+            raise ConversionError(f"'{name}': its weight is computed by {found.by}; {found.remedy} before the network "
+                                  f"is converted, or pass exclude=['{name}']")  # fmt: skip
+        if isinstance(layer, NormalizedLayer):
+            if _same_weight_normalization(layer.spec, spec):  # what it has learned stays
+                layer.spec = spec
+                return None
+            layer = layer.to_plain()
+        return normalized_class(type(layer)).from_plain(layer, spec)
 
 
-def _decide(
-    layer: nn.Module, name: str, seen: Watched | None, norms: dict[nn.Module, str], include: Sequence[str],
-    exclude: Sequence[str],
-) -> tuple[bool, str]:  # fmt: skip
-    """Whether a convolution or linear layer gets the weight normalization, and why."""
-    if pattern := _match(name, exclude):
-        return False, f"excluded by '{pattern}'"
-    if pattern := _match(name, include):
-        return True, f"included by '{pattern}'"
-    if seen is not None:
-        if layer in seen.consumers:
-            return True, f"normalized by '{norms[seen.consumers[layer]]}'"
-        if layer not in seen.reached:
-            return False, "note: the example does not reach it"
-        return False, "no normalization layer consumes its output"
-    if isinstance(layer, nn.Linear):
-        return False, "linear: without an example only convolutions are turned over"
-    if layer.bias is None:
-        return True, "convolution without a bias (no example given)"
-    return False, "convolution with a bias (no example given)"
+def _same_weight_normalization(a: NormSpec, b: NormSpec) -> bool:
+    return (a.weight, a.variant, a.weight_semantics) == (b.weight, b.variant, b.weight_semantics)
+
+
+def _degenerate(norm: nn.Module, shape: torch.Size | None) -> str | None:
+    count: Any = getattr(norm, "values_per_statistic", None)
+    if shape is None or count is None or count(shape) > 1:
+        return None
+    instead = "running statistics in training" if isinstance(norm, _BatchNorm) else "affine map only"
+    return f"one value a statistic at {tuple(shape)}, so {instead}"
 
 
 def normalize(
@@ -230,15 +228,21 @@ def normalize(
     """Turn ``model`` over to ``spec``, in place.
 
     Every BN, GN, IN, SN, frozen BN and LayerNorm2d becomes the activation normalization of the spec, with its affine
-    parameters kept. A convolution or linear layer gets the weight normalization **iff a normalization layer consumes
-    its output**, so classifiers, predictors and RPNs stay plain. Turning over again, to any spec, is fine.
+    parameters kept (norms/keep.py has the table). A convolution or linear layer gets the weight normalization **iff a
+    normalization layer consumes its output**, all of it, so classifiers, predictors and RPNs stay plain. Turning over
+    again, to any spec, is fine.
+
+    Layers stay the same objects: lists, closures and second attributes that hold one see the converted layer, hooks
+    stay, and so do Parameter objects, so an optimizer made before goes on training them (what is new, such as SN's
+    mixing weights, it does not know).
 
     Args:
         model: any module; it is changed only if nothing raises.
         spec: for instance ``"gn+ws"``.
         example: what to call the model with, to see which outputs are consumed: a tensor or list, a tuple of
-            positional or a mapping of keyword arguments. Run once in evaluation mode. None: convolutions without a bias
-            are taken to be the ones that a normalization follows.
+            positional or a mapping of keyword arguments. Run in evaluation mode, in training mode too where that does
+            not reach every layer, and again after the conversion, to see that every layer runs as reported. None:
+            convolutions without a bias are taken to be the ones that a normalization follows.
         include: shell patterns of layer names that get the weight normalization whatever follows them.
         exclude: shell patterns of layer names, of both kinds, that stay as they are.
 
@@ -248,56 +252,109 @@ def normalize(
     Raises:
         SpecError: for a spec that does not exist.
         GroupsError: an explicit number of groups does not divide a layer's channels.
-        FanInError: a layer with filters of one value would be standardized.
+        FanInError: layers with filters of one value would be standardized; names all.
         PatternError: a pattern matches no layer.
+        ConversionError: the network is scripted or wrapped by DDP, has lazy layers and no example, a weight that
+            something else computes (weight_norm, spectral_norm, pruning, a parametrization), or after the conversion
+            does not run, or not through a layer that is reported.
     """
     spec = NormSpec.parse(spec)
-    plain_types = tuple(NORMALIZED)
-    weighted = [m for m in model.modules() if isinstance(m, plain_types)]
-    norm_list = [m for m in model.modules() if is_norm(m)]
-    layers, norms = _names(model, weighted), _names(model, norm_list)
-    for pattern in (*include, *exclude):
-        if not any(fnmatchcase(name, pattern) for name in (*layers.values(), *norms.values())):
-            raise PatternError(f"pattern '{pattern}' matches no convolution, linear or normalization layer")
-    if "" in layers.values() or "" in norms.values():
-        raise TypeError(
-            f"{type(model).__name__} is itself the layer; wrap it in a module, or use normalized(layer, spec)"
-        )
-    seen = None if example is None else watch(model, example, weighted, norm_list)
-
+    this = _Conversion(model, spec, include, exclude)
+    this.look(example)
+    kept_specs = {layer: layer.spec for layer in this.layers if isinstance(layer, NormalizedLayer)}
     new: dict[nn.Module, nn.Module] = {}
     changes: dict[str, LayerChange] = {}
-    for norm, name in norms.items():
-        replacement: nn.Module | None = None
-        if excluded := _match(name, exclude):
-            reason = f"excluded by '{excluded}'"
-        else:
-            replacement, reason = _replacement(norm, spec, name)
-        if replacement is not None:
-            new[norm] = replacement
-            shape = None if seen is None else seen.inputs.get(norm)
-            degenerate = _degenerate(replacement, shape)
-            if degenerate:
-                reason = f"{reason}; {degenerate}" if reason.startswith("note: ") else f"note: {degenerate}"
-        after = _describe(norm if replacement is None else replacement)
-        changes[name] = LayerChange(name, "activation", _describe(norm), after, replacement is not None, reason)
-    for layer, name in layers.items():
-        wanted, reason = _decide(layer, name, seen, norms, include, exclude)
-        before, eligible = type(layer).__name__, wanted and type(layer) in (*NORMALIZED, *NORMALIZED.values())
-        if not _match(name, exclude) and (type(layer) in NORMALIZED or isinstance(layer, NormalizedLayer)):
-            wanted = wanted and spec.weight is not None
-            if wanted or isinstance(layer, NormalizedLayer):
-                try:
-                    new[layer] = normalized(layer, spec if wanted else NormSpec(spec.act))
-                except FanInError as error:
-                    raise FanInError(f"layer '{name}': {error} (exclude=['{name}'])") from None
-        elif wanted:
-            reason = f"note: {before} is a subclass, not exactly a torch layer"
-        after = type(new.get(layer, layer)).__name__
-        changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
-    replace_modules(model, new)
+    with Changes() as done:
+        try:
+            for norm, name in this.norms.items():
+                replacement, reason = this.replacement(norm)
+                if replacement is not None:
+                    new[norm] = replacement
+                after = _describe(norm if replacement is None else replacement)
+                changed = replacement is not None
+                changes[name] = LayerChange(name, "activation", _describe(norm), after, changed, reason)
+            too_small = []
+            for layer, name in this.layers.items():
+                wanted, reason = this.decide(layer)
+                before, unfit = type(layer).__name__, this.unfit(layer) if wanted else None
+                if unfit is not None:
+                    reason = f"note: {unfit}"
+                if _match(name, exclude) is None:
+                    try:
+                        other = this.weighted(layer, wanted and unfit is None)
+                    except FanInError as error:
+                        too_small.append((name, error))
+                        continue
+                    if other is not None:
+                        new[layer] = other
+                after = type(new.get(layer, layer)).__name__
+                eligible = wanted and unfit is None
+                changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
+            _raise_too_small(too_small)
+            for old, instead in new.items():
+                done.become(old, instead)
+            if example is not None:
+                _require_that_all_run(this, example)
+        except BaseException:
+            for layer, was in kept_specs.items():
+                layer.spec = was
+            raise
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return NormReport(spec, tuple(sorted(changes.values(), key=lambda c: order.get(c.name, -1))))
+
+
+def _raise_too_small(found: Sequence[tuple[str, FanInError]]) -> None:
+    if not found:
+        return
+    names = [name for name, _ in found]
+    listed = ", ".join(f"'{name}'" for name in names)
+    more = "" if len(names) == 1 else f" (first of {len(names)} layers: {listed})"
+    raise FanInError(f"layer '{names[0]}': {found[0][1]}{more} (exclude={names})")
+
+
+def _require_that_all_run(this: _Conversion, example: Any) -> None:
+    """Run the example again, and see that every layer that ran before runs, by the code of its new class."""
+    assert this.seen is not None
+    ran: set[nn.Module] = set()
+    expected = [m for m in (*this.norms, *this.layers) if m in this.seen.reached and not has_own_forward(m)]
+    for module in expected:
+        module.__dict__["forward"] = _recording(module, ran)
+    try:
+        with undisturbed(this.model):
+            call(this.model, example)
+    except Exception as error:
+        raise ConversionError(
+            f"the network does not run any more as '{this.spec}': {type(error).__name__}: {error}; it is as it was "
+            "before. A module that reads what a layer no longer has can be kept by exclude=[...]"
+        ) from error
+    finally:
+        for module in expected:
+            module.__dict__.pop("forward", None)
+    if this.in_training is None and any(m not in ran for m in expected):
+        with undisturbed(this.model, lambda module: any(True for _ in module.children())):
+            for module in expected:
+                module.__dict__["forward"] = _recording(module, ran)
+            try:
+                call(this.model, example)
+            finally:
+                for module in expected:
+                    module.__dict__.pop("forward", None)
+    names = {**this.norms, **this.layers}
+    dead = [names[m] for m in expected if m not in ran]
+    if dead:
+        raise ConversionError(
+            f"{', '.join(repr(n) for n in dead[:5])}{' ...' if len(dead) > 5 else ''} ran before the conversion and "
+            "not after it: something holds on to code of the old layer (a bound method, a compiled call). The network "
+            f"is as it was; convert it before that is taken, or pass exclude={dead}"
+        )
+
+
+def _recording(module: nn.Module, ran: set[nn.Module]) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        ran.add(module)
+        return type(module).forward(module, *args, **kwargs)
+
+    return forward
 
 
 def _describe(norm: nn.Module) -> str:

@@ -9,18 +9,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from wsbench.norms.activation import FrozenBatchNorm
+from wsbench.norms.become import Changes
 from wsbench.norms.layers import NormalizedLayer
+from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.watch import watch
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    """Put ``new[m]`` wherever ``m`` stands below ``model``, shared modules included."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # named_children would pass over a child that stands twice
-            if child in new:
-                parent._modules[name] = new[child]
 
 
 @torch.no_grad()
@@ -37,14 +31,18 @@ def fold(model: nn.Module, example: Any = None) -> nn.Module:
     Args:
         model: any module.
         example: what to call the model with: a tensor or list, a tuple of positional or a mapping of keyword arguments.
+
+    Raises:
+        TypeError: a layer's weight is computed by something else besides (pruning, a parametrization); names it.
     """
-    folded = copy.deepcopy(model)
-    plain: dict[nn.Module, nn.Module] = {
-        m: m.to_plain(m.effective_weight()) for m in folded.modules() if isinstance(m, NormalizedLayer)
-    }
-    if folded in plain:
-        return plain[folded]
-    replace_modules(folded, plain)
+    for name, layer in model.named_modules():
+        if isinstance(layer, NormalizedLayer) and (found := reparametrization(layer)) is not None:
+            raise TypeError(f"the weight of '{name}' is computed by {found.by}; {found.remedy} before the network is "
+                            "folded")  # fmt: skip
+    folded, changes = copy.deepcopy(model), Changes()
+    for layer in folded.modules():
+        if isinstance(layer, NormalizedLayer):
+            changes.become(layer, layer.to_plain(layer.effective_weight()))
     if example is not None:
         _fuse(folded.eval(), example)
     return folded
@@ -55,7 +53,7 @@ def _fuse(model: nn.Module, example: Any) -> None:
     layers = [m for m in model.modules() if type(m) in (*_CONVOLUTIONS, nn.Linear)]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm | FrozenBatchNorm)]
     seen = watch(model, example, layers, norms)
-    gone: dict[nn.Module, nn.Module] = {}
+    gone: list[nn.Module] = []
     for layer, norm in seen.consumers.items():
         known: Any = norm
         if layer in seen.shared or norm in seen.shared or known.running_mean is None:
@@ -65,5 +63,6 @@ def _fuse(model: nn.Module, example: Any) -> None:
         fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
         statistics = (known.running_mean, known.running_var, known.eps, known.weight, known.bias)
         layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
-        gone[norm] = nn.Identity()
-    replace_modules(model, gone)
+        gone.append(norm)
+    for norm in gone:
+        Changes().become(norm, nn.Identity())

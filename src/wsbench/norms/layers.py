@@ -4,19 +4,22 @@ They are subclasses, not parametrizations: the key of the weight stays ``*.weigh
 on ``.weight``, and checkpoints of plain networks load.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsbench.norms.registry import WEIGHTS
+from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.tracing import compiling, traced
+from wsbench.norms.tracing import compiling, traced, without_autocast
 
 if TYPE_CHECKING:
     from wsbench.norms.share import Share
+    from wsbench.norms.weight import WeightNorm
 
 
 def to_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
@@ -61,6 +64,36 @@ class FanInError(ValueError):
     """A layer whose filters have too few values to normalize."""
 
 
+def _wide_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    rows = to_rows(weight, transposed, groups)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if rows.dtype == torch.float16 and wide.requires_grad:
+        # 1 / eps of a constant filter is beyond what a float16 gradient can hold
+        limit = torch.finfo(torch.float16).max
+        wide.register_hook(lambda grad: grad.clamp(-limit, limit))  # type: ignore[no-untyped-call]
+    return wide
+
+
+def _compute(
+    method: "WeightNorm", weight: Tensor, extra: Mapping[str, Tensor], transposed: bool, groups: int
+) -> Tensor:
+    with without_autocast(weight):
+        rows = _wide_rows(weight, transposed, groups)
+        out = method.effective(rows, **{name: value.to(rows.dtype).flatten() for name, value in extra.items()})
+        return from_rows(out.to(weight.dtype), weight, transposed, groups)
+
+
+@torch.fx.wrap
+def _effective_weight(
+    weight: Tensor, extra: Sequence[Tensor], spec: str, names: Sequence[str], transposed: bool, groups: int
+) -> Tensor:
+    """The effective weight as one node of a torch.fx graph, which can hold no method but its name."""
+    parsed = NormSpec.parse(spec)
+    assert parsed.weight is not None
+    method = WEIGHTS[parsed.weight].factory(parsed)
+    return _compute(method, weight, dict(zip(names, extra, strict=True)), transposed, groups)
+
+
 class NormalizedLayer(nn.Module):
     """What all layers with a weight normalization share; mixed in before a plain torch layer.
 
@@ -86,7 +119,7 @@ class NormalizedLayer(nn.Module):
         if spec.weight is None:
             raise ValueError(f"{type(self).__name__} needs a spec with a weight normalization, got '{spec}'")
         method = WEIGHTS[spec.weight].factory(spec)
-        rows = self._rows(self.weight).detach()
+        rows = self._rows()
         if rows.shape[1] < method.min_fan_in:
             raise FanInError(
                 f"'{spec}' is undefined on filters of {rows.shape[1]} value (weight {tuple(self.weight.shape)}); "
@@ -102,29 +135,27 @@ class NormalizedLayer(nn.Module):
     def initial_extra_parameters(self) -> dict[str, Tensor]:
         """What the method's added parameters start from, given the weight as it is now; in their shape and dtype."""
         shape = (-1, *(1 for _ in range(self.weight.dim() - 1)))
-        values = self.method.extra_parameters(self._rows(self.weight).detach())
+        values = self.method.extra_parameters(self._rows())
         return {name: value.to(self.weight.dtype).reshape(shape) for name, value in values.items()}
 
-    def _rows(self, weight: Tensor) -> Tensor:
-        rows = to_rows(weight, self.transposed_weight, getattr(self, "groups", 1))
-        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        if rows.dtype == torch.float16 and wide.requires_grad:
-            # 1 / eps of a constant filter is beyond what a float16 gradient can hold
-            limit = torch.finfo(torch.float16).max
-            wide.register_hook(lambda grad: grad.clamp(-limit, limit))  # type: ignore[no-untyped-call]
-        return wide
+    @property
+    def _groups(self) -> int:
+        return int(getattr(self, "groups", 1))
+
+    def _rows(self) -> Tensor:
+        return _wide_rows(self.weight.detach(), self.transposed_weight, self._groups)
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""
-        return self.effective_weight_of(self.weight, *(getattr(self, name) for name in self._extra))
+        weight, extra = self.weight, [getattr(self, name) for name in self._extra]
+        if isinstance(weight, torch.fx.Proxy):
+            return _effective_weight(weight, extra, str(self.spec), self._extra, self.transposed_weight, self._groups)
+        return self.effective_weight_of(weight, *extra)
 
     def effective_weight_of(self, weight: Tensor, *extra: Tensor) -> Tensor:
         """:meth:`effective_weight` for other values of :attr:`normalized_parameters`, in their order and shapes."""
-        with torch.autocast(weight.device.type, enabled=False):
-            rows = self._rows(weight)
-            beside = {name: value.to(rows.dtype).flatten() for name, value in zip(self._extra, extra, strict=True)}
-            out = self.method.effective(rows, **beside).to(weight.dtype)
-            return from_rows(out, weight, self.transposed_weight, getattr(self, "groups", 1))
+        return _compute(self.method, weight, dict(zip(self._extra, extra, strict=True)), self.transposed_weight,
+                        self._groups)  # fmt: skip
 
     def weight_in_use(self) -> Tensor:
         """What forward computes with: the effective weight that an open accumulation window holds, else a fresh one.
@@ -162,15 +193,20 @@ class NormalizedLayer(nn.Module):
         """Arguments, for print."""
         return f"{super().extra_repr()}, spec={self.spec}"
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script takes instead: the plain layer with the effective weight, as :func:`fold` makes it."""
+        with torch.no_grad():
+            return self.to_plain(self.effective_weight())
+
     @classmethod
     def from_plain(cls, layer: nn.Module, spec: NormSpec) -> Self:
-        """Take over a plain layer's parameters (the same objects), hooks and mode."""
+        """A layer of this class that has a plain one's parameters (the same objects), hooks and mode."""
         new = cast(Self, _reclass(layer, cls))
         new._adopt(spec)
         return new
 
     def to_plain(self, weight: Tensor | None = None) -> nn.Module:
-        """Become the plain layer again, with the raw weight, or with ``weight`` baked in."""
+        """The plain layer again, with the raw weight, or with ``weight`` baked in."""
         new = _reclass(self, self.plain)
         for name in ("spec", "method", "_extra"):
             del new.__dict__[name]
@@ -264,17 +300,32 @@ class NormalizedConvTranspose3d(_NormalizedConvTranspose, nn.ConvTranspose3d):
     plain = nn.ConvTranspose3d
 
 
-class NormalizedLinear(NormalizedLayer, nn.Linear):  # type: ignore[misc]  # bias is Tensor there, None or not
-    """nn.Linear with a weight normalization."""
-
-    plain = nn.Linear
-
+class _NormalizedLinear(NormalizedLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As the plain linear layer."""
         return F.linear(input, self.weight_in_use(), self.bias)
 
 
-#: Plain layer to its normalized subclass; only these exact classes are turned over.
+class NormalizedLinear(_NormalizedLinear, nn.Linear):  # type: ignore[misc]  # bias is Tensor there, None or not
+    """nn.Linear with a weight normalization."""
+
+    plain = nn.Linear
+
+
+class _NormalizedSubclass(NormalizedLayer):
+    """A subclass with a forward of its own, which hands ``self.weight`` to torch's operation and to nothing else."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the plain layer."""
+        weight = self.weight_in_use()
+        self.__dict__["weight"] = weight  # found before the parameter of that name
+        try:
+            return cast(Tensor, super().forward(*args, **kwargs))
+        finally:
+            del self.__dict__["weight"]
+
+
+#: Plain layer to its normalized subclass; those of subclasses are made by :func:`normalized_class`.
 NORMALIZED: dict[type[nn.Module], type[NormalizedLayer]] = {
     cls.plain: cls
     for cls in (
@@ -283,22 +334,73 @@ NORMALIZED: dict[type[nn.Module], type[NormalizedLayer]] = {
     )
 }  # fmt: skip
 
+_MADE: dict[type[nn.Module], type[NormalizedLayer]] = {}
+
+
+def torch_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The convolution or linear layer of torch that a class is, or is a subclass of; None for any other."""
+    return next((c for c in cls.__mro__ if c in NORMALIZED), None)
+
+
+def computes_as_torch(cls: type[nn.Module]) -> bool:
+    """Whether a class is one of torch's layers, or a subclass that leaves what runs to it."""
+    base = torch_class(cls)
+    names = ("forward", "_conv_forward", "_output_padding", "__call__")
+    return base is not None and all(getattr(cls, n, None) is getattr(base, n, None) for n in names)
+
+
+def normalized_class(cls: type[nn.Module]) -> type[NormalizedLayer]:
+    """The class of a layer of class ``cls`` with a weight normalization.
+
+    For a subclass of torch's layers it is made once; a forward of its own runs with the effective weight as
+    ``self.weight``. Pickles find it by the class that it was made for.
+    """
+    if cls in NORMALIZED:
+        return NORMALIZED[cls]
+    if cls not in _MADE:
+        base = torch_class(cls)
+        assert base is not None
+        mixin: type[NormalizedLayer] = _NormalizedSubclass
+        if computes_as_torch(cls):
+            mixin = NORMALIZED[base].__mro__[1]
+        body = {"plain": cls, "transposed_weight": NORMALIZED[base].transposed_weight, "__reduce__": _reduce,
+                "__module__": __name__, "__doc__": f"{cls.__name__} with a weight normalization."}  # fmt: skip
+        _MADE[cls] = type(f"Normalized{cls.__name__}", (mixin, cls), body)
+    return _MADE[cls]
+
+
+def _reduce(layer: NormalizedLayer) -> tuple[Any, ...]:
+    return _empty, (layer.plain,), layer.__getstate__()
+
+
+def _empty(cls: type[nn.Module]) -> NormalizedLayer:
+    made = normalized_class(cls)
+    return made.__new__(made)
+
 
 def normalized(layer: nn.Module, spec: str | NormSpec) -> nn.Module:
-    """The layer turned over to the weight normalization of ``spec``, sharing its parameters; plain if it has none.
+    """A layer with the weight normalization of ``spec`` that shares ``layer``'s parameters; plain if it has none.
+
+    ``layer`` stays what it is; :func:`wsbench.norms.normalize` converts in place.
 
     Args:
-        layer: exactly nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear, or a layer made by this function.
+        layer: nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d, nn.Linear, a subclass that leaves forward to them, or a layer
+            made by this function.
         spec: the specification.
 
     Raises:
-        TypeError: for any other layer.
+        TypeError: for any other layer, and for one whose weight is computed already (weight_norm, pruning, ...).
         FanInError: for filters of a single value under ``ws``.
     """
     spec = NormSpec.parse(spec)
     if isinstance(layer, NormalizedLayer):
         layer = layer.to_plain()
-    if type(layer) not in NORMALIZED:
+    if not computes_as_torch(type(layer)):
         names = ", ".join(cls.__name__ for cls in NORMALIZED)
-        raise TypeError(f"cannot normalize the weight of {type(layer).__name__}; expected exactly one of {names}")
-    return layer if spec.weight is None else NORMALIZED[type(layer)].from_plain(layer, spec)
+        raise TypeError(f"cannot normalize the weight of {type(layer).__name__}; expected one of {names}, or a "
+                        "subclass that leaves forward to them")  # fmt: skip
+    if spec.weight is None:
+        return layer
+    if (found := reparametrization(layer)) is not None:
+        raise TypeError(f"the weight of this {type(layer).__name__} is computed by {found.by}; {found.remedy} first")
+    return normalized_class(type(layer)).from_plain(layer, spec)

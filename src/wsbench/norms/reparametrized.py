@@ -18,8 +18,13 @@ class Reparametrization:
     remedy: str
 
 
-def reparametrization(layer: nn.Module) -> Reparametrization | None:
-    """Who computes the weight (or another parameter) of ``layer``, if it is not a plain parameter."""
+def reparametrization(layer: nn.Module, needs_weight: bool = True) -> Reparametrization | None:
+    """Who computes the weight (or another parameter) of ``layer``, if it is not a plain parameter.
+
+    Args:
+        layer: any layer.
+        needs_weight: whether a layer without a parameter of the name ``weight`` counts.
+    """
     if parametrize.is_parametrized(layer):
         tensors: Any = layer.parametrizations
         names = ", ".join(f"{type(p).__name__} of '{name}'" for name, ps in tensors.items() for p in ps)
@@ -42,7 +47,7 @@ def reparametrization(layer: nn.Module) -> Reparametrization | None:
                 f"pruning ({type(hook).__name__})",
                 f"make it permanent with torch.nn.utils.prune.remove(layer, '{hook._tensor_name}')",
             )
-    if "weight" not in layer._parameters:
+    if needs_weight and "weight" not in layer._parameters:
         return Reparametrization(
             "something that took its parameter 'weight' away", "give the layer a parameter of that name again"
         )

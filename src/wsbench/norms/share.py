@@ -18,7 +18,7 @@ class WindowError(RuntimeError):
 def _autocast_dtype(weight: Tensor) -> torch.dtype:
     """What autocast turns a convolution's weight into; float64 is left alone by it."""
     device = weight.device.type
-    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if device == "meta" or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return weight.dtype
     return torch.get_autocast_dtype(device)
 

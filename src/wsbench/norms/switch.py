@@ -3,12 +3,13 @@
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
 from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, spread, unit, wide
 from wsbench.norms.registry import register_activation
-from wsbench.norms.tracing import traced
+from wsbench.norms.tracing import traced, without_autocast
 
 #: whose definition it may be, besides the paper's: name and meaning
 SEMANTICS = {
@@ -76,57 +77,42 @@ class SwitchNorm(nn.Module):
         """Values behind the LN statistic, the one that always takes part."""
         return self.num_features * values_per_channel(shape)
 
-    def _unbiased(self, values: int) -> bool:
-        """Whether IN's variance of ``values`` values is the unbiased one."""
-        return self.semantics == "authors" and values > 1
-
-    def _correction(self, values: int) -> float:
-        """IN's variance over the biased one."""
-        return values / (values - 1) if self._unbiased(values) else 1.0
-
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics, from the moments (N, C)."""
-        if not self.training or mean.shape[0] < 2:
-            return
-        with torch.no_grad():
-            batch_mean, batch_var = pooled(mean, var, 0)
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(batch_mean[0].to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(batch_var[0].to(self.running_var.dtype), self.momentum)
-
     def _state(self) -> "_State":
-        running = None if self.training else (self.running_mean, self.running_var, self.num_batches_tracked)
-        return _State(self.weight, self.bias, self.mean_weight, self.var_weight, running)
+        return _State(
+            self.weight, self.bias, self.mean_weight, self.var_weight, self.running_mean, self.running_var,
+            self.num_batches_tracked, self.training, self.momentum, self.eps, self.semantics == "authors",
+        )  # fmt: skip
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As :meth:`wsbench.norms.activation.GroupNorm.from_moments`; in training the running statistics move."""
-        var = var * self._correction(count)
-        self._track(mean, var)
-        return self._state().mix(mean, var, count > 1, self.eps)
+        state = self._state()
+        var = var * state.correction(count)
+        state.track(mean, var)
+        return state.mix(mean, var, count > 1)
 
-    def in_primitive_operations(self, input: Tensor, state: "_State | None" = None) -> Tensor:
-        """As :meth:`forward`, in operations that are differentiable any number of times and that a compiler fuses.
-
-        With a ``state`` it is a function of that alone, and no running statistic moves.
-        """
-        x = wide(input)
-        flat, values = x.flatten(2) if x.dim() > 2 else x[..., None], values_per_channel(x.shape)
-        # by torch and not by a factor, which an exported graph would have as a constant for inputs of every size
-        var, mean = torch.var_mean(flat, dim=2, correction=int(self._unbiased(values)))
-        if state is None:
-            self._track(mean, var)
-        scale, shift = (self._state() if state is None else state).mix(mean, var, values > 1, self.eps)
-        return torch.addcmul(spread(shift, x), x, spread(scale, x)).to(input.dtype)
+    def in_primitive_operations(self, input: Tensor, track: bool = True) -> Tensor:
+        """As :meth:`forward`, in operations that are differentiable any number of times and that a compiler fuses."""
+        return self._state().in_primitive_operations(input, track)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
-        if input.dim() < 2 or input.shape[1] != self.num_features:
-            raise ValueError(f"SwitchNorm expects (N, {self.num_features}, *), got {tuple(input.shape)}")
-        with torch.autocast(input.device.type, enabled=False):
-            if traced() or input.numel() == 0:  # the kernels refuse a batch of nothing
-                return self.in_primitive_operations(input)
-            state = self._state()
-            return cast(Tensor, _Fused.apply(input, self, state.running, *state[:4]))
+        return _switch_norm(input, *self._state())
+
+
+@torch.fx.wrap
+def _switch_norm(
+    input: Tensor, weight: Tensor, bias: Tensor, mean_weight: Tensor, var_weight: Tensor, running_mean: Tensor,
+    running_var: Tensor, batches: Tensor, training: bool, momentum: float, eps: float, authors: bool,
+) -> Tensor:  # fmt: skip
+    """One node for a tracer, which cannot follow what asks for a shape."""
+    if input.dim() < 2 or input.shape[1] != len(weight):
+        raise ValueError(f"SwitchNorm expects (N, {len(weight)}, *), got {tuple(input.shape)}")
+    parameters = (weight, bias, mean_weight, var_weight)
+    state = _State(*parameters, running_mean, running_var, batches, training, momentum, eps, authors)
+    with without_autocast(input):
+        if traced() or input.numel() == 0:  # the kernels refuse a batch of nothing
+            return state.in_primitive_operations(input)
+        return cast(Tensor, _Fused.apply(input, state, *parameters))
 
 
 class _State(NamedTuple):
@@ -136,27 +122,66 @@ class _State(NamedTuple):
     bias: Tensor
     mean_weight: Tensor
     var_weight: Tensor
-    running: tuple[Tensor, Tensor, Tensor] | None
-    """Mean, variance and the number of batches behind them, in evaluation."""
+    running_mean: Tensor
+    running_var: Tensor
+    batches: Tensor
+    """Behind the running statistics."""
+    training: bool
+    momentum: float
+    eps: float
+    authors: bool
+
+    def unbiased(self, values: int) -> bool:
+        """Whether IN's variance of ``values`` values is the unbiased one."""
+        return self.authors and values > 1
+
+    def correction(self, values: int) -> float:
+        """IN's variance over the biased one."""
+        return values / (values - 1) if self.unbiased(values) else 1.0
+
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics, from the moments (N, C)."""
+        if not self.training or mean.shape[0] < 2:
+            return
+        with torch.no_grad():
+            batch_mean, batch_var = pooled(mean, var, 0)
+            self.batches.add_(1)
+            self.running_mean.lerp_(batch_mean[0].to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(batch_var[0].to(self.running_var.dtype), self.momentum)
+
+    def batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """BN's mean and variance, each (1, C)."""
+        return pooled(mean, var, 0) if self.training else (self.running_mean[None], self.running_var[None])
 
     def shares(self, samples: int, has_in: bool, dtype: torch.dtype) -> Tensor:
         """The softmax weights of means and variances (2, 3) for IN, LN, BN; 0 for what does not exist."""
         logits = torch.stack((self.mean_weight, self.var_weight)).to(dtype)
         by_in, by_ln, by_bn = logits.unbind(1)
         nothing = torch.full_like(by_in, -torch.inf)
-        if self.running is not None:
-            by_bn = torch.where(self.running[2] == 0, nothing, by_bn)
+        if not self.training:
+            by_bn = torch.where(self.batches == 0, nothing, by_bn)
         elif samples < 2:
             by_bn = nothing
         return torch.stack((by_in if has_in else nothing, by_ln, by_bn), 1).softmax(1)
 
-    def mix(self, mean: Tensor, var: Tensor, has_in: bool, eps: float) -> tuple[Tensor, Tensor]:
+    def mix(self, mean: Tensor, var: Tensor, has_in: bool) -> tuple[Tensor, Tensor]:
         """The affine map by the moments (N, C)."""
         (m, v), ln = self.shares(mean.shape[0], has_in, mean.dtype), pooled(mean, var, 1)
-        bn = pooled(mean, var, 0) if self.running is None else (self.running[0][None], self.running[1][None])
+        bn = self.batch(mean, var)
         mixed_mean = m[0] * mean + m[1] * ln[0] + m[2] * bn[0]
         mixed_var = v[0] * var + v[1] * ln[1] + v[2] * bn[1]
-        return scale_and_shift(mixed_mean, mixed_var, eps, self.weight, self.bias)
+        return scale_and_shift(mixed_mean, mixed_var, self.eps, self.weight, self.bias)
+
+    def in_primitive_operations(self, input: Tensor, track: bool = True) -> Tensor:
+        """(N, C, *) to the same shape."""
+        x = wide(input)
+        flat, values = x.flatten(2) if x.dim() > 2 else x[..., None], values_per_channel(x.shape)
+        # by torch and not by a factor, which an exported graph would have as a constant for inputs of every size
+        var, mean = torch.var_mean(flat, dim=2, correction=int(self.unbiased(values)))
+        if track:
+            self.track(mean, var)
+        scale, shift = self.mix(mean, var, values > 1)
+        return torch.addcmul(spread(shift, x), x, spread(scale, x)).to(input.dtype)
 
 
 class _Fused(torch.autograd.Function):
@@ -172,30 +197,26 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, layer: SwitchNorm, running: tuple[Tensor, Tensor, Tensor] | None, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, state: _State, *parameters: Tensor) -> Tensor:
         x = wide(input)
         normalized, values = unit(x), values_per_channel(x.shape)
-        correction = layer._correction(values)
+        correction = state.correction(values)
         mean, var = normalized.mean, normalized.var * correction
-        layer._track(mean, var)
+        state.track(mean, var)
         gamma, beta = (p.to(mean.dtype) for p in parameters[:2])
-        weight, bias, by_mean, by_var = parameters
-        shares = _State(weight, bias, by_mean, by_var, running).shares(len(mean), values > 1, mean.dtype)
+        shares = state.shares(len(mean), values > 1, mean.dtype)
         by_in, by_ln, by_bn = shares.view(2, 3, 1, 1).unbind(1)
         moments, ln = torch.stack((mean, var)), torch.stack(pooled(mean, var, 1))
         mixed = torch.addcmul(by_ln * ln, by_in, moments)
         bn = None
-        if running is not None or len(mean) > 1:
-            pool = pooled(mean, var, 0) if running is None else (running[0][None], running[1][None])
-            bn = torch.stack(pool).to(mean.dtype)
+        if not state.training or len(mean) > 1:
+            bn = torch.stack(state.batch(mean, var)).to(mean.dtype)
             mixed = torch.addcmul(mixed, by_bn, bn)
         mixed_mean, mixed_var = mixed.unbind()
-        r = (mixed_var + layer.eps).rsqrt_()
+        r = (mixed_var + state.eps).rsqrt_()
         scale = r * gamma
         out = affine_in_place(normalized, scale, torch.addcmul(beta, mixed_mean, scale, value=-1))
-        ctx.layer, ctx.running, ctx.correction = layer, running, correction
+        ctx.state, ctx.correction = state, correction
         ctx.save_for_backward(input, *parameters, moments, ln, bn, mixed_mean, r, scale, shares, normalized.inv_sigma)
         ctx.set_materialize_grads(False)
         return out.to(input.dtype)  # not a view of anything: the activation behind it may work in place
@@ -205,14 +226,13 @@ class _Fused(torch.autograd.Function):
         input, *rest = ctx.saved_tensors
         parameters, (moments, ln, bn, mixed_mean, r, scale, shares, inv_sigma) = rest[:4], rest[4:]
         if grad is None:
-            return (None,) * (3 + len(parameters))
+            return (None,) * (2 + len(parameters))
         if torch.is_grad_enabled():  # create_graph=True: what follows has no derivative of its own
             inputs = [t for t in (input, *parameters) if t.requires_grad]
-            weight, bias, by_mean, by_var = parameters
-            out = ctx.layer.in_primitive_operations(input, _State(weight, bias, by_mean, by_var, ctx.running))
+            out = _State(*parameters, *ctx.state[len(parameters) :]).in_primitive_operations(input, track=False)
             found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True, allow_unused=True))
             grads = [next(found) if t.requires_grad else None for t in (input, *parameters)]
-            return (grads[0], None, None, *grads[1:])
+            return (grads[0], None, *grads[1:])
         mean = moments[0]
         x, g = wide(input), wide(grad)
         to_scale, to_shift = gradient_sums(g, x, mean, inv_sigma)
@@ -228,7 +248,7 @@ class _Fused(torch.autograd.Function):
                 continue
             to_pool = to_mixed.sum(dim, keepdim=True)
             to_shares.append((to_pool * pool).sum((1, 2)))
-            if dim == 1 and ctx.running is not None:  # running statistics are constants
+            if dim == 1 and not ctx.state.training:  # running statistics are constants
                 continue
             pool_mean, pool_var = to_pool.mul_(share / to_mixed.shape[dim]).unbind()
             to_mean = torch.addcmul(to_mean + pool_mean, pool_var, mean - pool[0], value=2)
@@ -238,6 +258,6 @@ class _Fused(torch.autograd.Function):
         dx = gradient(g, x, mean, scale, to_mean, to_var * ctx.correction)
         to_parameters = ((to_r * r).sum(0), to_shift.sum(0), to_logits[0], to_logits[1])
         return (
-            dx.to(input.dtype), None, None,
+            dx.to(input.dtype), None,
             *(t.to(p) if p.requires_grad else None for t, p in zip(to_parameters, parameters, strict=True)),
         )  # fmt: skip

@@ -1,9 +1,12 @@
-"""Who else is looking at an operation: a compiler, an exporter, a function transform.
+"""Who else is looking at an operation (a compiler, an exporter, a function transform), and in which precision.
 
 The private names of torch that this takes are all here; tests/norms/test_tracing.py fails by name where one goes.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import Tensor
 
 
 def compiling() -> bool:
@@ -24,3 +27,9 @@ def traced() -> bool:
     own stand for themselves everywhere else.
     """
     return bool(torch.compiler.is_compiling()) or bool(torch._C._get_tracing_state()) or transformed()
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for a tensor's device, where there is such a thing (the meta device has none)."""
+    device = tensor.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

@@ -1,12 +1,14 @@
 """Find out, by running an example, which layers' outputs a normalization layer consumes."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,13 +18,20 @@ class Watched:
     """What an example showed."""
 
     consumers: dict[nn.Module, nn.Module] = field(default_factory=dict)
-    """A layer to the normalization layer that was given its output."""
+    """A layer to the normalization layer that was given its output, all of it."""
     reached: set[nn.Module] = field(default_factory=set)
     """Layers and normalization layers that ran."""
     inputs: dict[nn.Module, torch.Size] = field(default_factory=dict)
     """A normalization layer to the shape of its (last) input."""
     shared: set[nn.Module] = field(default_factory=set)
     """Layers that ran more than once, or whose output something else than one normalization layer used."""
+    elsewhere: dict[nn.Module, str] = field(default_factory=dict)
+    """A layer to what else its forward does than to hand its weight to its operation and return what that gives."""
+
+
+def _memory(tensor: Tensor) -> int:
+    """The identity of what a tensor lies in, for as long as it lives; on the meta device every address is 0."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -34,16 +43,54 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.layout == torch.strided]
-        for address in {t.untyped_storage().data_ptr() for t in inputs} & self.count.keys():
-            self.count[address] += 1
+        for memory in {_memory(t) for t in inputs} & self.count.keys():
+            self.count[memory] += 1
         return func(*args, **(kwargs or {}))
 
 
+_OPERATIONS = {
+    f for m in (torch, F) for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+                                       "conv_transpose3d") for f in (getattr(m, name),)
+} | {F.linear}  # fmt: skip
+
+
+class _Weights(TorchFunctionMode):
+    """Sees which operations are given the weights of some layers."""
+
+    def __init__(self, layers: Collection[nn.Module], seen: Watched) -> None:
+        super().__init__()
+        self._of = {id(layer._parameters["weight"]): layer for layer in layers if "weight" in layer._parameters}
+        self._seen = seen
+        #: a layer to what its operation has given since the layer was looked at last
+        self.given: dict[nn.Module, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not any(isinstance(t, Tensor) for t in tree_leaves(out)):
+            return out
+        for tensor in tree_leaves((args, kwargs)):
+            layer = self._of.get(id(tensor)) if isinstance(tensor, Tensor) else None
+            if layer is None:
+                continue
+            if func not in _OPERATIONS or layer in self.given:
+                self._seen.elsewhere[layer] = f"its weight goes through '{getattr(func, '__name__', str(func))}'"
+            else:
+                self.given[layer] = out
+        return out
+
+    def returned(self, layer: nn.Module, output: Any) -> None:
+        """A layer has returned ``output``."""
+        given = self.given.pop(layer, None)
+        if given is None or not isinstance(output, Tensor) or _memory(output) != _memory(given):
+            self._seen.elsewhere.setdefault(layer, "it does more than its operation")
+
+
 @contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every module's own mode back afterwards: no running statistic may move."""
+def _modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Every module in the mode that ``training`` says, and in its own afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    for module in modes:
+        module.training = training(module)
     try:
         yield
     finally:
@@ -51,58 +98,116 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _call(model: nn.Module, example: Any) -> Any:
+@contextlib.contextmanager
+def _untouched_buffers(model: nn.Module) -> Iterator[None]:
+    """Whatever is written to a buffer is taken back."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """The model's output for an example: a tensor or list, a tuple (positional) or a mapping (keyword arguments)."""
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-def watch(model: nn.Module, example: Any, layers: Collection[nn.Module], norms: Collection[nn.Module]) -> Watched:
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, training: Callable[[nn.Module], bool] = lambda module: False) -> Iterator[None]:
+    """Without gradients, in evaluation or as ``training`` says, leaving modes, buffers and generators as they were."""
+    with _modes(model, training), _untouched_buffers(model), torch.random.fork_rng(), torch.no_grad():
+        yield
+
+
+def initialize(model: nn.Module, example: Any) -> None:
+    """Give lazy layers their weights."""
+    with _modes(model, lambda module: False), torch.no_grad():
+        call(model, example)
+
+
+def watch(
+    model: nn.Module,
+    example: Any,
+    layers: Collection[nn.Module],
+    norms: Collection[nn.Module],
+    training: Callable[[nn.Module], bool] = lambda module: False,
+) -> Watched:
     """Run ``model`` on ``example`` in evaluation mode and see whose output goes straight into a normalization layer.
 
-    "Straight" is the same memory, untouched since the layer wrote it: a permutation or an identity (dropout in
-    evaluation) in between does not matter, an activation, an addition or a concatenation does.
+    "Straight" is the same memory, all of it, untouched since the layer wrote it: a permutation or an identity (dropout
+    in evaluation) in between does not matter; an activation, an addition, a concatenation or a part of it does.
 
     Args:
-        model: run once, without gradients; modes are restored and no statistic is updated.
+        model: run once, without gradients; modes, buffers and random generators are restored.
         example: a tensor or list (the only argument), a tuple (positional) or a mapping (keyword arguments).
         layers: the layers whose outputs are watched for.
         norms: the normalization layers whose inputs are looked at.
+        training: which modules run in training mode.
     """
     seen = Watched()
-    # The outputs are kept alive, so that an address is never that of a freed one.
+    # The outputs are kept alive, so that a memory is never that of a freed one.
     written: dict[int, tuple[nn.Module, Tensor, int]] = {}
-    uses = _Uses()
+    uses, weights = _Uses(), _Weights(layers, seen)
 
     def on_output(layer: nn.Module, args: Any, output: Any) -> None:
         if layer in seen.reached:
             seen.shared.add(layer)
         seen.reached.add(layer)
+        weights.returned(layer, output)
         if isinstance(output, Tensor):
-            written[output.untyped_storage().data_ptr()] = (layer, output, output._version)
-            uses.count[output.untyped_storage().data_ptr()] = 0
+            written[_memory(output)] = (layer, output, output._version)
+            uses.count[_memory(output)] = 0
 
-    def on_input(norm: nn.Module, args: Sequence[Any]) -> None:
+    def on_input(norm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if norm in seen.reached:
             seen.shared.add(norm)
         seen.reached.add(norm)
-        if not args or not isinstance(args[0], Tensor):
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(given, Tensor):
             return
-        seen.inputs[norm] = args[0].shape
-        layer, output, version = written.get(args[0].untyped_storage().data_ptr(), (None, None, None))
-        if layer is not None and output is not None and output._version == version:
-            seen.consumers[layer] = norm
+        seen.inputs[norm] = given.shape
+        layer, output, version = written.get(_memory(given), (None, None, None))
+        if layer is None or output is None or output._version != version or given.numel() != output.numel():
+            return
+        seen.consumers[layer] = norm
 
     hooks = [layer.register_forward_hook(on_output) for layer in layers]
-    hooks += [norm.register_forward_pre_hook(on_input) for norm in norms]
+    hooks += [norm.register_forward_pre_hook(on_input, with_kwargs=True) for norm in norms]
     try:
-        with _evaluation(model), torch.no_grad(), uses:
-            output = _call(model, example)
+        with undisturbed(model, training), uses, weights:
+            output = call(model, example)
     finally:
         for hook in hooks:
             hook.remove()
-    for address in {t.untyped_storage().data_ptr() for t in tree_leaves(output) if isinstance(t, Tensor)}:
-        if address in uses.count:
-            uses.count[address] += 1
-    seen.shared |= {layer for address, (layer, _, _) in written.items() if uses.count[address] != 1}
+    for memory in {_memory(t) for t in tree_leaves(output) if isinstance(t, Tensor)}:
+        if memory in uses.count:
+            uses.count[memory] += 1
+    seen.shared |= {layer for memory, (layer, _, _) in written.items() if uses.count[memory] != 1}
     return seen
+
+
+def also_in_training(seen: Watched, model: nn.Module, example: Any, layers: Collection[nn.Module],
+                     norms: Collection[nn.Module]) -> str | None:  # fmt: skip
+    """Add what only training reaches, as auxiliary heads are: containers train, leaves stay in evaluation.
+
+    Returns:
+        What kept the network from running so, if it could not; ``seen`` is as it was then.
+    """
+    try:
+        more = watch(model, example, layers, norms, lambda module: any(True for _ in module.children()))
+    except Exception as error:  # noqa: BLE001  # whatever a network raises that wants targets, or two images
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    for layer, norm in more.consumers.items():
+        if layer not in seen.reached:
+            seen.consumers[layer] = norm
+    for norm, shape in more.inputs.items():
+        seen.inputs.setdefault(norm, shape)
+    seen.elsewhere |= more.elsewhere
+    seen.reached |= more.reached
+    return None

@@ -20,7 +20,7 @@ from wsbench.datamodules.sampling import accumulation
 from wsbench.errors import UserError
 from wsbench.models.by_name import is_named
 from wsbench.norms import NormSpec, fold, normalize, require_spec, stamp_spec
-from wsbench.norms.convert import is_norm
+from wsbench.norms.recognize import is_norm
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
 from wsbench.tasks.data import TrainingData, data_of
