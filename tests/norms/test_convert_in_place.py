@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+from torchvision.models import googlenet
+from torchvision.models.video import r3d_18
 
 from wsbench.norms import (
     AccumulationWindow,
@@ -481,8 +484,55 @@ def test_a_norm_that_only_casts_is_replaced_and_one_that_does_more_is_not() -> N
     assert "Ghost is a subclass with a forward of its own" in report.notes[0]
 
 
-def test_the_meta_device() -> None:
+@pytest.mark.parametrize("name", ["resnetv2_50", "resnet50_gn", "tf_efficientnet_b0"])
+def test_the_meta_device_gives_the_same_report(name: str) -> None:
     """Where every address is 0."""
+    example = torch.zeros(1, 3, 64, 64)
+    real = normalize(timm.create_model(name), "gn+ws", example)
+    with torch.device("meta"):
+        meta = normalize(timm.create_model(name), "gn+ws", example.to("meta"))
+    assert meta.layers == real.layers
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "counts"),
+    [
+        ("resnet50_gn", 64, (53, 53, 0)),  # timm's GroupNorm, a subclass that casts
+        ("tf_efficientnet_b0", 64, (49, 49, 0)),  # five convolutions pad as TensorFlow does
+        ("resnetv2_50", 64, (49, 32, 0)),
+        ("resnetv2_50x1_bit", 64, (49, 0, 0)),  # its convolutions standardize by themselves
+        ("resnetv2_50d_evos", 64, (0, 34, 51)),
+        ("resnetv2_50d_frn", 64, (0, 34, 51)),
+    ],
+)
+def test_networks_of_timm(name: str, size: int, counts: tuple[int, int, int]) -> None:
+    """Norms that follow the spec, layers with the weight normalization, norms that are kept."""
+    x = torch.randn(1, 3, size, size)
+    model = timm.create_model(name).eval()
+    report = normalize(model, "gn+ws", x)
+    assert (len(report.activations), len(report.weight_normalized), len(report.kept)) == counts
+    assert bool(model(x).isfinite().all())
+    if name.endswith(("evos", "frn")):
+        assert sum("brings its own activation" in note for note in report.notes) == 51
+    if name.endswith("bit"):
+        assert sum("StdConv2d is a subclass with a forward of its own" in note for note in report.notes) == 32
+    torch.testing.assert_close(fold(model)(x), model(x), rtol=1e-3, atol=1e-3)
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin(x), model(x))
+
+
+def test_networks_of_torchvision() -> None:
+    clip = torch.randn(1, 3, 4, 32, 32)
+    video = r3d_18()
+    report = normalize(video, "gn+ws", clip)
+    assert (len(report.activations), len(report.weight_normalized)) == (20, 20)
+    aux = googlenet(init_weights=False)
+    report = normalize(aux, "gn+ws", torch.zeros(1, 3, 96, 96))
+    assert {"aux1.conv.conv", "aux2.conv.conv"} <= set(report.weight_normalized)
+    assert (len(report.activations), len(report.weight_normalized)) == (59, 59)
+
+
+def test_layers_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = Elsewhere()
         report = normalize(model, "gn+ws", X.to("meta"))

@@ -111,7 +111,12 @@ class NormalizedLayer(nn.Module):
     #: what the weight in use is handed through on its way to the layer's operation (norms/tap.py)
     _tap: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(self, *args: Any, spec: str | NormSpec, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, spec: str | NormSpec | None = None, **kwargs: Any) -> None:
+        if spec is None:
+            raise TypeError(
+                f"{type(self).__name__} needs spec=..., for instance 'gn+ws'; a library that makes layers of the class "
+                "that it finds (LoRA adapters do) is for wsbench.norms.fold(model)"
+            )
         super().__init__(*args, **kwargs)
         self._adopt(NormSpec.parse(spec))
 
@@ -194,9 +199,11 @@ class NormalizedLayer(nn.Module):
         return f"{super().extra_repr()}, spec={self.spec}"
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script takes instead: the plain layer with the effective weight, as :func:`fold` makes it."""
-        with torch.no_grad():
-            return self.to_plain(self.effective_weight())
+        """What torch.jit.script asks before it reads a layer (and would put in its place, in the network itself)."""
+        raise TypeError(
+            f"torch.jit.script cannot read {type(self).__name__}, whose weight is computed; script "
+            "wsbench.norms.fold(model) instead, which holds the effective weights"
+        )
 
     @classmethod
     def from_plain(cls, layer: nn.Module, spec: NormSpec) -> Self:

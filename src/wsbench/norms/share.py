@@ -29,8 +29,8 @@ def _bits(weight: Tensor) -> Tensor:
     return weight.detach().view(sizes[weight.element_size()])
 
 
-#: values of each weight that are looked at in every use on a CPU
-_SAMPLE = 64
+#: values of each weight that are looked at in every use on a CPU; each is a cache line to fetch
+_SAMPLE = 8
 
 
 class _Stamp:
@@ -105,6 +105,8 @@ class Share:
         self.last = False
         #: for a compiler, which cannot look at versions: what it may compute with until the micro-step ends
         self.held: Tensor | None = None
+        #: set by a use that found the weight changed: what is held is looked at again when a micro-step begins
+        self.stale = False
         #: set by a compiled use of this micro-step; whether there was one before
         self.compiled = self.was_compiled = False
         #: uses of the last micro-step, and those whose backward has not run
@@ -132,7 +134,7 @@ class Share:
     def drop(self) -> None:
         """Forget everything; the layer computes for itself again."""
         self.leaf = self.live = self.total = self.held = None
-        self.stamps, self.nodes, self.pending, self.last = (), [], 0, False
+        self.stamps, self.nodes, self.pending, self.last, self.stale = (), [], 0, False, False
 
     def detach(self) -> None:
         """:meth:`drop`, and leave the layer."""
@@ -152,6 +154,8 @@ class Share:
                               f"{found.remedy}, and make a new window") from None  # fmt: skip
 
     def _current(self, now: Sequence[Tensor]) -> bool:
+        if len(now) == 1:
+            return self.stamps[0].holds(now[0])
         return all(stamp.holds(p) for stamp, p in zip(self.stamps, now, strict=True))
 
     def moved(self) -> bool:
@@ -171,7 +175,7 @@ class Share:
             return False
         if held is not None and bool(_differ(self._compute().to(held.dtype), held)):
             return False
-        self.stamps, self.live = tuple(_Stamp(p) for p in now), None
+        self.stamps, self.live, self.stale = tuple(_Stamp(p) for p in now), None, False
         return True
 
     def changed(self) -> bool:
@@ -195,7 +199,7 @@ class Share:
             # many small gradients in half precision: their sum is kept in float32
             leaf.register_post_accumulate_grad_hook(self._widen)  # type: ignore[no-untyped-call]
         self.leaf, self.live = leaf, live if dtype == live.value.dtype and any(self.needs) else None
-        self.stamps = tuple(_Stamp(p) for p in now)
+        self.stamps, self.stale = tuple(_Stamp(p) for p in now), False
 
     def _widen(self, leaf: Tensor) -> None:
         assert leaf.grad is not None
@@ -209,28 +213,30 @@ class Share:
         """Before a micro-step: hold the effective weight. The last one of a window that is not open computes freely."""
         if self.layer._window is not self:
             self.layer._window = self
-        self.last, self.held = last, None
-        self.was_compiled, self.compiled = self.was_compiled or self.compiled, False
+        self.last = last
+        if self.compiled:
+            self.was_compiled, self.compiled = True, False
         if not self.layer.training:
             return
-        now = self._parameters()
         if self.leaf is None:
             if last and not self.was_compiled:  # what is compiled has been compiled for a window's last
                 return
             self._open()
-        elif not self._current(now):
+        elif (self.stale or self.was_compiled) and not self._current(self._parameters()):
             if self.gathered:
                 if not self._restored():
                     return
-            elif last:
+            elif last and not self.was_compiled:
                 self.drop()
                 return
             else:
                 self._open()
         if not last:
             self.held = self.leaf
-        elif self.was_compiled and any(p.requires_grad for p in now):
-            self.held = self._use(now)
+        elif self.was_compiled:
+            now = self._parameters()
+            if any(p.requires_grad for p in now):
+                self.held = self._use(now)
 
     def in_use(self, now: tuple[Tensor, ...]) -> Tensor | None:
         """What a use of the layer computes with; None if it has to compute for itself.
@@ -238,21 +244,22 @@ class Share:
         Args:
             now: the layer's parameters in this use.
         """
-        if self.leaf is None:
+        leaf = self.leaf
+        if leaf is None:
             return None
         if not self._current(now):
+            self.stale = True
             if any(s.parameter is not p for s, p in zip(self.stamps, now, strict=True)):
                 return None  # swapped for this call, or a replica on another device
             # not even where nothing has gathered is another weight held before the next micro-step begins: a weight
             # that is perturbed for a pass comes back
             if not self._restored():
                 return None
-        leaf = self.leaf
         weight = now[0]
         if leaf.dtype != weight.dtype and leaf.dtype != _autocast_dtype(weight):
             return None  # a part that autocast is switched off for, to be as precise as its weight
-        needs = tuple(p.requires_grad for p in now)
-        if not any(needs):
+        needs = (weight.requires_grad,) if len(now) == 1 else tuple(p.requires_grad for p in now)
+        if True not in needs:
             return leaf.detach()
         if needs != self.needs:
             if self.gathered or self.pending:
@@ -267,14 +274,9 @@ class Share:
             return None
         return self.held if needs_gradient else self.held.detach()
 
-    def end(self) -> None:
-        """After a micro-step.
-
-        Raises:
-            WindowError: a compiled layer's weight changed within it.
-        """
-        self.held = None
-        if self.compiled and self.gathered and self.moved():
+    def require_unmoved(self) -> None:
+        """WindowError if the weight of a compiled layer has changed within a micro-step."""
+        if self.gathered and self.moved():
             raise WindowError(
                 f"the weight of '{self.name}' changed inside a micro-step in which it ran compiled, where changes are "
                 "not seen; give each value of the weight a micro-step of its own, or do not compile this network"
@@ -311,8 +313,8 @@ class Share:
             raise RuntimeError(f"the weight of '{self.name}' has been modified by an inplace operation between a "
                                "forward pass and its backward")  # fmt: skip
         gathered = self.take() if needs == self.needs else None
-        total = grad if gathered is None else grad + gathered
         again = torch.is_grad_enabled()  # create_graph=True
+        total = grad if gathered is None else grad + gathered if again else gathered.add_(grad)
         self.pending -= 1
         live, others = None if again or needs != self.needs else self.live, self.pending > 0
         if live is None:

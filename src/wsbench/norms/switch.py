@@ -68,6 +68,10 @@ class SwitchNorm(nn.Module):
         """Build for ``channels``."""
         return cls(channels, semantics=semantics)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script asks before it reads a layer."""
+        raise TypeError("torch.jit.script cannot read SwitchNorm; use torch.jit.trace, torch.export or torch.fx")
+
     def extra_repr(self) -> str:
         """Arguments, for print."""
         semantics = "" if self.semantics is None else f", semantics={self.semantics!r}"

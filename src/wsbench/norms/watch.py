@@ -121,7 +121,8 @@ def call(model: nn.Module, example: Any) -> Any:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: Callable[[nn.Module], bool] = lambda module: False) -> Iterator[None]:
     """Without gradients, in evaluation or as ``training`` says, leaving modes, buffers and generators as they were."""
-    with _modes(model, training), _untouched_buffers(model), torch.random.fork_rng(), torch.no_grad():
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with _modes(model, training), _untouched_buffers(model), torch.random.fork_rng(devices), torch.no_grad():
         yield
 
 

@@ -140,7 +140,9 @@ class AccumulationWindow:
                 whole, so that this could not be mended in time.
         """
         for share in self._shares:
-            share.end()
+            share.held = None
+            if share.compiled:
+                share.require_unmoved()
         if not self._last:
             return
         self._require_no_trace()
@@ -151,7 +153,7 @@ class AccumulationWindow:
                 f"'{left[0]}' was not used in the last micro-step, and gradients have been averaged over processes "
                 f"already; call the {type(self._root).__name__} that the window was made for, not its parts"
             )
-        self.flush()
+        self._hand_on()
 
     def _join(self, output: Any) -> Any:
         """The model's output, connected with layers that it does not depend on but whose gradients have gathered.
@@ -181,9 +183,12 @@ class AccumulationWindow:
         Raises:
             WindowError: a weight has changed already.
         """
+        self._require_no_trace()
+        self._hand_on()
+
+    def _hand_on(self) -> None:
         left = [share for share in self._shares if share.gathered]
         try:
-            self._require_no_trace()
             for share in left:
                 if share.changed():
                     raise WindowError(changed(share.name))
