@@ -213,7 +213,7 @@ class AccumulationWindow:
 
     def _require_no_trace(self) -> None:
         """All bits of all weights that are held, but for those that are known to have changed."""
-        held = [share for share in self._shares if share.stamps and not share.moved()]
+        held = [share for share in self._shares if share.stamps and not share.stale and not share.moved()]
         if not held or not bool(torch.stack([share.differs() for share in held]).any()):
             return
         names = [share.name for share in held if bool(share.differs())]
