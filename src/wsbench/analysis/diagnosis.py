@@ -10,7 +10,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 
 from wsbench.analysis.shares import scale_of, standardized_layers
-from wsbench.norms import InstanceNorm, NormalizedLayer, NormSpec
+from wsbench.norms import NormalizedLayer, NormSpec
+from wsbench.norms.facts import facts_of
 from wsbench.norms.guard import KEY
 from wsbench.norms.layers import NORMALIZED, rows_of
 from wsbench.norms.recognize import is_norm
@@ -168,7 +169,7 @@ def _bias_before_norm(subject: Subject, layers: _Layers) -> Check:
         norm = layers.seen.consumers.get(m)
         if m.bias is None or norm is None:
             continue
-        absorbed = isinstance(norm, _BatchNorm | _InstanceNorm | InstanceNorm)
+        absorbed = facts_of(norm).per_channel or isinstance(norm, _BatchNorm | _InstanceNorm)
         what = "which subtracts it again" if absorbed else "which subtracts no more than its group's mean of it"
         found.append(Finding(
             n, f"its bias goes into '{layers.names[norm]}' ({type(norm).__name__}), {what}",

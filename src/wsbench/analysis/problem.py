@@ -11,12 +11,10 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 
 from wsbench.load import load_data
-from wsbench.norms import NormalizedLayer
+from wsbench.norms import ACTIVATIONS, NormalizedLayer
 from wsbench.norms.weight import WeightStandardization
 from wsbench.tasks import BenchmarkTask
 
-#: activation normalizations under which a sample's loss does not depend on the others of its micro-batch
-_SAMPLEWISE = ("gn", "ln", "in", "none", "frozenbn")
 #: samples at a time where the loss does not depend on it
 _AT_ONCE = 16
 
@@ -58,7 +56,7 @@ class Problem:
         if samples < 1:
             raise ProblemError(f"--samples {samples}: at least 1")
         data = load_data(settings)
-        if task.spec.act in _SAMPLEWISE and task.additive_loss:
+        if ACTIVATIONS[task.spec.act].facts.samplewise and task.additive_loss:
             data.micro_batch = max(data.micro_batch, min(samples, _AT_ONCE))
         data.effective_batch, data.steps_per_epoch = data.micro_batch, -(-samples // data.micro_batch)
         data.num_workers = 0

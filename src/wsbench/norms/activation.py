@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbench.norms.facts import NormFacts
 from wsbench.norms.registry import register_activation
 
 DEFAULT_GROUPS = 32
@@ -107,6 +108,11 @@ class BatchNorm(_BatchNorm):
     normalized by the running statistics instead of raising; they are not updated from it.
     """
 
+    facts = NormFacts(
+        "one channel of the micro-batch", "Ioffe & Szegedy, ICML", 2015, per_channel=True,
+        one_value="running statistics in training", channels_last_from=8,
+    )  # fmt: skip
+
     @classmethod
     def from_channels(cls, channels: int, groups: int | None) -> "BatchNorm":
         """Build with PyTorch's defaults: eps 1e-5, momentum 0.1, affine, running statistics."""
@@ -157,6 +163,11 @@ class FrozenBatchNorm(nn.Module):
         eps: added to the variance, inside the root.
     """
 
+    facts = NormFacts(
+        "nothing: BN's statistics, fixed", "He et al., CVPR (fine-tuning of detectors)", 2016, samplewise=True,
+        fixed=True, starts_from="bn", channels_last_from=8,
+    )  # fmt: skip
+
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
@@ -197,6 +208,8 @@ class GroupNorm(nn.GroupNorm):
 
     ``gn`` is 32 groups, or where 32 does not divide the channels the largest divisor below; ``gn16`` is 16 or an error.
     """
+
+    facts = NormFacts("a group of channels of one sample", "Wu & He, ECCV", 2018, samplewise=True)
 
     @classmethod
     def from_channels(cls, channels: int, groups: int | None) -> "GroupNorm":
@@ -254,6 +267,8 @@ class LayerNorm(GroupNorm):
     This is GroupNorm(1, C), not the per-pixel LayerNorm over C of ConvNeXt and transformers.
     """
 
+    facts = NormFacts("all channels of one sample", "Ba et al., arXiv:1607.06450", 2016, samplewise=True)
+
     @classmethod
     def from_channels(cls, channels: int, groups: int | None) -> "LayerNorm":
         """Build for ``channels``."""
@@ -266,6 +281,9 @@ class InstanceNorm(GroupNorm):
 
     Computed as GroupNorm with one channel a group, which measured 2.2x as fast as torch's InstanceNorm2d.
     """
+
+    facts = NormFacts("one channel of one sample", "Ulyanov et al., arXiv:1607.08022", 2016, samplewise=True,
+                      per_channel=True)  # fmt: skip
 
     @classmethod
     def from_channels(cls, channels: int, groups: int | None) -> "InstanceNorm":
@@ -280,6 +298,8 @@ class NoNorm(nn.Identity):
     Args:
         num_features: channels C.
     """
+
+    facts = NormFacts("nothing", samplewise=True)
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError
 from wsbench.norms.become import Changes
+from wsbench.norms.facts import facts_of
 from wsbench.norms.keep import keep
 from wsbench.norms.layers import (
     FanInError,
@@ -214,8 +214,7 @@ def _degenerate(norm: nn.Module, shape: torch.Size | None) -> str | None:
     count: Any = getattr(norm, "values_per_statistic", None)
     if shape is None or count is None or count(shape) > 1:
         return None
-    instead = "running statistics in training" if isinstance(norm, _BatchNorm) else "affine map only"
-    return f"one value a statistic at {tuple(shape)}, so {instead}"
+    return f"one value a statistic at {tuple(shape)}, so {facts_of(norm).one_value}"
 
 
 def normalize(

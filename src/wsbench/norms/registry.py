@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
+from wsbench.norms.facts import NormFacts, facts_of
+
 if TYPE_CHECKING:
     from wsbench.norms.weight import WeightNorm
 
@@ -36,6 +38,11 @@ class ActivationMethod:
     summary: str
     takes_groups: bool = False
     semantics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> NormFacts:
+        """What the house must know of it."""
+        return facts_of(self.factory)
 
     def build(self, channels: int, groups: int | None = None, semantics: str | None = None) -> nn.Module:
         """The layer for ``channels`` channels.

@@ -7,6 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
+from wsbench.norms.facts import NormFacts
 from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, spread, unit, wide
 from wsbench.norms.registry import register_activation
 from wsbench.norms.tracing import traced, without_autocast
@@ -41,6 +42,8 @@ class SwitchNorm(nn.Module):
     Raises:
         ValueError: for other semantics.
     """
+
+    facts = NormFacts("learned mixture of in, ln and bn", "Luo et al., ICLR", 2019)
 
     running_mean: Tensor
     running_var: Tensor

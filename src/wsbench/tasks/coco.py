@@ -31,6 +31,7 @@ from wsbench.models.detection import (
     keep_all_boxes,
 )
 from wsbench.models.resnet import RESNETS
+from wsbench.norms import ACTIVATIONS
 from wsbench.records import write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
 from wsbench.tasks.schedules import StepFactor, by_step
@@ -172,8 +173,8 @@ class COCODetection(BenchmarkTask):
         try:
             model = build_detector(
                 backbone, num_classes + 1, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
-                min_size, max_size, proposals, rois, normalized_heads=self.spec.act != "frozenbn", anchors=anchors,
-                pretrained=self.pretrained,
+                min_size, max_size, proposals, rois, normalized_heads=not ACTIVATIONS[self.spec.act].facts.fixed,
+                anchors=anchors, pretrained=self.pretrained,
             )  # fmt: skip
         except ValueError as error:
             raise TaskOptionError(f"--model: {error}") from error

@@ -1,6 +1,7 @@
 """Starting a network from a checkpoint, of another task too, under the same normalization."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from wsbench.norms import NormalizedLayer, NormSpec, SpecError, require_spec, stamp_spec
+from wsbench.norms import ACTIVATIONS, NormalizedLayer, NormSpec, SpecError, require_spec, stamp_spec
 from wsbench.norms.guard import KEY
 from wsbench.tasks.formats import network_state, read_checkpoint
 
@@ -124,7 +125,8 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
     else:
         checkpoint, path = read_source(source)
     if not any_norm:
-        trained = NormSpec("bn", None, spec.weight, spec.variant, spec.semantics) if spec.act == "frozenbn" else spec
+        source_act = ACTIVATIONS[spec.act].facts.starts_from
+        trained = spec if source_act is None else dataclasses.replace(spec, act=source_act)
         found = checkpoint.get(KEY)
         same = found is not None and NormSpec.parse(found) == spec
         require_spec(checkpoint, spec if same else trained, f"--model.init_from '{path}'")

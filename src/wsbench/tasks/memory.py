@@ -4,12 +4,9 @@ from typing import Literal
 
 import torch
 
-from wsbench.norms import NormSpec
+from wsbench.norms import ACTIVATIONS, NormSpec
 
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
-
-#: pictures on a device from which channels_last is faster on a CPU under bn
-_FROM = 8
 
 
 def memory_format_for(
@@ -27,6 +24,7 @@ def memory_format_for(
         return formats[wanted], f"{wanted}, as asked for"
     if device.type != "cpu":
         return torch.contiguous_format, f"contiguous; not measured on {device.type}"
-    if spec.act in ("bn", "frozenbn") and micro_batch >= _FROM:
-        return torch.channels_last, f"channels_last, faster on a CPU for {spec.act} from {_FROM} pictures"
+    start = ACTIVATIONS[spec.act].facts.channels_last_from
+    if start is not None and micro_batch >= start:
+        return torch.channels_last, f"channels_last, faster on a CPU for {spec.act} from {start} pictures"
     return torch.contiguous_format, f"contiguous, not slower on a CPU for {spec.act} at {micro_batch} a device"
