@@ -374,12 +374,17 @@ def test_a_loss_for_each_task() -> None:
 # -- compiled -------------------------------------------------------------------------------------------------------
 
 
+def compiled(spec: str = "gn+ws") -> Net:
+    torch._dynamo.reset()
+    model = net(spec)
+    model.compile()
+    return model
+
+
 @pytest.mark.slow
 def test_a_change_that_a_compiled_network_cannot_see_is_an_error() -> None:
-    torch._dynamo.reset()
-    model = net()
-    model.compile()
-    window = AccumulationWindow(model)
+    model = compiled()
+    window = AccumulationWindow(model, compiled=True)
     (x, y), *_ = batches(1)
 
     def perturbed() -> None:
@@ -395,20 +400,43 @@ def test_a_change_that_a_compiled_network_cannot_see_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_frozen_for_a_pass_when_compiled() -> None:
+@pytest.mark.parametrize("change", ["perturbed", "swapped"])
+def test_by_default_a_compiled_network_is_right_in_any_loop(change: str) -> None:
+    found = []
+    for model, on in ((compiled(), True), (net(), False)):
+        window = AccumulationWindow(model) if on else None
+        for i, (x, y) in enumerate(batches(3)):
+            with step(window, i == 2):
+                F.cross_entropy(model(x), y).backward()
+                if change == "swapped":
+                    other = {k: v * 1.5 + 0.1 for k, v in model.named_parameters()}
+                    F.cross_entropy(functional_call(model, other, (x,)), y).backward()
+                    continue
+                kept = {k: v.data for k, v in model.named_parameters()}
+                for v in model.parameters():
+                    v.data = v.data + 0.1 * v.data.flip(0)
+                F.cross_entropy(model(x), y).backward()
+                for k, v in model.named_parameters():
+                    v.data = kept[k]
+        found.append(gradients(model))
+    assert difference(*found) < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["everything", "weight", "weight_gain"])
+def test_frozen_for_a_pass_when_compiled(frozen: str) -> None:
     """requires_grad is looked at in compiled code as well."""
     found = []
-    for compile in (True, False):
-        torch._dynamo.reset()
-        model = net()
-        if compile:
-            model.compile()
-        window = AccumulationWindow(model)
+    for model in (compiled("gn+ws-af"), net("gn+ws-af")):
+        window = AccumulationWindow(model, compiled=True)
+        parts = [p for n, p in model.named_parameters() if frozen == "everything" or n.endswith(f".{frozen}")]
         for i, (x, y) in enumerate(batches(3)):
             with window.micro_step(last=i == 2):
                 F.cross_entropy(model(x), y).backward()
-                model.requires_grad_(False)
+                for p in parts:
+                    p.requires_grad_(False)
                 F.cross_entropy(model(x.requires_grad_()), y).backward()
-                model.requires_grad_(True)
+                for p in parts:
+                    p.requires_grad_(True)
         found.append(gradients(model))
     assert difference(*found) < 1e-8

@@ -174,9 +174,8 @@ class NormalizedLayer(nn.Module):
         share, held = self._window, None
         if share is not None and self.training and torch.is_grad_enabled():
             if compiling():
-                held = share.in_compiled_use(
-                    any(getattr(self, name).requires_grad for name in ("weight", *self._extra))
-                )
+                needs = [getattr(self, name).requires_grad for name in ("weight", *self._extra)]
+                held = share.in_compiled_use(tuple(needs))
                 if held is not None and held.dtype != self.weight.dtype:
                     autocast = torch.is_autocast_enabled(held.device.type)
                     held = held if autocast else None  # a part that autocast is switched off for

@@ -57,8 +57,10 @@ def affine_in_place(normalized: Unit, scale: Tensor, shift: Tensor) -> Tensor:
 def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor, inv_sigma: Tensor) -> tuple[Tensor, Tensor]:
     """sum(g x) and sum(g) over a channel's values, both (N, C): dL/dscale and dL/dshift. One pass."""
     n, c = x.shape[:2]
+    # torch 2.8 gives the gain's gradient only where there is a gain, whose value this gradient does not depend on
+    gain = torch.ones_like(inv_sigma).flatten()
     _, by_unit, total = torch.ops.aten.native_group_norm_backward(
-        grad, x, mean, inv_sigma, None, 1, n * c, x.shape[2:].numel(), n * c, [False, True, True]
+        grad, x, mean, inv_sigma, gain, 1, n * c, x.shape[2:].numel(), n * c, [False, True, True]
     )
     total = total.view(n, c)
     return torch.addcmul(by_unit.view(n, c) / inv_sigma, mean, total), total

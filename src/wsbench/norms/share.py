@@ -88,11 +88,11 @@ class Share:
     gradients. A frozen weight gets a detached value; what gathers is for the parameters that asked for it.
     """
 
-    def __init__(self, name: str, layer: NormalizedLayer) -> None:
+    def __init__(self, name: str, layer: NormalizedLayer, compiled: bool = False) -> None:
         if (found := reparametrization(layer)) is not None:
             raise WindowError(f"the weight of '{name}' is computed by {found.by}, so a window cannot hold it; "
                               f"{found.remedy} before the window is made")  # fmt: skip
-        self.name, self.layer = name, layer
+        self.name, self.layer, self.may_be_compiled = name, layer, compiled
         #: the effective weight as a leaf on which gradients gather, in the dtype that the layer's operation wants
         self.leaf: Tensor | None = None
         #: the effective weight with its graph, as far as it can serve the first backward of the last micro-step
@@ -231,6 +231,8 @@ class Share:
                 return
             else:
                 self._open()
+        if not self.may_be_compiled:
+            return
         if not last:
             self.held = self.leaf
         elif self.was_compiled:
@@ -267,12 +269,20 @@ class Share:
             self.needs, self.live = needs, None
         return self._use(now) if self.last else leaf
 
-    def in_compiled_use(self, needs_gradient: bool) -> Tensor | None:
-        """As :meth:`in_use`, for a compiler: the weight was looked at when the micro-step began."""
+    def in_compiled_use(self, needs: tuple[bool, ...]) -> Tensor | None:
+        """As :meth:`in_use`, for a compiler: the weight was looked at when the micro-step began.
+
+        Args:
+            needs: which of the layer's parameters ask for gradients in this use.
+        """
+        if not self.may_be_compiled:
+            return None
         self.compiled = True
         if self.held is None:
             return None
-        return self.held if needs_gradient else self.held.detach()
+        if needs == self.needs:
+            return self.held
+        return None if True in needs else self.held.detach()
 
     def require_unmoved(self) -> None:
         """WindowError if the weight of a compiled layer has changed within a micro-step."""

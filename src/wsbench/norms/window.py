@@ -49,12 +49,16 @@ class AccumulationWindow:
 
     Args:
         model: the model; its layers with a weight normalization are those there are now.
+        compiled: hold effective weights in layers that run under ``torch.compile``, too. A compiled use looks at
+            ``requires_grad``, but cannot look at a weight's identity and version: the loop must not perturb weights
+            or swap others in (``functional_call``) inside a micro-step. Without it compiled layers standardize in
+            every micro-step.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         # DDP looks for unused parameters in what its module returns
         self._root = model.module if isinstance(model, DistributedDataParallel) else model
-        self._shares = [Share(name, m) for name, m in model.named_modules() if isinstance(m, NormalizedLayer)]
+        self._shares = [Share(n, m, compiled) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
         self._last = False
         reference = weakref.ref(self)
 

@@ -22,7 +22,8 @@ class WindowCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
-        window = AccumulationWindow(pl_module)
+        # Lightning's loop changes weights in the optimizer's step alone, so compiled layers may hold theirs, too
+        window = AccumulationWindow(pl_module, compiled=True)
         if not len(window):
             window.close()
             return
