@@ -21,7 +21,7 @@ SPECS = (
 
 def train(model: Net, micro_steps: int = 3) -> dict[str, torch.Tensor]:
     """Three windows, the last of one micro-step; recompiling after the first is an error. Gradients of the second."""
-    window = AccumulationWindow(model, compiled=True)
+    window = AccumulationWindow(model, simple_loop=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for s in range(3):
         optimizer.zero_grad()

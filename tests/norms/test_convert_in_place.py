@@ -481,7 +481,7 @@ def test_a_norm_that_only_casts_is_replaced_and_one_that_does_more_is_not() -> N
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Cast(2, 8), nn.Conv2d(8, 8, 3, bias=False), Ghost(8))
     report = normalize(model, "in", X)
     assert report.activations == ("1",)
-    assert "Ghost is a subclass with a forward of its own" in report.notes[0]
+    assert "Ghost has a forward of its own, which does more than the norm" in report.notes[0]
 
 
 @pytest.mark.parametrize("name", ["resnetv2_50", "resnet50_gn", "tf_efficientnet_b0"])

@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.norms.nets import difference
-from wsbench.norms import fold, normalize
+from wsbench.norms import NormalizedLayer, fold, normalize
 
 SPECS = [
     "bn+ws", "gn+ws", "in+ws", "sn+ws", "sn@authors", "ln+wn", "frozenbn+ws-af", "none+ws-do", "gn+ws-mo",
@@ -149,7 +149,9 @@ def test_symbolic_trace(spec: str, training: bool) -> None:
         assert difference(by_autograd(graph, x, Y), by_autograd(model, x, Y)) < 1e-11
     for name, buffer in graph.named_buffers():
         torch.testing.assert_close(buffer, model.get_buffer(name))
-    assert "_effective_weight" in graph.code or "+" not in spec
+    assert isinstance(graph.get_submodule("body.0"), NormalizedLayer) == ("+" in spec)
+    graph.train(not training), model.train(not training)  # a graph runs in its modules' mode
+    torch.testing.assert_close(graph(images()), model(images()), rtol=1e-11, atol=1e-11)
     again = copy.deepcopy(graph)
     torch.testing.assert_close(again(images()), graph(images()))
 

@@ -269,11 +269,20 @@ def test_two_backwards_of_the_last_micro_step_add_what_gathered_once() -> None:
     assert both(run) < 1e-12
 
 
-def test_parameter_hooks_fire_once_with_the_whole_gradient() -> None:
-    model = net()
-    seen: list[Tensor] = []
+def test_parameter_hooks() -> None:
+    """As without a window they fire in every micro-step; in a simple loop once, with the whole gradient."""
+    found = []
+    for on in (True, False):
+        model, seen = net(), []
+        model.stem.weight.register_hook(lambda g, seen=seen: seen.append(g.clone()) or 2 * g)
+        model.twice.weight.register_post_accumulate_grad_hook(lambda p, seen=seen: seen.append(p.grad.clone()))
+        accumulate(model, batches(4), AccumulationWindow(model) if on else None)
+        found.append({str(i): g for i, g in enumerate(seen)} | gradients(model))
+    assert len(found[0]) == len(found[1])
+    assert difference(*found) < 1e-12
+    model, seen = net(), []
     model.stem.weight.register_hook(seen.append)
-    accumulate(model, batches(4), AccumulationWindow(model))
+    accumulate(model, batches(4), AccumulationWindow(model, simple_loop=True))
     assert len(seen) == 1
     assert torch.equal(seen[0], model.stem.weight.grad)
 
@@ -393,7 +402,7 @@ def kernels(spec: str, on: bool, n: int = 4) -> list[int]:
     torch.manual_seed(0)
     model = resnet50(num_classes=5)
     normalize(model, spec)
-    window = AccumulationWindow(model) if on else None
+    window = AccumulationWindow(model, simple_loop=True) if on else None
     counts = []
     for i in range(n):
         with step(window, i == n - 1), Kernels() as counted:

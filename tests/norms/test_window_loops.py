@@ -384,7 +384,7 @@ def compiled(spec: str = "gn+ws") -> Net:
 @pytest.mark.slow
 def test_a_change_that_a_compiled_network_cannot_see_is_an_error() -> None:
     model = compiled()
-    window = AccumulationWindow(model, compiled=True)
+    window = AccumulationWindow(model, simple_loop=True)
     (x, y), *_ = batches(1)
 
     def perturbed() -> None:
@@ -428,7 +428,7 @@ def test_frozen_for_a_pass_when_compiled(frozen: str) -> None:
     """requires_grad is looked at in compiled code as well."""
     found = []
     for model in (compiled("gn+ws-af"), net("gn+ws-af")):
-        window = AccumulationWindow(model, compiled=True)
+        window = AccumulationWindow(model, simple_loop=True)
         parts = [p for n, p in model.named_parameters() if frozen == "everything" or n.endswith(f".{frozen}")]
         for i, (x, y) in enumerate(batches(3)):
             with window.micro_step(last=i == 2):

@@ -6,14 +6,17 @@ training with one value a channel, which uses its running statistics there and d
 (PyTorch raises or returns zeros in these cells, depending on layer and batch; see tests/norms/test_activation.py.)
 """
 
+from typing import Any, cast
+
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbench.norms.facts import NormFacts
 from wsbench.norms.registry import register_activation
+from wsbench.norms.tracing import as_leaf
 
 DEFAULT_GROUPS = 32
 
@@ -63,11 +66,9 @@ def _one_value_a_channel(input: Tensor) -> bool:
     return values == 1
 
 
-# What asks for a shape is a function that torch.fx takes as a whole, and that torch.jit.script can read: a tracer
-# cannot follow both ways of a question.
+# What runs is in functions that torch.jit.script can read; for torch.fx each layer is one node.
 
 
-@torch.fx.wrap
 def _batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
     weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float | None, eps: float,
@@ -84,7 +85,6 @@ def _batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, training or running_mean is None, factor, eps)
 
 
-@torch.fx.wrap
 def _channel_norm(input: Tensor, channels: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Every channel of every sample by itself; one value has no statistic, so only the affine map is left."""
     if not _one_value_a_channel(input):
@@ -93,7 +93,6 @@ def _channel_norm(input: Tensor, channels: int, weight: Tensor | None, bias: Ten
     return out if bias is None else out + per_channel(bias, input)
 
 
-@torch.fx.wrap
 def _fixed_affine(input: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     scale = torch.rsqrt(var + eps) * weight.to(var.dtype)
     shift = bias.to(mean.dtype) - mean * scale
@@ -124,6 +123,10 @@ class BatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
+        if not is_scripting():
+            leaf: Any = as_leaf(self, input)
+            if leaf is not None:
+                return cast(Tensor, leaf)
         return _batch_norm(
             input, self.running_mean, self.running_var, self.num_batches_tracked if self.track_running_stats else None,
             self.weight, self.bias, self.training, self.momentum, self.eps,
@@ -199,6 +202,10 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
+        if not is_scripting():
+            leaf: Any = as_leaf(self, input)
+            if leaf is not None:
+                return cast(Tensor, leaf)
         return _fixed_affine(input, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
 
@@ -229,6 +236,10 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
+        if not is_scripting():
+            leaf: Any = as_leaf(self, input)
+            if leaf is not None:
+                return cast(Tensor, leaf)
         # a group of several channels has several values at any size: no question of the size stays in exported graphs
         if self.num_channels == self.num_groups:
             return _channel_norm(input, self.num_groups, self.weight, self.bias, self.eps)
@@ -250,10 +261,11 @@ class GroupNorm(nn.GroupNorm):
         """
         members = self.num_channels // self.num_groups
         if members * count == 1:
-            affine = (torch.ones_like(mean[:1]), torch.zeros_like(mean[:1])) if not self.affine else (
-                self.weight[None].to(mean.dtype), self.bias[None].to(mean.dtype)
-            )  # fmt: skip
-            return affine
+            one, zero = torch.ones_like(mean[:1]), torch.zeros_like(mean[:1])
+            return (
+                one if self.weight is None else self.weight[None].to(mean.dtype),
+                zero if self.bias is None else self.bias[None].to(mean.dtype),
+            )
         split = (len(mean), self.num_groups, members)
         group_mean, group_var = pooled(mean.view(split), var.view(split), 2)
         mean, var = group_mean.expand(split).reshape(mean.shape), group_var.expand(split).reshape(var.shape)

@@ -1,5 +1,6 @@
 """Turn any torch model over to a specification."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,7 +23,6 @@ from wsbench.norms.layers import (
     torch_class,
 )
 from wsbench.norms.recognize import (
-    FOREIGN_NORMS,
     channels_of,
     fused_activation,
     has_own_forward,
@@ -35,7 +35,7 @@ from wsbench.norms.registry import ACTIVATIONS
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.report import LayerChange, NormReport
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.watch import Watched, also_in_training, call, initialize, undisturbed, watch
+from wsbench.norms.watch import Watched, Weights, also_in_training, call, initialize, undisturbed, watch
 
 #: Wrappers that hold on to a network's parameters: what is converted inside is not what they synchronize or shard.
 _WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
@@ -76,12 +76,22 @@ class _Conversion:
                                   "example=..., which is run once")  # fmt: skip
         if lazy:
             initialize(self.model, example)
+            left = [n for n, m in self.model.named_modules() if isinstance(m, LazyModuleMixin)]
+            if left:
+                raise ConversionError(f"the example does not reach the lazy layer '{left[0]}', which has no weight "
+                                      "yet; run the network on data that does, and convert it then")  # fmt: skip
         for name, module in self.model.named_modules():
             if torch_class(type(module)) is not None:
                 self.layers[module] = name
             elif is_norm(module) or looks_like_norm(module):
                 self.norms[module] = name
         names = [*self.layers.values(), *self.norms.values()]
+        if not names:
+            warnings.warn(
+                f"normalize found no convolution, linear or normalization layer in {type(self.model).__name__}: layers "
+                "that are held in plain lists only, and exported graphs, have none that could be converted",
+                stacklevel=3,
+            )
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise PatternError(f"pattern '{pattern}' matches no convolution, linear or normalization layer")
@@ -118,17 +128,25 @@ class _Conversion:
             return None, why_left(norm)
         channels = channels_of(norm)
         if channels is None:
+            if type(norm).forward is not nn.LayerNorm.forward:
+                return None, f"note: {kind} is a LayerNorm with a forward of its own"
             return None, f"note: {kind} normalizes the last dimension, not channels in dimension 1"
         shape = None if self.seen is None else self.seen.inputs.get(norm)
         after = fused_activation(norm)
         if has_own_forward(norm):
             return None, f"note: this {kind} has a forward of its own"
-        if not (after or kind in FOREIGN_NORMS or only_normalizes(norm, shape)):
-            return None, f"note: {kind} is a subclass with a forward of its own"
+        if not only_normalizes(norm, shape):
+            return None, f"note: {kind} has a forward of its own, which does more than the norm that it is named after"
         if (found := reparametrization(norm, needs_weight=False)) is not None:
             raise ConversionError(f"'{name}': its weight is computed by {found.by}; {found.remedy}, or pass "
                                   f"exclude=['{name}']")  # fmt: skip
         remarks = []
+        if (
+            isinstance(norm, _InstanceNorm)
+            and shape is not None
+            and len(shape) == _WITHOUT_BATCH.get(_instance_norm_of(norm))
+        ):
+            return None, f"note: {kind} is given an input without a batch dimension, {tuple(shape)}"
         if isinstance(norm, _InstanceNorm) and not norm.affine and shape is not None and shape[1] != channels:
             remarks.append(f"it said {channels} channels and is given {shape[1]}")
             channels = shape[1]
@@ -136,7 +154,7 @@ class _Conversion:
             new = ACTIVATIONS[self.spec.act].build(channels, self.spec.groups, self.spec.act_semantics)
         except GroupsError as error:
             raise GroupsError(f"layer '{name}': {error}") from None
-        remarks += keep(new, norm, any(p.requires_grad for p in self.model.parameters()))
+        remarks += keep(new, norm, self._trains(norm))
         if isinstance(new, GroupNorm) and self.spec.act == "gn" and not self.spec.groups and channels % DEFAULT_GROUPS:
             remarks.insert(0, f"{DEFAULT_GROUPS} does not divide {channels} channels, {new.num_groups} groups")
         if degenerate := _degenerate(new, shape):
@@ -145,6 +163,15 @@ class _Conversion:
             remarks.append(not_seen)
         reason = f"note: {'; '.join(remarks)}" if remarks else "follows the spec"
         return (nn.Sequential(new, *after) if after else new), reason
+
+    def _trains(self, norm: nn.Module) -> bool:
+        """Whether what is in front of a norm trains; by the order of the modules where that was not seen."""
+        layers = list(self.layers)
+        seen = [] if self.seen is None else [layer for layer, n in self.seen.consumers.items() if n is norm]
+        if not seen:
+            order = list(self.model.modules())
+            seen = [m for m in order[: order.index(norm)] if m in self.layers][-1:] or layers[:1]
+        return any(p.requires_grad for layer in seen for p in layer.parameters()) if seen else True
 
     def not_reached(self, module: nn.Module) -> str | None:
         """A remark on a layer that the example did not reach."""
@@ -162,6 +189,9 @@ class _Conversion:
         if pattern := _match(name, self.exclude):
             return False, f"excluded by '{pattern}'"
         if pattern := _match(name, self.include):
+            if self.seen is not None and layer not in self.seen.reached:
+                return True, (f"note: included by '{pattern}', but the example does not call it: what reads its weight "
+                              "past the layer sees the raw one")  # fmt: skip
             return True, f"included by '{pattern}'"
         if self.seen is not None:
             if layer in self.seen.consumers:
@@ -193,17 +223,26 @@ class _Conversion:
     def weighted(self, layer: nn.Module, wanted: bool) -> nn.Module | None:
         """The layer that takes the place of ``layer``; None where it stays."""
         spec, name = self.spec, self.layers[layer]
-        if spec.weight is None or not wanted:
-            return layer.to_plain() if isinstance(layer, NormalizedLayer) else None
-        if (found := reparametrization(layer)) is not None:
+        changes = isinstance(layer, NormalizedLayer) or (spec.weight is not None and wanted)
+        if changes and (found := reparametrization(layer)) is not None:
             raise ConversionError(f"'{name}': its weight is computed by {found.by}; {found.remedy} before the network "
                                   f"is converted, or pass exclude=['{name}']")  # fmt: skip
+        if spec.weight is None or not wanted:
+            return layer.to_plain() if isinstance(layer, NormalizedLayer) else None
         if isinstance(layer, NormalizedLayer):
             if _same_weight_normalization(layer.spec, spec):  # what it has learned stays
                 layer.spec = spec
                 return None
             layer = layer.to_plain()
         return normalized_class(type(layer)).from_plain(layer, spec)
+
+
+#: dimensions of an input without a batch
+_WITHOUT_BATCH: dict[type | None, int] = {nn.InstanceNorm1d: 2, nn.InstanceNorm2d: 3, nn.InstanceNorm3d: 4}
+
+
+def _instance_norm_of(norm: nn.Module) -> type | None:
+    return next((c for c in type(norm).__mro__ if c in _WITHOUT_BATCH), None)
 
 
 def _same_weight_normalization(a: NormSpec, b: NormSpec) -> bool:
@@ -291,7 +330,12 @@ def normalize(
                 changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
             _raise_too_small(too_small)
             for old, instead in new.items():
-                done.become(old, instead)
+                try:
+                    done.become(old, instead)
+                except TypeError as error:  # __slots__, a strict __setattr__
+                    name = {**this.norms, **this.layers}[old]
+                    raise ConversionError(f"'{name}', a {type(old).__name__}, cannot become another layer in place: "
+                                          f"{error}; pass exclude=['{name}']") from error  # fmt: skip
             if example is not None:
                 _require_that_all_run(this, example)
         except BaseException:
@@ -318,8 +362,9 @@ def _require_that_all_run(this: _Conversion, example: Any) -> None:
     expected = [m for m in (*this.norms, *this.layers) if m in this.seen.reached and not has_own_forward(m)]
     for module in expected:
         module.__dict__["forward"] = _recording(module, ran)
+    raw = Weights([m for m in this.layers if isinstance(m, NormalizedLayer)], Watched())
     try:
-        with undisturbed(this.model):
+        with undisturbed(this.model), raw:
             call(this.model, example)
     except Exception as error:
         raise ConversionError(
@@ -329,16 +374,27 @@ def _require_that_all_run(this: _Conversion, example: Any) -> None:
     finally:
         for module in expected:
             module.__dict__.pop("forward", None)
+    names = {**this.norms, **this.layers}
+    past = [names[m] for m in raw.given]
+    if past:
+        raise ConversionError(
+            f"{', '.join(map(repr, past))}: its raw weight is given to an operation, past the attribute 'weight'; the "
+            f"network is as it was. Pass exclude={past}"
+        )
     if this.in_training is None and any(m not in ran for m in expected):
         with undisturbed(this.model, lambda module: any(True for _ in module.children())):
             for module in expected:
                 module.__dict__["forward"] = _recording(module, ran)
             try:
                 call(this.model, example)
+            except Exception as error:
+                raise ConversionError(
+                    f"the network does not train any more as '{this.spec}': {type(error).__name__}: {error}; it is as "
+                    "it was before"
+                ) from error
             finally:
                 for module in expected:
                     module.__dict__.pop("forward", None)
-    names = {**this.norms, **this.layers}
     dead = [names[m] for m in expected if m not in ran]
     if dead:
         raise ConversionError(

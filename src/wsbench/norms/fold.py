@@ -58,6 +58,8 @@ def _fuse(model: nn.Module, example: Any) -> None:
         known: Any = norm
         if layer in seen.shared or norm in seen.shared or known.running_mean is None:
             continue
+        if layer._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks:  # they see what passes
+            continue
         if isinstance(layer, nn.Linear) and len(seen.inputs[norm]) != 2:  # BN's channels are not its outputs there
             continue
         fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights

@@ -2,7 +2,7 @@
 
 =============================  ====================================================================================
 to the same method             all of it: eps, momentum, being affine, parameters, statistics, SN's mixing weights
-between ``bn`` and frozenbn    eps, affine values and statistics; frozenbn holds the values as buffers
+between ``bn`` and frozenbn    eps, affine values and statistics; frozenbn holds the values as buffers, no momentum
 between any two others         the affine parameters, as the same objects; eps and momentum are those of the new method
 to ``none``                    nothing
 =============================  ====================================================================================
@@ -59,6 +59,8 @@ def keep(new: nn.Module, old: nn.Module, trainable: bool) -> list[str]:
     was, is_ = method_of(old), method_of(new)
     same = was is not None and was == is_ and getattr(old, "semantics", None) == getattr(new, "semantics", None)
     batch = {was, is_} <= {"bn", "frozenbn"}
+    if isinstance(old, _InstanceNorm) and old.track_running_stats:
+        remarks.append("running statistics are dropped: in evaluation, too, it normalizes by the sample's own")
     if isinstance(old, nn.SyncBatchNorm) and not isinstance(new, nn.SyncBatchNorm):
         remarks.append("SyncBatchNorm becomes a norm of one device")
 
@@ -91,6 +93,10 @@ def _keep_affine(new: nn.Module, old: nn.Module, kept: bool, remarks: list[str])
         for name in _AFFINE:
             if isinstance(getattr(old, name, None), Tensor):
                 _hand_over(new, old, name)
+            elif isinstance(new, _BatchNorm | GroupNorm):
+                new.register_parameter(name, None)
+            elif isinstance(getattr(new, name, None), nn.Parameter):
+                remarks.append(f"its {name} is new, it had none")
         return
     if isinstance(old, NoNorm) or isinstance(new, NoNorm | FrozenBatchNorm):
         return

@@ -4,18 +4,19 @@ They are subclasses, not parametrizations: the key of the weight stays ``*.weigh
 on ``.weight``, and checkpoints of plain networks load.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsbench.norms.registry import WEIGHTS
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.tracing import compiling, traced, without_autocast
+from wsbench.norms.tracing import as_leaf, compiling, traced, without_autocast
 
 if TYPE_CHECKING:
     from wsbench.norms.share import Share
@@ -83,17 +84,6 @@ def _compute(
         return from_rows(out.to(weight.dtype), weight, transposed, groups)
 
 
-@torch.fx.wrap
-def _effective_weight(
-    weight: Tensor, extra: Sequence[Tensor], spec: str, names: Sequence[str], transposed: bool, groups: int
-) -> Tensor:
-    """The effective weight as one node of a torch.fx graph, which can hold no method but its name."""
-    parsed = NormSpec.parse(spec)
-    assert parsed.weight is not None
-    method = WEIGHTS[parsed.weight].factory(parsed)
-    return _compute(method, weight, dict(zip(names, extra, strict=True)), transposed, groups)
-
-
 class NormalizedLayer(nn.Module):
     """What all layers with a weight normalization share; mixed in before a plain torch layer.
 
@@ -152,10 +142,7 @@ class NormalizedLayer(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""
-        weight, extra = self.weight, [getattr(self, name) for name in self._extra]
-        if isinstance(weight, torch.fx.Proxy):
-            return _effective_weight(weight, extra, str(self.spec), self._extra, self.transposed_weight, self._groups)
-        return self.effective_weight_of(weight, *extra)
+        return self.effective_weight_of(self.weight, *(getattr(self, name) for name in self._extra))
 
     def effective_weight_of(self, weight: Tensor, *extra: Tensor) -> Tensor:
         """:meth:`effective_weight` for other values of :attr:`normalized_parameters`, in their order and shapes."""
@@ -246,6 +233,8 @@ class _NormalizedConv(NormalizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As the plain convolution."""
+        if (leaf := as_leaf(self, input)) is not None:
+            return cast(Tensor, leaf)
         return cast(Tensor, self._conv_forward(input, self.weight_in_use(), self.bias))
 
 
@@ -273,6 +262,8 @@ class _NormalizedConvTranspose(NormalizedLayer):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the plain transposed convolution."""
+        if (leaf := as_leaf(self, input, output_size)) is not None:
+            return cast(Tensor, leaf)
         layer: Any = self
         spatial = len(layer.kernel_size)
         output_padding = self._output_padding(
@@ -309,6 +300,8 @@ class NormalizedConvTranspose3d(_NormalizedConvTranspose, nn.ConvTranspose3d):
 class _NormalizedLinear(NormalizedLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As the plain linear layer."""
+        if (leaf := as_leaf(self, input)) is not None:
+            return cast(Tensor, leaf)
         return F.linear(input, self.weight_in_use(), self.bias)
 
 
@@ -318,17 +311,23 @@ class NormalizedLinear(_NormalizedLinear, nn.Linear):  # type: ignore[misc]  # b
     plain = nn.Linear
 
 
+_SWAP = threading.RLock()
+
+
 class _NormalizedSubclass(NormalizedLayer):
     """A subclass with a forward of its own, which hands ``self.weight`` to torch's operation and to nothing else."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the plain layer."""
+        if args and not kwargs and (leaf := as_leaf(self, *args)) is not None:
+            return cast(Tensor, leaf)
         weight = self.weight_in_use()
-        self.__dict__["weight"] = weight  # found before the parameter of that name
-        try:
-            return cast(Tensor, super().forward(*args, **kwargs))
-        finally:
-            del self.__dict__["weight"]
+        with nullcontext() if compiling() else _SWAP:  # threads share the layer's attributes
+            self.__dict__["weight"] = weight  # found before the parameter of that name
+            try:
+                return cast(Tensor, super().forward(*args, **kwargs))
+            finally:
+                del self.__dict__["weight"]
 
 
 #: Plain layer to its normalized subclass; those of subclasses are made by :func:`normalized_class`.

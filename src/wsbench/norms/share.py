@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wsbench.norms.layers import NormalizedLayer
 from wsbench.norms.reparametrized import reparametrization
+from wsbench.norms.tracing import accumulates
 
 
 class WindowError(RuntimeError):
@@ -33,6 +34,19 @@ def _bits(weight: Tensor) -> Tensor:
 _SAMPLE = 8
 
 
+def _has_hooks(parameter: Tensor) -> bool:
+    """Whether something wants to see each gradient, and would be called with None for one that gathers."""
+    return bool(parameter._backward_hooks) or bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether the values are those of the storage, from the offset on, in any order."""
+    if weight.layout != torch.strided or not weight.numel():
+        return False
+    span = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
+    return span == weight.numel() and 0 not in weight.stride()
+
+
 class _Stamp:
     """What a weight, or a parameter beside it, was when the effective weight was computed."""
 
@@ -41,23 +55,33 @@ class _Stamp:
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter, self.version, self.address = parameter, parameter._version, parameter.data_ptr()
         self.sums = self._sums()
-        #: an alias of some of the weight's own memory, outside torch so that looking is no kernel, and what was there
-        self.probe: Any = None
-        self.sample = b""
-        if parameter.device.type == "cpu" and parameter.numel() and parameter.layout == torch.strided:
+        #: an alias of some of the weight's own memory, and what was there; reading it as a list is no kernel
+        self.probe: Tensor | None = None
+        self.sample: list[int] = []
+        if parameter.device.type == "cpu" and _is_dense(parameter):
             bits = _bits(parameter)
             count = min(_SAMPLE, bits.numel())
-            # dense in any memory format, so that the elements are those of its storage, from the offset on
-            self.probe = bits.as_strided((count,), (bits.numel() // count,)).numpy()
-            self.sample = self.probe.tobytes()
+            stride = bits.numel() // count
+            if stride > 1 and stride % 2 == 0:
+                stride -= 1  # a multiple of the kernel's size would look at one input channel only
+            self.probe = bits.as_strided((count,), (stride,))
+            self.sample = self.probe.tolist()
 
     def _sums(self) -> Tensor:
-        """All bits, as a sum for each filter and one input channel as it is. One pass over the memory."""
-        bits = _bits(self.parameter)
-        if bits.dim() < 2:
-            return bits.clone()
+        """A sum of all bits for each filter, and the filters' products with fixed weights: two passes over the memory.
+
+        The first sees a single bit, the second sees what leaves sums as they are: values that change places or signs.
+        """
+        weight = self.parameter.detach()
+        bits = _bits(weight)
+        if bits.dim() < 2 or not bits.numel():
+            return bits.flatten().to(torch.int64)
         wide = torch.int64 if bits.dtype == torch.int64 else torch.int32
-        return torch.cat((bits.flatten(1).sum(1, dtype=wide), bits[:, 0].flatten().to(wide)))
+        rows = weight.flatten(1)
+        if rows.element_size() < 4:
+            rows = rows.float()
+        places = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).mul_(0.6180339887).frac_()
+        return torch.cat((bits.flatten(1).sum(1, dtype=wide), _bits(rows @ places.add_(0.5)).to(wide)))
 
     def holds(self, now: Tensor) -> bool:
         """Whether ``now`` is the parameter, unchanged as far as can be seen without a kernel on a GPU."""
@@ -65,7 +89,7 @@ class _Stamp:
             now is self.parameter
             and now._version == self.version
             and now.data_ptr() == self.address
-            and (self.probe is None or self.probe.tobytes() == self.sample)
+            and (self.probe is None or self.probe.tolist() == self.sample)
         )
 
     def moved(self) -> bool:
@@ -73,7 +97,7 @@ class _Stamp:
         return self.parameter._version != self.version or self.parameter.data_ptr() != self.address
 
     def differs(self) -> Tensor:
-        """Whether any bit of the sums is another, 0-d; True for a parameter that is elsewhere or of another dtype."""
+        """Whether a sum is another, 0-d; True for a parameter that is elsewhere or of another dtype."""
         now = self._sums()
         if (now.device, now.dtype, now.shape) != (self.sums.device, self.sums.dtype, self.sums.shape):
             return torch.ones((), dtype=torch.bool, device=now.device)
@@ -88,11 +112,11 @@ class Share:
     gradients. A frozen weight gets a detached value; what gathers is for the parameters that asked for it.
     """
 
-    def __init__(self, name: str, layer: NormalizedLayer, compiled: bool = False) -> None:
+    def __init__(self, name: str, layer: NormalizedLayer, simple_loop: bool = False) -> None:
         if (found := reparametrization(layer)) is not None:
             raise WindowError(f"the weight of '{name}' is computed by {found.by}, so a window cannot hold it; "
                               f"{found.remedy} before the window is made")  # fmt: skip
-        self.name, self.layer, self.may_be_compiled = name, layer, compiled
+        self.name, self.layer, self.simple_loop = name, layer, simple_loop
         #: the effective weight as a leaf on which gradients gather, in the dtype that the layer's operation wants
         self.leaf: Tensor | None = None
         #: the effective weight with its graph, as far as it can serve the first backward of the last micro-step
@@ -109,7 +133,9 @@ class Share:
         self.stale = False
         #: set by a compiled use of this micro-step; whether there was one before
         self.compiled = self.was_compiled = False
-        #: uses of the last micro-step, and those whose backward has not run
+        #: whether a use has been given what is held, to gather for ``needs``
+        self.used = False
+        #: the graph's nodes of uses, for DDP, and how many have not run their backward
         self.nodes: list[Any] = []
         self.pending = 0
 
@@ -135,6 +161,7 @@ class Share:
         """Forget everything; the layer computes for itself again."""
         self.leaf = self.live = self.total = self.held = None
         self.stamps, self.nodes, self.pending, self.last, self.stale = (), [], 0, False, False
+        self.used = False
 
     def detach(self) -> None:
         """:meth:`drop`, and leave the layer."""
@@ -170,10 +197,8 @@ class Share:
 
     def _restored(self) -> bool:
         """Whether a weight that has moved holds what it held, to the last bit; it is taken for unmoved then."""
-        now, held = self._parameters(), self.leaf
+        now = self._parameters()
         if any(s.parameter is not p for s, p in zip(self.stamps, now, strict=True)) or bool(self.differs()):
-            return False
-        if held is not None and bool(_differ(self._compute().to(held.dtype), held)):
             return False
         self.stamps, self.live, self.stale = tuple(_Stamp(p) for p in now), None, False
         return True
@@ -195,19 +220,22 @@ class Share:
         live = _Live(self.layer, now, self.needs)
         dtype = _autocast_dtype(live.value)
         leaf = live.value.detach().to(dtype).requires_grad_()
-        if dtype != live.value.dtype:
+        if dtype != live.value.dtype and self.simple_loop:
             # many small gradients in half precision: their sum is kept in float32
             leaf.register_post_accumulate_grad_hook(self._widen)  # type: ignore[no-untyped-call]
         self.leaf, self.live = leaf, live if dtype == live.value.dtype and any(self.needs) else None
-        self.stamps, self.stale = tuple(_Stamp(p) for p in now), False
+        self.stamps, self.stale, self.used = tuple(_Stamp(p) for p in now), False, False
 
     def _widen(self, leaf: Tensor) -> None:
         assert leaf.grad is not None
-        if self.total is None:
-            self.total = leaf.grad.to(self.layer.weight.dtype)
-        else:
-            self.total.add_(leaf.grad)
+        self._gather(leaf.grad)
         leaf.grad = None
+
+    def _gather(self, grad: Tensor) -> None:
+        if self.total is None:
+            self.total = grad.to(self.layer.weight.dtype, copy=True)
+        else:
+            self.total.add_(grad)
 
     def begin(self, last: bool) -> None:
         """Before a micro-step: hold the effective weight. The last one of a window that is not open computes freely."""
@@ -231,7 +259,7 @@ class Share:
                 return
             else:
                 self._open()
-        if not self.may_be_compiled:
+        if not self.simple_loop:
             return
         if not last:
             self.held = self.leaf
@@ -264,10 +292,11 @@ class Share:
         if True not in needs:
             return leaf.detach()
         if needs != self.needs:
-            if self.gathered or self.pending:
+            if self.used or self.gathered:
                 return None
             self.needs, self.live = needs, None
-        return self._use(now) if self.last else leaf
+        self.used = True
+        return leaf if self.simple_loop and not self.last else self._use(now)
 
     def in_compiled_use(self, needs: tuple[bool, ...]) -> Tensor | None:
         """As :meth:`in_use`, for a compiler: the weight was looked at when the micro-step began.
@@ -275,7 +304,7 @@ class Share:
         Args:
             needs: which of the layer's parameters ask for gradients in this use.
         """
-        if not self.may_be_compiled:
+        if not self.simple_loop:
             return None
         self.compiled = True
         if self.held is None:
@@ -318,21 +347,30 @@ class Share:
                     p.requires_grad_(was)
 
     def pull_back(self, grad: Tensor, needs: tuple[bool, ...], stamps: tuple[_Stamp, ...]) -> list[Tensor | None]:
-        """The gradients of the parameters from that of a use, with what has gathered."""
-        if any(stamp.moved() for stamp in stamps):
+        """The gradients of the parameters from that of a use, with what has gathered; or gather it."""
+        parameters = self._parameters()
+        again = torch.is_grad_enabled()  # create_graph=True
+        current = stamps is self.stamps and needs == self.needs and accumulates(parameters, needs)
+        self.pending -= 1
+        if current and not again and not self.last and not any(map(_has_hooks, parameters)):
+            self._gather(grad)
+            return [None] * len(needs)
+        if any(stamp.moved() for stamp in stamps) and any(bool(stamp.differs()) for stamp in stamps):
             raise RuntimeError(f"the weight of '{self.name}' has been modified by an inplace operation between a "
                                "forward pass and its backward")  # fmt: skip
-        gathered = self.take() if needs == self.needs else None
-        again = torch.is_grad_enabled()  # create_graph=True
-        total = grad if gathered is None else grad + gathered if again else gathered.add_(grad)
-        self.pending -= 1
-        live, others = None if again or needs != self.needs else self.live, self.pending > 0
+        gathered = self.take() if current else None
+        if again and gathered is not None:  # what other micro-steps gave is a constant to a derivative of this one's
+            before = _Live(self.layer, parameters, needs).gradients(gathered, False, False)
+            after = _Live(self.layer, parameters, needs, True).gradients(grad, True, False)
+            return [b if a is None or b is None else a + b for a, b in zip(after, before, strict=True)]
+        total = grad if gathered is None else gathered.add_(grad)
+        live, others = self.live if current and not again else None, self.pending > 0
         if live is None:
-            live = _Live(self.layer, self._parameters(), needs, again)
-        if not again and needs == self.needs:
+            live = _Live(self.layer, parameters, needs, again)
+        if current and not again:
             self.live = live if others else None
         found = live.gradients(total, again, others)
-        if self.pending == 0 and not again and not self.gathered:
+        if self.last and self.pending == 0 and not again and not self.gathered:
             self.leaf = None  # the effective weight is let go where its last backward was
         return found
 
@@ -374,13 +412,6 @@ class _Live:
         return [next(found) if alias.requires_grad else None for alias in self.aliases]
 
 
-def _differ(a: Tensor, b: Tensor) -> Tensor:
-    """Whether two tensors differ in any bit, 0-d."""
-    if a.device != b.device:
-        return torch.ones((), dtype=torch.bool)
-    return (_bits(a) != _bits(b)).any()
-
-
 def changed(name: str) -> str:
     """The message of a :class:`WindowError`."""
     return (
@@ -392,8 +423,9 @@ def changed(name: str) -> str:
 class _Use(torch.autograd.Function):
     """A use in the last micro-step: the effective weight that is held, as a function of the parameters.
 
-    Its backward adds what has gathered and goes through the weight normalization, right behind the layer's own
-    backward. Each use does so by itself, so any number of backward passes may run, in any order.
+    Where a backward adds to ``.grad`` its gradient gathers; in the last micro-step what has gathered is added, and the
+    sum goes through the weight normalization, right behind the layer's own backward. Every other gradient that is
+    asked for (by torch.autograd.grad, with create_graph, after the window has ended) goes through it by itself.
     """
 
     @staticmethod
@@ -401,7 +433,8 @@ class _Use(torch.autograd.Function):
         ctx.share, ctx.stamps = share, share.stamps
         ctx.set_materialize_grads(False)
         share.pending += 1
-        share.nodes.append(ctx)
+        if share.last:
+            share.nodes.append(ctx)
         assert share.leaf is not None
         return share.leaf.detach()
 

@@ -3,14 +3,13 @@
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
 from wsbench.norms.facts import NormFacts
 from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, spread, unit, wide
 from wsbench.norms.registry import register_activation
-from wsbench.norms.tracing import traced, without_autocast
+from wsbench.norms.tracing import as_leaf, traced, without_autocast
 
 #: whose definition it may be, besides the paper's: name and meaning
 SEMANTICS = {
@@ -103,15 +102,14 @@ class SwitchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
-        return _switch_norm(input, *self._state())
+        leaf = as_leaf(self, input)
+        return cast(Tensor, _switch_norm(input, *self._state()) if leaf is None else leaf)
 
 
-@torch.fx.wrap
 def _switch_norm(
     input: Tensor, weight: Tensor, bias: Tensor, mean_weight: Tensor, var_weight: Tensor, running_mean: Tensor,
     running_var: Tensor, batches: Tensor, training: bool, momentum: float, eps: float, authors: bool,
 ) -> Tensor:  # fmt: skip
-    """One node for a tracer, which cannot follow what asks for a shape."""
     if input.dim() < 2 or input.shape[1] != len(weight):
         raise ValueError(f"SwitchNorm expects (N, {len(weight)}, *), got {tuple(input.shape)}")
     parameters = (weight, bias, mean_weight, var_weight)

@@ -1,6 +1,8 @@
 """Find out, by running an example, which layers' outputs a normalization layer consumes."""
 
 import contextlib
+import random
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +56,7 @@ _OPERATIONS = {
 } | {F.linear}  # fmt: skip
 
 
-class _Weights(TorchFunctionMode):
+class Weights(TorchFunctionMode):
     """Sees which operations are given the weights of some layers."""
 
     def __init__(self, layers: Collection[nn.Module], seen: Watched) -> None:
@@ -62,7 +64,7 @@ class _Weights(TorchFunctionMode):
         self._of = {id(layer._parameters["weight"]): layer for layer in layers if "weight" in layer._parameters}
         self._seen = seen
         #: a layer to what its operation has given since the layer was looked at last
-        self.given: dict[nn.Module, Tensor] = {}
+        self.given: dict[nn.Module, tuple[Any, int]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -70,18 +72,19 @@ class _Weights(TorchFunctionMode):
             return out
         for tensor in tree_leaves((args, kwargs)):
             layer = self._of.get(id(tensor)) if isinstance(tensor, Tensor) else None
-            if layer is None:
+            if layer is None or out is tensor:  # a cast to the dtype that it has
                 continue
             if func not in _OPERATIONS or layer in self.given:
                 self._seen.elsewhere[layer] = f"its weight goes through '{getattr(func, '__name__', str(func))}'"
             else:
-                self.given[layer] = out
+                self.given[layer] = out, out._version
         return out
 
     def returned(self, layer: nn.Module, output: Any) -> None:
         """A layer has returned ``output``."""
-        given = self.given.pop(layer, None)
-        if given is None or not isinstance(output, Tensor) or _memory(output) != _memory(given):
+        given, version = self.given.pop(layer, (None, 0))
+        same = given is not None and isinstance(output, Tensor) and _memory(output) == _memory(given)
+        if not same or output._version != version:
             self._seen.elsewhere.setdefault(layer, "it does more than its operation")
 
 
@@ -99,16 +102,38 @@ def _modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[
 
 
 @contextlib.contextmanager
-def _untouched_buffers(model: nn.Module) -> Iterator[None]:
-    """Whatever is written to a buffer is taken back."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+def _untouched_tensors(model: nn.Module, also_parameters: bool) -> Iterator[None]:
+    """Whatever is written to a buffer, or to a parameter, is taken back; also an assignment to its name."""
+    tables = [(module, dict(module._buffers)) for module in model.modules()]
+    kept: list[Tensor] = [b for b in model.buffers() if not b.is_meta]
+    if also_parameters:
+        kept += [p for p in model.parameters() if not p.is_meta]
+    values = [tensor.detach().clone() for tensor in kept]
     try:
         yield
     finally:
+        for module, table in tables:
+            for name, buffer in table.items():
+                module._buffers[name] = buffer
         with torch.no_grad():
-            for buffer, value in kept:
-                if not buffer.is_meta and not torch.equal(buffer, value):
-                    buffer.copy_(value)
+            for tensor, value in zip(kept, values, strict=True):
+                if tensor.layout != torch.strided or not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+@contextlib.contextmanager
+def _untouched_generators(model: nn.Module) -> Iterator[None]:
+    """Torch's, Python's and NumPy's random numbers go on where they were."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    numpy: Any = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -121,9 +146,18 @@ def call(model: nn.Module, example: Any) -> Any:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: Callable[[nn.Module], bool] = lambda module: False) -> Iterator[None]:
     """Without gradients, in evaluation or as ``training`` says, leaving modes, buffers and generators as they were."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with _modes(model, training), _untouched_buffers(model), torch.random.fork_rng(devices), torch.no_grad():
+    in_training = any(training(module) for module in model.modules())
+    with _modes(model, training), _untouched_tensors(model, in_training), _untouched_generators(model), torch.no_grad():
         yield
+
+
+def _tensors_in(output: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Tensors of an output: in containers, dataclasses and other objects' attributes."""
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
+            yield from _tensors_in(list(vars(leaf).values()), depth - 1)
 
 
 def initialize(model: nn.Module, example: Any) -> None:
@@ -154,7 +188,7 @@ def watch(
     seen = Watched()
     # The outputs are kept alive, so that a memory is never that of a freed one.
     written: dict[int, tuple[nn.Module, Tensor, int]] = {}
-    uses, weights = _Uses(), _Weights(layers, seen)
+    uses, weights = _Uses(), Weights(layers, seen)
 
     def on_output(layer: nn.Module, args: Any, output: Any) -> None:
         if layer in seen.reached:
@@ -186,7 +220,7 @@ def watch(
     finally:
         for hook in hooks:
             hook.remove()
-    for memory in {_memory(t) for t in tree_leaves(output) if isinstance(t, Tensor)}:
+    for memory in {_memory(t) for t in _tensors_in(output)}:
         if memory in uses.count:
             uses.count[memory] += 1
     seen.shared |= {layer for memory, (layer, _, _) in written.items() if uses.count[memory] != 1}

@@ -49,16 +49,21 @@ class AccumulationWindow:
 
     Args:
         model: the model; its layers with a weight normalization are those there are now.
-        compiled: hold effective weights in layers that run under ``torch.compile``, too. A compiled use looks at
-            ``requires_grad``, but cannot look at a weight's identity and version: the loop must not perturb weights
-            or swap others in (``functional_call``) inside a micro-step. Without it compiled layers standardize in
-            every micro-step.
+        simple_loop: the loop calls ``loss.backward()`` once in each micro-step, before its end, and changes weights in
+            the optimizer's step alone: no ``torch.autograd.grad`` with respect to weights, no ``inputs=``, no
+            ``functional_call``, no perturbation. Then gradients gather with less bookkeeping, and layers under
+            ``torch.compile``, which cannot look at a weight's version, hold their weights too.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
+    def __init__(self, model: nn.Module, simple_loop: bool = False) -> None:
+        for layer in model.modules():  # a window that is forgotten while it is open has gradients to hand on
+            if isinstance(layer, NormalizedLayer) and layer._window is not None and layer._window.gathered:
+                if layer._window.changed():
+                    raise WindowError(changed(layer._window.name))
+                layer._window.flush()
         # DDP looks for unused parameters in what its module returns
         self._root = model.module if isinstance(model, DistributedDataParallel) else model
-        self._shares = [Share(n, m, compiled) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
+        self._shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
         self._last = False
         reference = weakref.ref(self)
 
@@ -149,7 +154,7 @@ class AccumulationWindow:
                 share.require_unmoved()
         if not self._last:
             return
-        self._require_no_trace()
+        self._require_no_trace(self._shares)
         left = self.gathered
         if left and _processes() > 1:
             self.drop()
@@ -157,7 +162,10 @@ class AccumulationWindow:
                 f"'{left[0]}' was not used in the last micro-step, and gradients have been averaged over processes "
                 f"already; call the {type(self._root).__name__} that the window was made for, not its parts"
             )
-        self._hand_on()
+        try:
+            self._hand_on()
+        finally:
+            self.drop()
 
     def _join(self, output: Any) -> Any:
         """The model's output, connected with layers that it does not depend on but whose gradients have gathered.
@@ -180,26 +188,27 @@ class AccumulationWindow:
         return tree_map(joined, output)
 
     def flush(self) -> None:
-        """Move what gathered to ``.grad`` and close the window.
+        """Move what gathered to ``.grad``; the window stays open.
 
         For weights that are to be changed in its middle, and for layers that the last micro-step did not use.
 
         Raises:
             WindowError: a weight has changed already.
         """
-        self._require_no_trace()
-        self._hand_on()
+        self._require_no_trace(self._shares)
+        try:
+            self._hand_on()
+        except BaseException:
+            self.drop()
+            raise
 
     def _hand_on(self) -> None:
         left = [share for share in self._shares if share.gathered]
-        try:
-            for share in left:
-                if share.changed():
-                    raise WindowError(changed(share.name))
-            for share in left:
-                share.flush()
-        finally:
-            self.drop()
+        for share in left:
+            if share.changed():
+                raise WindowError(changed(share.name))
+        for share in left:
+            share.flush()
 
     def forget(self) -> None:
         """Zero what gathered, as ``optimizer.zero_grad()`` zeroes what is in ``.grad``; the window stays open."""
@@ -215,9 +224,9 @@ class AccumulationWindow:
         """:meth:`drop`, and stop looking at optimizers."""
         self._finalizer()
 
-    def _require_no_trace(self) -> None:
+    def _require_no_trace(self, shares: Sequence[Share]) -> None:
         """All bits of all weights that are held, but for those that are known to have changed."""
-        held = [share for share in self._shares if share.stamps and not share.stale and not share.moved()]
+        held = [share for share in shares if share.stamps and not share.stale and not share.moved()]
         if not held or not bool(torch.stack([share.differs() for share in held]).any()):
             return
         names = [share.name for share in held if bool(share.differs())]
@@ -230,27 +239,27 @@ class AccumulationWindow:
 
     def _of(self, optimizer: Optimizer) -> list[Share]:
         """The shares that hold something and whose weights the optimizer has."""
-        held = [s for s in self._shares if s.is_open]
+        held = [s for s in self._shares if s.stamps or s.gathered]
         if not held:
             return []
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [s for s in held if any(id(p) in known for p in s.layer.normalized_parameters)]
+        return [s for s in held if any(id(stamp.parameter) in known for stamp in s.stamps)]
 
     def _require_nothing_left(self, optimizer: Optimizer) -> None:
-        left = [share.name for share in self._of(optimizer) if share.gathered]
+        own = self._of(optimizer)
+        left = [share.name for share in own if share.gathered]
         if left:
             raise WindowError(
                 f"the optimizer steps while gradients of '{left[0]}' wait in an accumulation window; run the last "
                 "micro-step with last=True, or call flush() before gradients are unscaled, clipped or used"
             )
+        self._require_no_trace(own)  # inside the last micro-step, before the step moves every version
 
     def _stepped(self, optimizer: Optimizer) -> None:
         touched = self._of(optimizer)
         left = [share.name for share in touched if share.gathered]
-        if touched:  # what waits for another optimizer goes on waiting
-            for share in self._shares:
-                if share in touched or not share.gathered:
-                    share.drop()
+        for share in touched:
+            share.drop()
         if left:
             raise WindowError(f"the optimizer has stepped without the gradients of '{left[0]}', which waited in an "
                               "accumulation window; run the last micro-step with last=True")  # fmt: skip
@@ -303,9 +312,10 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, shares: list[Share], *live: Tensor) -> Tensor:
-        ctx.shares = shares
+        ctx.held = [share.leaf for share in shares]
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (grad, None, *(share.take() for share in ctx.shares))
+        # a use's own backward adds what has gathered, where it is wanted: only an input's gradient may be asked for
+        return (grad, None, *(None if held is None else torch.zeros_like(held) for held in ctx.held))

@@ -22,8 +22,7 @@ class WindowCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
-        # Lightning's loop changes weights in the optimizer's step alone, so compiled layers may hold theirs, too
-        window = AccumulationWindow(pl_module, compiled=True)
+        window = AccumulationWindow(pl_module, simple_loop=True)  # which automatic optimization is
         if not len(window):
             window.close()
             return
