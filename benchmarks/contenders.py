@@ -124,7 +124,7 @@ class Contender:
 
     def __init__(self, task: str, form: str) -> None:
         self.network, self.example, self.loss = build(task, form)
-        self.window = AccumulationWindow(self.network) if FORMS[form][1] else None
+        self.window = AccumulationWindow(self.network, simple_loop=True) if FORMS[form][1] else None  # as fit does
 
     def micro_step(self, last: bool = False) -> None:
         """Forward and backward."""

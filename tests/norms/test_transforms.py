@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacrev, jvp, linearize, stack_module_state, vmap
 from torch.fx import symbolic_trace
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torchvision.models import resnet18
@@ -115,6 +116,18 @@ def test_jvp_and_forward_mode(spec: str) -> None:
     _, slope = jvp(lambda w: loss(model, w, images(), Y), (w,), (direction,))
     expected = sum((g * direction[k]).sum() for k, g in by_autograd(model, images(), Y).items())
     torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_forward_mode(spec: str) -> None:
+    """torch.func.linearize, and dual numbers without a transform."""
+    model, x = net(spec).eval(), images()
+    t = torch.randn_like(x)
+    expected = jvp(model, (x,), (t,))[1]
+    torch.testing.assert_close(linearize(model, x)[1](t), expected, rtol=1e-9, atol=1e-11)
+    with forward_ad.dual_level():
+        out = model(forward_ad.make_dual(x, t))
+        torch.testing.assert_close(forward_ad.unpack_dual(out).tangent, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("spec", ["gn+ws", "sn+ws", "in+wn", "gn+ws-af"])
