@@ -608,3 +608,34 @@ def test_written_in_ways_that_keep_sums() -> None:
 def finish(window: AccumulationWindow, model: Net, x: Tensor, y: Tensor) -> None:
     with window.micro_step(last=True):
         F.cross_entropy(model(x), y).backward()
+
+
+@pytest.mark.parametrize("when", ["flush", "step", "end"])
+def test_autocast_that_ends_before_the_window(when: str) -> None:
+    """The comparison of weights does not depend on where it runs."""
+    model = net(dtype=torch.float32)
+    window = AccumulationWindow(model)
+    optimizer = SGD(model.parameters(), 0.1)
+    for last in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            window.begin(last)
+            loss = F.cross_entropy(model(batches(1)[0][0].float()).float(), batches(1)[0][1])
+        loss.backward()
+        if when == "flush":
+            window.flush()
+    if when == "step":
+        optimizer.step()
+    window.end()
+    assert not any(share.is_open for share in window._shares)
+
+
+def test_a_micro_step_in_inference_mode() -> None:
+    def run(model: Net, window: AccumulationWindow | None) -> None:
+        data = batches(3)
+        with torch.inference_mode(), step(window, False):
+            model(data[0][0])
+        for i, (x, y) in enumerate(data):
+            with step(window, i == 2):
+                F.cross_entropy(model(x), y).backward()
+
+    assert both(run) < 1e-12

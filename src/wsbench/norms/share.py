@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wsbench.norms.layers import NormalizedLayer
 from wsbench.norms.reparametrized import reparametrization
-from wsbench.norms.tracing import accumulates
+from wsbench.norms.tracing import accumulates, without_autocast
 
 
 class WindowError(RuntimeError):
@@ -81,7 +81,9 @@ class _Stamp:
         if rows.element_size() < 4:
             rows = rows.float()
         places = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).mul_(0.6180339887).frac_()
-        return torch.cat((bits.flatten(1).sum(1, dtype=wide), _bits(rows @ places.add_(0.5)).to(wide)))
+        with without_autocast(rows):
+            products = rows @ places.add_(0.5)
+        return torch.cat((bits.flatten(1).sum(1, dtype=wide), _bits(products).to(wide)))
 
     def holds(self, now: Tensor) -> bool:
         """Whether ``now`` is the parameter, unchanged as far as can be seen without a kernel on a GPU."""
@@ -117,11 +119,11 @@ class Share:
             raise WindowError(f"the weight of '{name}' is computed by {found.by}, so a window cannot hold it; "
                               f"{found.remedy} before the window is made")  # fmt: skip
         self.name, self.layer, self.simple_loop = name, layer, simple_loop
-        #: the effective weight as a leaf on which gradients gather, in the dtype that the layer's operation wants
+        #: the effective weight without its graph, in the dtype that the layer's operation wants
         self.leaf: Tensor | None = None
         #: the effective weight with its graph, as far as it can serve the first backward of the last micro-step
         self.live: _Live | None = None
-        #: sums of gradients of half precision, in float32
+        #: what has gathered, in the weight's dtype; in a simple loop it gathers on the leaf, but for half precision
         self.total: Tensor | None = None
         #: which of the layer's parameters what gathers is for
         self.needs: tuple[bool, ...] = ()
@@ -244,7 +246,7 @@ class Share:
         self.last = last
         if self.compiled:
             self.was_compiled, self.compiled = True, False
-        if not self.layer.training:
+        if not self.layer.training or torch.is_inference_mode_enabled():
             return
         if self.leaf is None:
             if last and not self.was_compiled:  # what is compiled has been compiled for a window's last

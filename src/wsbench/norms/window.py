@@ -62,7 +62,8 @@ class AccumulationWindow:
                     raise WindowError(changed(layer._window.name))
                 layer._window.flush()
         # DDP looks for unused parameters in what its module returns
-        self._root = model.module if isinstance(model, DistributedDataParallel) else model
+        self._ddp = model if isinstance(model, DistributedDataParallel) else None
+        self._root: nn.Module = model if self._ddp is None else self._ddp.module
         self._shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
         self._last = False
         reference = weakref.ref(self)
@@ -128,6 +129,9 @@ class AccumulationWindow:
             WindowError: before the last one, a weight is not what gradients have gathered for.
         """
         self._last = last
+        if not last and self._ddp is not None and self._ddp.require_backward_grad_sync:
+            raise WindowError("DDP would average gradients that are not there yet: every micro-step but the last runs "
+                              "in no_sync() of the DistributedDataParallel")  # fmt: skip
         if _processes() > 1 and not self._joins:
             self._joins = True
             self._handles.append(self._root.register_forward_hook(_JoinOutput(self)))
