@@ -106,7 +106,7 @@ class BenchmarkTask(LightningModule, ABC):
         self._sum: Tensor | None = None
         self._number: Tensor | None = None
         self._scale: float | None = None
-        self._window = WindowCallback() if window and self.spec.weight is not None else None
+        self._window = WindowCallback(simple_loop=True) if window and self.spec.weight is not None else None
         self._compile, self._memory_format = compile, memory_format
         self._execution: dict[str, str] = {}
         self._evaluated = 0

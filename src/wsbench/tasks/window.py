@@ -14,15 +14,19 @@ class WindowCallback(Callback):
     """Drives an :class:`~wsbench.norms.AccumulationWindow` over a module's micro-steps; nothing without accumulation.
 
     Works with any module that optimizes automatically, on one device and under DDP.
+
+    Args:
+        simple_loop: of the window: training steps do nothing with weights but compute a loss.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, simple_loop: bool = False) -> None:
         self.window: AccumulationWindow | None = None
+        self._simple_loop = simple_loop
         self._checked = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
-        window = AccumulationWindow(pl_module, simple_loop=True)  # which automatic optimization is
+        window = AccumulationWindow(pl_module, self._simple_loop)
         if not len(window):
             window.close()
             return
