@@ -168,7 +168,7 @@ class Share:
     def detach(self) -> None:
         """:meth:`drop`, and leave the layer."""
         self.drop()
-        if self.layer._window is self:
+        if getattr(self.layer, "_window", None) is self:  # the layer may have become a plain one
             self.layer._window = None
 
     # -- the weights, then and now ----------------------------------------------------------------------------------
