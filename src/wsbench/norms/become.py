@@ -39,9 +39,6 @@ class Changes:
         layer.__dict__.clear()
         layer.__dict__.update(attributes)
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def undo(self) -> None:
         """Everything as it was."""
         for layer, cls, attributes in reversed(self._kept):

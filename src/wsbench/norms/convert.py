@@ -1,7 +1,7 @@
 """Turn any torch model over to a specification."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -35,7 +35,7 @@ from wsbench.norms.registry import ACTIVATIONS
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.report import LayerChange, NormReport
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.watch import Watched, Weights, also_in_training, call, initialize, undisturbed, watch
+from wsbench.norms.watch import Watched, Weights, also_in_training, call, initialize, is_container, undisturbed, watch
 
 #: Wrappers that hold on to a network's parameters: what is converted inside is not what they synchronize or shard.
 _WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
@@ -359,42 +359,34 @@ def _require_that_all_run(this: _Conversion, example: Any) -> None:
     """Run the example again, and see that every layer that ran before runs, by the code of its new class."""
     assert this.seen is not None
     ran: set[nn.Module] = set()
-    expected = [m for m in (*this.norms, *this.layers) if m in this.seen.reached and not has_own_forward(m)]
-    for module in expected:
-        module.__dict__["forward"] = _recording(module, ran)
-    raw = Weights([m for m in this.layers if isinstance(m, NormalizedLayer)], Watched())
-    try:
-        with undisturbed(this.model), raw:
-            call(this.model, example)
-    except Exception as error:
-        raise ConversionError(
-            f"the network does not run any more as '{this.spec}': {type(error).__name__}: {error}; it is as it was "
-            "before. A module that reads what a layer no longer has can be kept by exclude=[...]"
-        ) from error
-    finally:
-        for module in expected:
-            module.__dict__.pop("forward", None)
     names = {**this.norms, **this.layers}
+    expected = [m for m in names if m in this.seen.reached and not has_own_forward(m)]
+    raw = Weights([m for m in this.layers if isinstance(m, NormalizedLayer)], Watched())
+
+    def run(does: str, training: Callable[[nn.Module], bool] = lambda module: False) -> None:
+        for module in expected:
+            module.__dict__["forward"] = _recording(module, ran)
+        try:
+            with undisturbed(this.model, training), raw:
+                call(this.model, example)
+        except Exception as error:
+            raise ConversionError(
+                f"the network does not {does} any more as '{this.spec}': {type(error).__name__}: {error}; it is as it "
+                "was before. A module that reads what a layer no longer has can be kept by exclude=[...]"
+            ) from error
+        finally:
+            for module in expected:
+                module.__dict__.pop("forward", None)
+
+    run("run")
+    if this.in_training is None and any(m not in ran for m in expected):
+        run("train", is_container)
     past = [names[m] for m in raw.given]
     if past:
         raise ConversionError(
             f"{', '.join(map(repr, past))}: its raw weight is given to an operation, past the attribute 'weight'; the "
             f"network is as it was. Pass exclude={past}"
         )
-    if this.in_training is None and any(m not in ran for m in expected):
-        with undisturbed(this.model, lambda module: any(True for _ in module.children())):
-            for module in expected:
-                module.__dict__["forward"] = _recording(module, ran)
-            try:
-                call(this.model, example)
-            except Exception as error:
-                raise ConversionError(
-                    f"the network does not train any more as '{this.spec}': {type(error).__name__}: {error}; it is as "
-                    "it was before"
-                ) from error
-            finally:
-                for module in expected:
-                    module.__dict__.pop("forward", None)
     dead = [names[m] for m in expected if m not in ran]
     if dead:
         raise ConversionError(

@@ -227,6 +227,11 @@ def watch(
     return seen
 
 
+def is_container(module: nn.Module) -> bool:
+    """Whether a module has children: what trains where leaves, which would move statistics, stay in evaluation."""
+    return any(True for _ in module.children())
+
+
 def also_in_training(seen: Watched, model: nn.Module, example: Any, layers: Collection[nn.Module],
                      norms: Collection[nn.Module]) -> str | None:  # fmt: skip
     """Add what only training reaches, as auxiliary heads are: containers train, leaves stay in evaluation.
@@ -235,7 +240,7 @@ def also_in_training(seen: Watched, model: nn.Module, example: Any, layers: Coll
         What kept the network from running so, if it could not; ``seen`` is as it was then.
     """
     try:
-        more = watch(model, example, layers, norms, lambda module: any(True for _ in module.children()))
+        more = watch(model, example, layers, norms, is_container)
     except Exception as error:  # noqa: BLE001  # whatever a network raises that wants targets, or two images
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     for layer, norm in more.consumers.items():

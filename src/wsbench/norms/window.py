@@ -243,7 +243,7 @@ class AccumulationWindow:
 
     def _of(self, optimizer: Optimizer) -> list[Share]:
         """The shares that hold something and whose weights the optimizer has."""
-        held = [s for s in self._shares if s.stamps or s.gathered]
+        held = [s for s in self._shares if s.stamps]
         if not held:
             return []
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
