@@ -23,6 +23,7 @@ commands
   leaderboard  result records to CSV                       leaderboard; leaderboard submit RUN
                are they right, is it more than noise?      leaderboard check; leaderboard compare gn+ws gn
   report       leaderboards as one HTML page               report
+  norms        every normalization: paper, what it sees, cost
   doctor       versions, devices, optional parts           doctor
 
 options of fit, validate, test and predict (COMMAND --task voc --help shows every field)
@@ -33,6 +34,7 @@ options of fit, validate, test and predict (COMMAND --task voc --help shows ever
   --seed_everything N initialization, shuffling and augmentation (default: 0)
   --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration,
                       and `auto` does so if there is one
+  --import MODULE     norms of your own, of every command (docs/plugin.md); installed packages add theirs themselves
   --config FILE       settings, for instance a run's config.yaml; options behind it overrule it
   --print_config      print the resolved configuration and stop
 """
@@ -87,6 +89,12 @@ def _report(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _norms(argv: Sequence[str]) -> int:
+    from wsbench.catalogue import main
+
+    return main(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from wsbench.doctor import main
 
@@ -101,6 +109,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": _sweep,
     "leaderboard": _leaderboard,
     "report": _report,
+    "norms": _norms,
     "doctor": _doctor,
 }
 
@@ -124,6 +133,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"wsbench {__version__}")
         return 0
+    from wsbench import plugins
+
+    try:
+        argv = plugins.request(argv)
+    except plugins.PluginError as error:
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return 2
     if argv[0] not in COMMANDS:
         print(f"wsbench: error: unknown command '{argv[0]}'; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
+from wsbench import plugins
 from wsbench.analysis import log as analysis_log
 from wsbench.analysis.callback import GradientShares, Snapshots, check_options
 from wsbench.analysis.shares import SharesError
@@ -27,7 +28,16 @@ from wsbench.datamodules.base import BenchmarkData
 from wsbench.errors import UserError
 from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.show import show
-from wsbench.norms import FanInError, GroupsError, NormMismatchError, NormSpec, PatternError, SpecError, WindowError
+from wsbench.norms import (
+    ConversionError,
+    FanInError,
+    GroupsError,
+    NormMismatchError,
+    NormSpec,
+    PatternError,
+    SpecError,
+    WindowError,
+)
 from wsbench.records import (
     RECORD_NAME,
     DataIdentity,
@@ -46,8 +56,8 @@ from wsbench.tasks.formats import read_run_checkpoint
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
-    UserError, FanInError, FileNotFoundError, GroupsError, NormMismatchError, PatternError, SharesError, WindowError,
-    lock.RunBusyError,
+    UserError, ConversionError, FanInError, FileNotFoundError, GroupsError, NormMismatchError, PatternError,
+    SharesError, WindowError, lock.RunBusyError,
 )  # fmt: skip
 
 
@@ -145,6 +155,12 @@ class BenchmarkCLI(LightningCLI):
         parser.add_argument("--task", type=str, default=self.choice.task, help=f"one of {', '.join(TASKS)}")
         parser.add_argument("--recipe", type=str, default=self.choice.recipe, help=f"one of {', '.join(RECIPES)}")
         parser.add_argument("--norm", type=canonical_norm, default="gn+ws", help="normalization spec")
+        parser.add_argument(
+            plugins.OPTION,
+            type=list[str],
+            default=plugins.requested(),
+            help="a module with norms of your own (docs/plugin.md)",
+        )
         parser.add_argument("--runs", type=str, default="runs", help="folder of run folders")
         parser.add_argument("--overwrite", type=bool, default=False, help="start an unfinished or finished run over")
         parser.add_argument("--output", type=str, default="predictions", help="folder that predict writes to")
@@ -188,6 +204,7 @@ class BenchmarkCLI(LightningCLI):
         """Find the run's folder, claim it, and add what every run has."""
         settings = self.settings
         settings.task, settings.recipe = self.choice.task, self.choice.recipe
+        self._require_imports()
         self._init_from = settings.model.init_from
         if self.subcommand != "fit":
             self._before_evaluation(settings)
@@ -215,6 +232,15 @@ class BenchmarkCLI(LightningCLI):
             )
             callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
         self.trainer_defaults["callbacks"] = callbacks
+
+    def _require_imports(self) -> None:
+        """Nothing is imported because a file says so: whoever starts a run names the modules."""
+        missing = [name for name in self.settings[plugins.OPTION[2:]] if name not in plugins.requested()]
+        if missing:
+            raise UsageError(
+                f"the configuration was made with {plugins.OPTION} {missing[0]}, a module that would be run; if you "
+                f"trust it, add {plugins.OPTION} {missing[0]}"
+            )
 
     def _before_evaluation(self, settings: Namespace) -> None:
         if settings.ckpt_path is None and settings.model.init_from is None:
@@ -270,7 +296,8 @@ class BenchmarkCLI(LightningCLI):
             if started is not None and started["source"] == settings.model.init_from:
                 self.overrides[identity.INIT_FROM] = started
         name = identity.run_id(task, self.choice.recipe, self.recipe_digest, self.overrides, settings.norm,
-                               settings.seed_everything, self.data_identity)  # fmt: skip
+                               settings.seed_everything, self.data_identity,
+                               NormSpec.parse(settings.norm).sources)  # fmt: skip
         return Path(settings.runs) / task / name
 
     def recipe_defaults(self) -> dict[str, Any]:
@@ -413,6 +440,7 @@ class BenchmarkCLI(LightningCLI):
             recipe_digest=self.recipe_digest,
             overrides=self.overrides,
             norm=str(task.spec),
+            norm_sources=task.spec.sources,
             network=task.network_name,
             seed=self.settings.seed_everything,
             batch=batch,
@@ -425,7 +453,9 @@ class BenchmarkCLI(LightningCLI):
             definitions=task.definitions(),
             analysis=analysis_log.points(folder),
             cost=self.recorder.cost(task, trainer.global_step * batch.effective_batch),
-            provenance=provenance(self.argv, task.device, str(trainer.precision_plugin.precision)),
+            provenance=provenance(
+                [*self.argv, *plugins.options()], task.device, str(trainer.precision_plugin.precision)
+            ),
         )
         write_record(record, folder / RECORD_NAME)
         runs = Path(self.settings.runs)

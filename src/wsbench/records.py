@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wsbench.errors import UserError
 from wsbench.migration import LABELS
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 #: the first version whose records have a note
 NOTED = 3
 RECORD_NAME = "result.json"
@@ -117,7 +117,7 @@ class Provenance(_Strict):
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1, 2, 3, 4] = Field(4, description="version of this schema")
+    schema_version: Literal[1, 2, 3, 4, 5] = Field(5, description="version of this schema")
     id: str = Field(description="content hash of task, recipe, overrides, norm, seed and data")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
     recipe: str = Field(description="paper, small or mini")
@@ -126,6 +126,9 @@ class RunRecord(_Strict):
         description="fields that differ from the recipe and change numbers; norm, seed, and where it ran aside"
     )
     norm: str = Field(description="canonical NormSpec")
+    norm_sources: dict[str, dict[str, str]] = Field(
+        {}, description="parts of the norm that are not wsbench's own: {name: {package, version, sha256 of its file}}"
+    )
     network: str = Field(description="the network")
     seed: int = Field(description="seed of initialization, shuffling and augmentation")
     batch: BatchNumbers

@@ -14,6 +14,7 @@ from wsbench.cli import BenchmarkCLI, UsageError, find_dataset, plain, prepared
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import accumulation
 from wsbench.grid.cells import Resolved
+from wsbench.norms import NormSpec
 from wsbench.records import DataIdentity
 from wsbench.run import identity
 from wsbench.tasks.initialize import parse_source
@@ -84,7 +85,8 @@ class Resolver:
             digest = identity.recipe_digest(choice.recipe_content())
             changed = identity.overrides(plain(settings), self._defaults[choice.configs])
             name = identity.run_id(choice.task, choice.recipe, digest, changed, settings.norm,
-                                   settings.seed_everything, found)  # fmt: skip
+                                   settings.seed_everything, found,
+                                   NormSpec.parse(settings.norm).sources)  # fmt: skip
         return Resolved(
             task=choice.task,
             recipe=choice.recipe,

@@ -247,15 +247,15 @@ def test_a_registered_method_is_all_it_takes() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + 1e-5) * self.weight.view(1, -1, 1, 1)
 
-    ACTIVATIONS.add("rms", ActivationMethod(RMSNorm, "root mean square"))
+    ACTIVATIONS.add("somerms", ActivationMethod(RMSNorm, "root mean square"))
     try:
         model = resnet18()
-        assert len(normalize(model, "rms+ws", IMAGE).activations) == 20
+        assert len(normalize(model, "somerms+ws", IMAGE).activations) == 20
         assert isinstance(model.bn1, RMSNorm)
         report = normalize(model, "gn+ws", IMAGE)
         assert (len(report.activations), len(report.weight_normalized), report.kept) == (20, 20, ())
     finally:
-        del ACTIVATIONS._methods["rms"]
+        del ACTIVATIONS._methods["somerms"]
 
 
 def test_frozen_batch_norm() -> None:

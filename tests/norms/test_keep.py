@@ -26,10 +26,14 @@ MADE = {
 }
 METHOD = {
     "BatchNorm2d": "bn", "BatchNorm2d without statistics": "bn", "BatchNorm2d without parameters": "bn",
-    "SyncBatchNorm": "bn", "FrozenBatchNorm2d": "frozenbn", "GroupNorm": "gn", "GroupNorm without parameters": "gn",
+    "SyncBatchNorm": "syncbn", "FrozenBatchNorm2d": "frozenbn", "GroupNorm": "gn", "GroupNorm without parameters": "gn",
     "GroupNorm of one group": "ln", "InstanceNorm2d": "in", "InstanceNorm2d without parameters": "in",
     **{f"ours: {name}": name for name in ACTIVATIONS},
 }  # fmt: skip
+
+
+#: those with BN's state, and those of them whose eps and momentum are BN's, too
+BN_STATE, BN_NUMBERS = {"bn", "frozenbn", "syncbn", "gbn", "brn"}, {"bn", "frozenbn", "syncbn", "gbn"}
 
 
 def ours(name: str) -> nn.Module:
@@ -60,11 +64,12 @@ def test_every_pair(old_name: str, to: str) -> None:
     old = filled(MADE[old_name]())
     had = {k: v.detach().clone() for k, v in tensors(old).items() if v is not None}
     objects, had_eps = dict(old.named_parameters()), hasattr(old, "eps")
-    model = nn.Sequential(nn.Conv2d(3, C, 3, bias=False), old)
-    report = normalize(model, to)
+    model = nn.Sequential(nn.Conv2d(3, C, 3, bias=False), old, nn.ReLU())
+    report = normalize(model, to, torch.randn(2, 3, 5, 5))
     new, was = model[1], METHOD[old_name]
     now = {k: v for k, v in tensors(new).items() if v is not None}
-    same = was == to or {was, to} == {"bn", "frozenbn"}
+    same = was == to or {was, to} <= BN_STATE
+    numbers = was == to or {was, to} <= BN_NUMBERS
 
     # affine: values always, objects where both have parameters
     if "weight" in had and "weight" in now:
@@ -73,34 +78,38 @@ def test_every_pair(old_name: str, to: str) -> None:
             if name in objects and name in new._parameters:
                 assert now[name] is objects[name]
     if "weight" not in had and was != "none" and to not in ("none", "frozenbn"):
-        assert ("weight" in now) != (was == to), "whether it is affine is kept within a method"
+        torchs = was == to or (was, to) == ("bn", "syncbn")
+        assert ("weight" in now) != torchs, "whether it is affine is kept within a method"
         if "weight" in now:
             assert torch.equal(now["weight"], torch.ones(C))
             assert "the affine parameters are new" in report.notes[0]
 
     # eps and momentum
     if had_eps and hasattr(new, "eps"):
-        assert new.eps == (1e-3 if same else 1e-5)
-        assert any("eps 0.001 becomes 1e-05" in note for note in report.notes) == (not same)
+        own = ACTIVATIONS[to].build(C).eps
+        assert new.eps == (1e-3 if numbers else own)
+        assert any(f"eps 0.001 becomes {own:g}" in note for note in report.notes) == (not numbers)
     if was == to and hasattr(new, "momentum"):
         assert new.momentum == 0.3
 
     # statistics
     statistics = {"running_mean", "running_var", "num_batches_tracked", "mean_weight", "var_weight"} & now.keys()
-    if was == to == "bn" and old_name.endswith("without statistics"):
+    if was == "bn" and to in ("bn", "syncbn") and old_name.endswith("without statistics"):
         assert not statistics
     for name in statistics & had.keys() if same else set():
         assert torch.equal(now[name], had[name])
+    if was == to:
+        assert all(torch.equal(now[name], had[name]) for name in now if name in had)
     if same and was == "bn" and statistics:
         assert {"running_mean", "running_var"} <= had.keys() or old_name.endswith("without statistics")
 
-    if same and to in ("bn", "frozenbn") and not old_name.endswith("without statistics"):
+    if same and to in BN_STATE and not old_name.endswith("without statistics"):
         x = torch.randn(2, C, 4, 4)
         w, b = had.get("weight", torch.ones(C)), had.get("bias", torch.zeros(C))
         mean, var, weight, bias = (
             t.double().view(1, -1, 1, 1) for t in (had["running_mean"], had["running_var"], w, b)
         )
-        expected = (x.double() - mean) / (var + 1e-3).sqrt() * weight + bias
+        expected = (x.double() - mean) / (var + (1e-3 if numbers else 1e-5)).sqrt() * weight + bias
         torch.testing.assert_close(new.eval()(x).double(), expected, rtol=1e-5, atol=1e-5)
 
 

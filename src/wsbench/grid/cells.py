@@ -5,12 +5,13 @@ import itertools
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import wsbench
+from wsbench import plugins
 from wsbench.grid.definition import ALIASES
 from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
 from wsbench.run.folder import LAST, METRICS
@@ -51,6 +52,7 @@ class Cell:
         resolved: what they mean.
         renew: whether a finished run is run again.
         published: folder of published records in which a record of this run counts as the run.
+        imports: modules with norms that the run needs.
     """
 
     options: dict[str, Any]
@@ -58,6 +60,7 @@ class Cell:
     resolved: Resolved
     renew: bool = False
     published: Path | None = None
+    imports: tuple[str, ...] = field(default_factory=lambda: tuple(plugins.requested()))
 
     @property
     def id(self) -> str:
@@ -77,7 +80,8 @@ class Cell:
             further = ("--overwrite", "true")
         elif not recorded and (self.folder / LAST).exists():
             further = ("--ckpt_path", "last")
-        return ["fit", *self.argv, *further]
+        imports = [word for name in self.imports for word in (plugins.OPTION, name)]
+        return ["fit", *self.argv, *imports, *further]
 
     def record(self) -> RunRecord | None:
         """The record of the finished run, its own or a published one.

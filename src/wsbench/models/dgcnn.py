@@ -33,7 +33,8 @@ def _on_points(norm: nn.Module, maximum: Tensor, mean: Tensor, var: Tensor, coun
 
 def _sign(norm: nn.Module, channels: int, like: Tensor) -> Tensor:
     """1 where a normalization keeps the order of a channel's values, -1 where it turns it round."""
-    weight = getattr(norm, "weight", None)
+    gain = getattr(norm, "signed_gain", None)
+    weight = getattr(norm, "weight", None) if gain is None else gain()
     if weight is None:
         return like.new_ones(channels)
     return torch.where(weight.detach() < 0, -1.0, 1.0).to(like.dtype)
@@ -44,14 +45,16 @@ def _without_edges(norm: nn.Module) -> bool:
     return hasattr(norm, "from_moments")
 
 
-def maximum_over_points(norm: nn.Module, x: Tensor) -> Tensor:
-    """relu(norm(x)).amax(2) of x (B, C, N) without the normalized tensor: norms keep or reverse the order of values."""
+def maximum_over_points(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
+    """activation(norm(x)).amax(2) of x (B, C, N), without the normalized tensor where the norm is a map that keeps or
+    reverses the order of values.
+    """
     if not _without_edges(norm):
-        return F.relu(norm(x)).amax(2)
+        return cast(Tensor, activation(norm(x))).amax(2)
     sign = _sign(norm, x.shape[1], x)
     maximum = torch.where(sign > 0, x.amax(2), x.amin(2)) if (sign < 0).any() else x.amax(2)
     var, mean = torch.var_mean(x, dim=2, correction=0)
-    return F.relu(_on_points(norm, maximum[:, None], mean, var, x.shape[2])).squeeze(1)
+    return cast(Tensor, activation(_on_points(norm, maximum[:, None], mean, var, x.shape[2]))).squeeze(1)
 
 
 class EdgeConv(nn.Module):
@@ -72,7 +75,8 @@ class EdgeConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(2 * inputs, outputs, 1, bias=bias)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
-        self.k, self.slope, self.difference_first, self.direct = k, slope, difference_first, False
+        self.activation: nn.Module = nn.LeakyReLU(slope) if slope else nn.ReLU()
+        self.k, self.difference_first, self.direct = k, difference_first, False
 
     def edge_features(self, points: Tensor, graph: Tensor) -> Tensor:
         """(B, 2 C, N, k)."""
@@ -93,13 +97,13 @@ class EdgeConv(nn.Module):
         graph = nearest_neighbours(points, self.k) if graph is None else graph
         if self.direct or not _without_edges(self.norm):
             edges = self.norm(self.conv(self.edge_features(points, graph)))
-            return F.leaky_relu(edges, self.slope).amax(3).transpose(1, 2)
+            return cast(Tensor, self.activation(edges)).amax(3).transpose(1, 2)
         a, b = self.split(points)
         sign = _sign(self.norm, a.shape[2], a)
         maximum, total = neighbour_maximum_and_sum(a * sign, graph)
         mean, var = edge_moments(a, b, graph, total * sign)
         out = _on_points(self.norm, torch.addcmul(b, maximum, sign), mean, var, graph.shape[1] * self.k)
-        return F.leaky_relu(out, self.slope)
+        return cast(Tensor, self.activation(out))
 
 
 class TransformNet(nn.Module):
@@ -121,11 +125,12 @@ class TransformNet(nn.Module):
         self.fc1, self.norm_fc1 = nn.Linear(wide, fc1), cast(nn.Module, nn.BatchNorm1d(fc1))
         self.fc2, self.norm_fc2 = nn.Linear(fc1, fc2), cast(nn.Module, nn.BatchNorm1d(fc2))
         self.transform = nn.Linear(fc2, 9)
+        self.relu: nn.Module = nn.ReLU()
         self.k = k
 
     def _edges_direct(self, points: Tensor, graph: Tensor) -> Tensor:
-        x = F.relu(self.edge.norm(self.edge.conv(self.edge.edge_features(points, graph))))
-        return F.relu(self.norm2(self.conv2(x))).amax(3).transpose(1, 2)
+        x = self.edge.activation(self.edge.norm(self.edge.conv(self.edge.edge_features(points, graph))))
+        return cast(Tensor, self.relu(self.norm2(self.conv2(x)))).amax(3).transpose(1, 2)
 
     def _edges(self, points: Tensor, graph: Tensor) -> Tensor:
         edges = points.shape[1] * self.k
@@ -141,16 +146,16 @@ class TransformNet(nn.Module):
         bias = self.conv2.bias
         if bias is not None:
             maximum, mean = maximum + bias, mean + bias
-        return F.relu(_on_points(self.norm2, maximum, mean, var, edges))
+        return cast(Tensor, self.relu(_on_points(self.norm2, maximum, mean, var, edges)))
 
     def forward(self, points: Tensor, graph: Tensor) -> Tensor:
         """(B, N, 3) to (B, 3, 3)."""
         held = self.edge.direct or not (_without_edges(self.edge.norm) and _without_edges(self.norm2))
         x = self._edges_direct(points, graph) if held else self._edges(points, graph)
         x = self.conv3(x.transpose(1, 2))
-        x = F.relu(self.norm3(x)).amax(2) if held else maximum_over_points(self.norm3, x)
-        x = F.relu(self.norm_fc1(self.fc1(x)))
-        x = F.relu(self.norm_fc2(self.fc2(x)))
+        x = self.relu(self.norm3(x)).amax(2) if held else maximum_over_points(self.norm3, self.relu, x)
+        x = self.relu(self.norm_fc1(self.fc1(x)))
+        x = self.relu(self.norm_fc2(self.fc2(x)))
         return cast(Tensor, self.transform(x)).view(-1, 3, 3)
 
 
@@ -179,14 +184,14 @@ class DGCNN(nn.Module):
             raise ValueError(f"unknown form '{form}' of DGCNN; choose from {', '.join(DGCNN_FORMS)}")
         self.form, self.k = form, k
         tf = form == "dgcnn_tf"
-        self.slope = 0.0 if tf else 0.2
+        slope = 0.0 if tf else 0.2
+        self.activation: nn.Module = nn.LeakyReLU(slope) if slope else nn.ReLU()
         outputs = [round(c * width) for c in ((64, 64, 64, 128) if tf else (64, 64, 128, 256))]
         wide, fc1, fc2 = (round(c * width) for c in (1024, 512, 256))
         self.transform = TransformNet(k, width) if tf else None
         inputs = [3, *outputs[:-1]]
         self.edges = nn.ModuleList(
-            EdgeConv(i, o, k, self.slope, bias=tf, difference_first=not tf)
-            for i, o in zip(inputs, outputs, strict=True)
+            EdgeConv(i, o, k, slope, bias=tf, difference_first=not tf) for i, o in zip(inputs, outputs, strict=True)
         )
         self.conv, self.norm = nn.Conv1d(sum(outputs), wide, 1, bias=tf), cast(nn.Module, nn.BatchNorm1d(wide))
         self.fc1 = nn.Linear(wide if tf else 2 * wide, fc1, bias=tf)
@@ -238,10 +243,11 @@ class DGCNN(nn.Module):
             features.append(x)
         x = self.conv(torch.cat(features, 2).transpose(1, 2))
         if self.transform is None:
-            x = F.leaky_relu(self.norm(x), self.slope)
+            x = self.activation(self.norm(x))
             x = torch.cat([x.amax(2), x.mean(2)], 1)
         else:
-            x = F.relu(self.norm(x)).amax(2) if self.edges[0].direct else maximum_over_points(self.norm, x)
-        x = self.dropout(F.leaky_relu(self.norm1(self.fc1(x)), self.slope))
-        x = self.dropout(F.leaky_relu(self.norm2(self.fc2(x)), self.slope))
+            held = self.edges[0].direct
+            x = self.activation(self.norm(x)).amax(2) if held else maximum_over_points(self.norm, self.activation, x)
+        x = self.dropout(self.activation(self.norm1(self.fc1(x))))
+        x = self.dropout(self.activation(self.norm2(self.fc2(x))))
         return cast(Tensor, self.classifier(x))

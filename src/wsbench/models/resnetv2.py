@@ -24,6 +24,7 @@ class _Block(nn.Module):
         self.norm2: nn.Module = nn.BatchNorm2d(middle)
         self.conv2 = nn.Conv2d(middle, middle, 3, stride, 1, bias=False)
         self.norm3: nn.Module = nn.BatchNorm2d(middle)
+        self.relu: nn.Module = nn.ReLU()
         self.conv3 = nn.Conv2d(middle, outputs, 1, bias=False)
         if project:
             self.downsample = nn.Module()
@@ -31,11 +32,11 @@ class _Block(nn.Module):
         self.project = project
 
     def forward(self, x: Tensor) -> Tensor:
-        before = F.relu(self.norm1(x))
+        before = self.relu(self.norm1(x))
         shortcut = cast(nn.Module, self.downsample.conv)(before) if self.project else x
         x = self.conv1(before)
-        x = self.conv2(F.relu(self.norm2(x)))
-        x = self.conv3(F.relu(self.norm3(x)))
+        x = self.conv2(self.relu(self.norm2(x)))
+        x = self.conv3(self.relu(self.norm3(x)))
         return x + cast(Tensor, shortcut)
 
 
@@ -70,6 +71,7 @@ class ResNetV2(nn.Module):
             inputs = outputs
         self.stages = nn.ModuleList(stages)
         self.norm: nn.Module = nn.BatchNorm2d(inputs)
+        self.relu: nn.Module = nn.ReLU()
         self.head = nn.Module()
         self.head.fc = nn.Conv2d(inputs, num_classes, 1)
         for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
@@ -84,5 +86,5 @@ class ResNetV2(nn.Module):
         for stage in self.stages:
             for block in cast(nn.ModuleList, stage.blocks):
                 x = block(x)
-        x = F.relu(self.norm(x)).mean((2, 3), keepdim=True)
+        x = self.relu(self.norm(x)).mean((2, 3), keepdim=True)
         return cast(Tensor, cast(nn.Module, self.head.fc)(x)).flatten(1)

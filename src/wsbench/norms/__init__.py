@@ -5,8 +5,20 @@
 >>> plain = fold(model)                                  # plain layers with the effective weights, for inference
 """
 
+from wsbench.norms.activating import EvoNormB0, EvoNormS0, FilterResponseNorm
 from wsbench.norms.activation import BatchNorm, FrozenBatchNorm, GroupNorm, GroupsError, InstanceNorm, LayerNorm, NoNorm
+from wsbench.norms.agc import adaptive_clip_grad_
+from wsbench.norms.base import ChannelNorm, RunningNorm
+from wsbench.norms.batch import (
+    BatchChannelNorm,
+    BatchRenorm,
+    GhostBatchNorm,
+    MovingAverageBatchNorm,
+    SyncBatchNorm,
+)
+from wsbench.norms.behind import ActivatingNorm
 from wsbench.norms.convert import ConversionError, PatternError, normalize
+from wsbench.norms.facts import NormFacts
 from wsbench.norms.fold import fold
 from wsbench.norms.guard import NormMismatchError, require_spec, stamp_spec
 from wsbench.norms.layers import (
@@ -22,6 +34,7 @@ from wsbench.norms.layers import (
     effective_weight,
     normalized,
 )
+from wsbench.norms.per_pixel import ChannelLayerNorm, RMSNorm
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, register_weight
 from wsbench.norms.report import LayerChange, NormReport
 from wsbench.norms.share import WindowError
@@ -35,17 +48,28 @@ __all__ = [
     "ACTIVATIONS",
     "WEIGHTS",
     "AccumulationWindow",
+    "ActivatingNorm",
+    "BatchChannelNorm",
     "BatchNorm",
+    "BatchRenorm",
+    "ChannelLayerNorm",
+    "ChannelNorm",
     "ConversionError",
+    "EvoNormB0",
+    "EvoNormS0",
     "FanInError",
+    "FilterResponseNorm",
     "FrozenBatchNorm",
+    "GhostBatchNorm",
     "GradientTap",
     "GroupNorm",
     "GroupsError",
     "InstanceNorm",
     "LayerChange",
     "LayerNorm",
+    "MovingAverageBatchNorm",
     "NoNorm",
+    "NormFacts",
     "NormMismatchError",
     "NormReport",
     "NormSpec",
@@ -58,11 +82,15 @@ __all__ = [
     "NormalizedLayer",
     "NormalizedLinear",
     "PatternError",
+    "RMSNorm",
+    "RunningNorm",
     "SpecError",
     "SwitchNorm",
+    "SyncBatchNorm",
     "TapError",
     "WeightNorm",
     "WindowError",
+    "adaptive_clip_grad_",
     "effective_weight",
     "fold",
     "normalize",

@@ -40,6 +40,22 @@ def largest_divisor(channels: int, limit: int) -> int:
     return next(g for g in range(min(channels, limit), 0, -1) if channels % g == 0)
 
 
+def fitted_groups(channels: int, groups: int | None, name: str) -> int:
+    """The written number of groups, or the largest divisor of the channels that is not above 32.
+
+    Raises:
+        GroupsError: the written number does not divide.
+    """
+    if groups is None:
+        return largest_divisor(channels, DEFAULT_GROUPS)
+    if channels % groups:
+        raise GroupsError(
+            f"{groups} groups do not divide {channels} channels; write '{name}' for the largest divisor not above "
+            f"{DEFAULT_GROUPS} ({largest_divisor(channels, DEFAULT_GROUPS)}), or a number that divides"
+        )
+    return groups
+
+
 def pooled(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of a union of equally large parts, from theirs: Var = E[var] + Var[mean].
 
@@ -109,7 +125,7 @@ class BatchNorm(_BatchNorm):
 
     facts = NormFacts(
         "one channel of the micro-batch", "Ioffe & Szegedy, ICML", 2015, per_channel=True,
-        one_value="running statistics in training", channels_last_from=8,
+        one_value="running statistics in training", bn_momentum=True, channels_last_from=8,
     )  # fmt: skip
 
     @classmethod
@@ -221,14 +237,7 @@ class GroupNorm(nn.GroupNorm):
     @classmethod
     def from_channels(cls, channels: int, groups: int | None) -> "GroupNorm":
         """Build for ``channels``; raises GroupsError if explicit ``groups`` do not divide them."""
-        if groups is None:
-            groups = largest_divisor(channels, DEFAULT_GROUPS)
-        elif channels % groups:
-            raise GroupsError(
-                f"{groups} groups do not divide {channels} channels; write 'gn' for the largest divisor not above "
-                f"{DEFAULT_GROUPS} ({largest_divisor(channels, DEFAULT_GROUPS)}), or a number that divides"
-            )
-        return cls(groups, channels)
+        return cls(fitted_groups(channels, groups, "gn"), channels)
 
     def values_per_statistic(self, shape: torch.Size) -> int:
         """Values behind one mean and variance."""
@@ -248,8 +257,9 @@ class GroupNorm(nn.GroupNorm):
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The normalization of values that are not at hand, as an affine map.
 
-        Every activation normalization here has this method, for networks that know the moments of a feature without
-        holding it (see ``models/edges.py``): forward(x) is x * scale + shift.
+        Every activation normalization that is such a map for each channel has this method, for networks that know the
+        moments of a feature without holding it (see ``models/edges.py``): forward(x) is x * scale + shift, and the sign
+        of scale is that of ``weight``, or of what the method ``signed_gain()`` gives where there is one.
 
         Args:
             mean: (N, C), of each channel of each sample, float32 or wider.

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError
 from wsbench.norms.become import Changes
+from wsbench.norms.behind import ACTIVATION_MODULES, ActivatingNorm, Passing, passing, plain_activation
 from wsbench.norms.facts import facts_of
 from wsbench.norms.keep import keep
 from wsbench.norms.layers import (
@@ -35,7 +36,17 @@ from wsbench.norms.registry import ACTIVATIONS
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.report import LayerChange, NormReport
 from wsbench.norms.spec import NormSpec
-from wsbench.norms.watch import Watched, Weights, also_in_training, call, initialize, is_container, undisturbed, watch
+from wsbench.norms.watch import (
+    ELSEWHERE,
+    Watched,
+    Weights,
+    also_in_training,
+    call,
+    initialize,
+    is_container,
+    undisturbed,
+    watch,
+)
 
 #: Wrappers that hold on to a network's parameters: what is converted inside is not what they synchronize or shard.
 _WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
@@ -64,6 +75,8 @@ class _Conversion:
     layers: dict[nn.Module, str] = field(default_factory=dict)
     norms: dict[nn.Module, str] = field(default_factory=dict)
     seen: Watched | None = None
+    #: activations behind norms that bring their own, and those norms
+    stand_aside: dict[nn.Module, list[nn.Module]] = field(default_factory=dict)
     #: why the example could not be run in training, where some layers were not reached without
     in_training: str | None = None
 
@@ -154,8 +167,12 @@ class _Conversion:
             new = ACTIVATIONS[self.spec.act].build(channels, self.spec.groups, self.spec.act_semantics)
         except GroupsError as error:
             raise GroupsError(f"layer '{name}': {error}") from None
+        if facts_of(new).brings_activation:
+            after = self._activates(new, norm, after)
         remarks += keep(new, norm, self._trains(norm))
-        if isinstance(new, GroupNorm) and self.spec.act == "gn" and not self.spec.groups and channels % DEFAULT_GROUPS:
+        fitted = ACTIVATIONS[self.spec.act].number == "groups" and not self.spec.groups
+        if fitted and channels % DEFAULT_GROUPS:
+            assert isinstance(new.num_groups, int)
             remarks.insert(0, f"{DEFAULT_GROUPS} does not divide {channels} channels, {new.num_groups} groups")
         if degenerate := _degenerate(new, shape):
             remarks.append(degenerate)
@@ -163,6 +180,44 @@ class _Conversion:
             remarks.append(not_seen)
         reason = f"note: {'; '.join(remarks)}" if remarks else "follows the spec"
         return (nn.Sequential(new, *after) if after else new), reason
+
+    def _activates(self, new: Any, norm: nn.Module, after: list[nn.Module]) -> list[nn.Module]:
+        """Let a norm that brings its activation take the place of the one behind; what is left behind it."""
+        name = self.norms[norm]
+        fused = [m for m in after if isinstance(m, ACTIVATION_MODULES)]
+        if fused:
+            return [m for m in after if m not in fused and not isinstance(m, nn.Identity)]
+        if self.seen is None:
+            raise ConversionError(f"'{self.spec.act}' takes the place of the activation behind a norm, which only an "
+                                  "example shows; pass example=...")  # fmt: skip
+        found = set(self.seen.behind.found.get(norm, ()))
+        if found <= {None}:
+            new.drop_activation()
+            return after
+        behind = found.pop()
+        if found or not isinstance(behind, nn.Module):
+            words = "different things in different calls" if found else f"'{behind}', an operation"
+            words = behind if behind == ELSEWHERE else words
+            raise ConversionError(
+                f"'{name}': '{self.spec.act}' takes the place of the activation behind a norm, which must be a module "
+                f"that is given all of the norm's output; here it goes to {words}. Write it as a module (nn.ReLU), or "
+                f"pass exclude=['{name}']"
+            )
+        if behind in self.seen.behind.interrupted:
+            raise ConversionError(f"'{name}': the activation behind it is used for something else in between; give the "
+                                  f"network a module of its own there, or pass exclude=['{name}']")  # fmt: skip
+        self.stand_aside.setdefault(behind, []).append(norm)
+        return after
+
+    def activations(self) -> dict[nn.Module, nn.Module]:
+        """Activations to what they become: those behind a norm that brings its own stand aside, others are plain."""
+        new: dict[nn.Module, nn.Module] = {
+            m: plain_activation(m) for m in self.model.modules() if isinstance(m, Passing)
+        }
+        for activation in self.stand_aside:
+            assert self.seen is not None
+            new[activation] = passing(activation, self.seen.behind.always[activation])
+        return new
 
     def _trains(self, norm: nn.Module) -> bool:
         """Whether what is in front of a norm trains; by the order of the modules where that was not seen."""
@@ -329,6 +384,12 @@ def normalize(
                 eligible = wanted and unfit is None
                 changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
             _raise_too_small(too_small)
+            for activation, instead in this.activations().items():
+                done.become(activation, instead)
+            for activation, norms in this.stand_aside.items():
+                if not activation._always:
+                    for norm in norms:
+                        cast(ActivatingNorm, new[norm]).tell(cast(Passing, activation))
             for old, instead in new.items():
                 try:
                     done.become(old, instead)

@@ -2,13 +2,15 @@
 
 =============================  ====================================================================================
 to the same method             all of it: eps, momentum, being affine, parameters, statistics, SN's mixing weights
-between ``bn`` and frozenbn    eps, affine values and statistics; frozenbn holds the values as buffers, no momentum
+within BN's family             eps, affine values and statistics; frozenbn holds the values as buffers, no momentum;
+                               ``brn`` keeps its own eps and momentum
 between any two others         the affine parameters, as the same objects; eps and momentum are those of the new method
 to ``none``                    nothing
 =============================  ====================================================================================
 
-BN of a torch class or a subclass is ``bn``; torch's and timm's GroupNorm of one group is ``ln``, of as many groups as
-channels ``in``, like torch's InstanceNorm; others are ``gn``.
+BN's family is ``bn`` and what says that it ``starts_from`` it. BN of a torch class or a subclass is ``bn``; torch's and
+timm's GroupNorm of one group is ``ln``, of as many groups as channels ``in``, like torch's InstanceNorm; others are
+``gn``.
 """
 
 from typing import Any
@@ -19,10 +21,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from wsbench.norms.activation import FrozenBatchNorm, GroupNorm, NoNorm
+from wsbench.norms.facts import facts_of
 from wsbench.norms.registry import ACTIVATIONS
 
 _AFFINE = ("weight", "bias")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _family(method: str | None) -> str | None:
+    """The method whose state a method has."""
+    return None if method is None else ACTIVATIONS[method].facts.starts_from or method
+
+
+def _across_devices(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.SyncBatchNorm) or facts_of(norm).across_devices
 
 
 def method_of(norm: nn.Module) -> str | None:
@@ -32,6 +44,8 @@ def method_of(norm: nn.Module) -> str | None:
         return factories[type(norm)]
     if isinstance(norm, FrozenBatchNorm) or type(norm).__name__ == "FrozenBatchNorm2d":
         return "frozenbn"
+    if isinstance(norm, nn.SyncBatchNorm):
+        return "syncbn"
     if isinstance(norm, _BatchNorm):
         return "bn"
     if isinstance(norm, _InstanceNorm):
@@ -58,20 +72,23 @@ def keep(new: nn.Module, old: nn.Module, trainable: bool) -> list[str]:
     remarks: list[str] = []
     was, is_ = method_of(old), method_of(new)
     same = was is not None and was == is_ and getattr(old, "semantics", None) == getattr(new, "semantics", None)
-    batch = {was, is_} <= {"bn", "frozenbn"}
+    batch = _family(was) == _family(is_) == "bn"
     if isinstance(old, _InstanceNorm) and old.track_running_stats:
         remarks.append("running statistics are dropped: in evaluation, too, it normalizes by the sample's own")
-    if isinstance(old, nn.SyncBatchNorm) and not isinstance(new, nn.SyncBatchNorm):
-        remarks.append("SyncBatchNorm becomes a norm of one device")
+    if _across_devices(old) and not _across_devices(new):
+        remarks.append(f"{type(old).__name__} becomes a norm of one device")
 
     asking = [p.requires_grad for p in old.parameters(recurse=False)]
     for parameter in new.parameters(recurse=False):
         parameter.requires_grad_(any(asking) if asking else trainable)
     _keep_affine(new, old, same or batch, remarks)
-    if same or batch:
+    if same or (batch and "brn" not in (was, is_)):
         _keep_numbers(new, old)
-        for name in (*_STATISTICS, "mean_weight", "var_weight"):
-            _hand_over(new, old, name)
+    if same or batch:
+        own = (*new._parameters, *new._buffers) if same else _STATISTICS
+        for name in own:
+            if name not in _AFFINE:
+                _hand_over(new, old, name)
     if (eps := getattr(old, "eps", None)) is not None and getattr(new, "eps", eps) != eps:
         remarks.append(f"eps {eps:g} becomes {new.eps:g}")
     new.train(old.training)

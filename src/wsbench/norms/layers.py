@@ -125,6 +125,10 @@ class NormalizedLayer(nn.Module):
         for name, value in self.initial_extra_parameters().items():
             self.register_parameter(name, nn.Parameter(value, self.weight.requires_grad))
             self._extra += (name,)
+        self._remembered: tuple[str, ...] = ()
+        for name, value in self.initial_extra_buffers().items():
+            self.register_buffer(name, value)
+            self._remembered += (name,)
 
     @torch.no_grad()
     def initial_extra_parameters(self) -> dict[str, Tensor]:
@@ -132,6 +136,22 @@ class NormalizedLayer(nn.Module):
         shape = (-1, *(1 for _ in range(self.weight.dim() - 1)))
         values = self.method.extra_parameters(self._rows())
         return {name: value.to(self.weight.dtype).reshape(shape) for name, value in values.items()}
+
+    @torch.no_grad()
+    def initial_extra_buffers(self) -> dict[str, Tensor]:
+        """What the method remembers at first, given the weight as it is now; (O,), float32 or wider."""
+        return self.method.extra_buffers(self._rows())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Let the method remember another training pass, where it remembers anything."""
+        if not self._remembered:
+            return
+        with without_autocast(self.weight):
+            rows = self._rows()
+            now = {name: getattr(self, name).to(rows.dtype) for name in self._remembered}
+            for name, value in self.method.moved(rows, **now).items():
+                getattr(self, name).copy_(value)
 
     @property
     def _groups(self) -> int:
@@ -142,12 +162,16 @@ class NormalizedLayer(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""
+        if self._remembered and self.training and torch.is_grad_enabled() and (compiling() or not traced()):
+            self.refresh()
         return self.effective_weight_of(self.weight, *(getattr(self, name) for name in self._extra))
 
     def effective_weight_of(self, weight: Tensor, *extra: Tensor) -> Tensor:
         """:meth:`effective_weight` for other values of :attr:`normalized_parameters`, in their order and shapes."""
-        return _compute(self.method, weight, dict(zip(self._extra, extra, strict=True)), self.transposed_weight,
-                        self._groups)  # fmt: skip
+        known = dict(zip(self._extra, extra, strict=True))
+        # another pass moves them before the backward of this one
+        known |= {name: cast(Tensor, getattr(self, name)).clone() for name in self._remembered}
+        return _compute(self.method, weight, known, self.transposed_weight, self._groups)
 
     def weight_in_use(self) -> Tensor:
         """What forward computes with: the effective weight that an open accumulation window holds, else a fresh one.
@@ -201,8 +225,10 @@ class NormalizedLayer(nn.Module):
     def to_plain(self, weight: Tensor | None = None) -> nn.Module:
         """The plain layer again, with the raw weight, or with ``weight`` baked in."""
         new = _reclass(self, self.plain)
-        for name in ("spec", "method", "_extra"):
+        for name in ("spec", "method", "_extra", "_remembered"):
             del new.__dict__[name]
+        for name in self._remembered:
+            del new._buffers[name]
         for name in _PASSING:
             new.__dict__.pop(name, None)
         for name in self._extra:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
+from wsbench import plugins
 from wsbench.norms.facts import NormFacts, facts_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class ActivationFactory(Protocol):
     def from_channels(self, channels: int, groups: int | None) -> nn.Module:
         """Build the layer for ``channels`` channels; ``groups`` is the number written in the spec, if any.
 
+        For most methods that have one it is a number of groups; ``register_activation(number=...)`` says what it is.
+
         A method that was registered with semantics takes one of their names, or None, as a third argument.
         """
         ...
@@ -36,8 +39,14 @@ class ActivationMethod:
 
     factory: ActivationFactory
     summary: str
-    takes_groups: bool = False
+    number: str | None = None
+    """What the number in a spec counts, for instance groups; None where there is none."""
     semantics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether a spec may have a number."""
+        return self.number is not None
 
     @property
     def facts(self) -> NormFacts:
@@ -73,7 +82,10 @@ class WeightMethod:
 
 
 class Registry(Mapping[str, T]):
-    """Names to methods; a name is lower-case letters only, so that the grammar stays unambiguous."""
+    """Names to methods; a name is lower-case letters only, so that the grammar stays unambiguous.
+
+    Methods of other packages are loaded when a name is not known here, or all are asked for (:mod:`wsbench.plugins`).
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -88,17 +100,58 @@ class Registry(Mapping[str, T]):
         self._methods[name] = method
 
     def __getitem__(self, name: str) -> T:
+        if name not in self._methods:
+            _load_plugins()
         return self._methods[name]
 
     def __iter__(self) -> Iterator[str]:
+        _load_plugins()
         return iter(self._methods)
 
     def __len__(self) -> int:
+        _load_plugins()
         return len(self._methods)
 
 
 ACTIVATIONS: Registry[ActivationMethod] = Registry("activation normalization")
 WEIGHTS: Registry[WeightMethod] = Registry("weight normalization")
+
+_loaded: list[bool] = []
+
+
+def _load_plugins() -> None:
+    if _loaded:
+        return
+    _loaded.append(True)  # before: what is loaded asks, too
+    try:
+        plugins.load(_add_plugin)
+    except BaseException:
+        _loaded.clear()
+        raise
+
+
+def _add_plugin(name: str, found: Any) -> None:
+    registered: dict[str, Any] = {**ACTIVATIONS._methods, **WEIGHTS._methods}
+    if name in registered:
+        if registered[name].factory is not found:
+            raise ValueError(f"{name!r} is registered already; choose another name")
+    elif hasattr(found, "from_channels"):
+        register_activation(name)(found)
+    elif hasattr(found, "effective"):
+        register_weight(name)(found)
+    else:
+        raise TypeError(f"{found!r} is neither an activation normalization, which has from_channels(channels, groups), "
+                        "nor a subclass of WeightNorm")  # fmt: skip
+
+
+def sources(act: str, weight: str | None) -> dict[str, dict[str, str]]:
+    """Where the parts of a specification come from that are not wsbench's own: ``{name: package, version, sha256}``."""
+    parts: list[tuple[str, Any]] = [(act, ACTIVATIONS[act].factory)]
+    if weight is not None:
+        parts.append((weight, WEIGHTS[weight].factory))
+    found = {name: plugins.source(factory) for name, factory in parts if isinstance(factory, type)}
+    return {name: source for name, source in found.items() if source is not None}
+
 
 A = TypeVar("A", bound=ActivationFactory)
 W = TypeVar("W", bound="type[WeightNorm]")
@@ -109,12 +162,20 @@ def _summary(method: object) -> str:
 
 
 def register_activation(
-    name: str, *, takes_groups: bool = False, semantics: Mapping[str, str] | None = None
+    name: str, *, takes_groups: bool = False, number: str | None = None, semantics: Mapping[str, str] | None = None
 ) -> Callable[[A], A]:
-    """Class decorator: make ``name`` the ACT of a spec, with ``{name: meaning}`` of its semantics."""
+    """Class decorator: make ``name`` the ACT of a spec.
+
+    Args:
+        name: lower-case letters.
+        takes_groups: short for ``number="groups"``.
+        number: what a number behind the name counts.
+        semantics: ``{name: meaning}`` of its definitions.
+    """
 
     def add(factory: A) -> A:
-        ACTIVATIONS.add(name, ActivationMethod(factory, _summary(factory), takes_groups, semantics or {}))
+        counted = "groups" if takes_groups else number
+        ACTIVATIONS.add(name, ActivationMethod(factory, _summary(factory), counted, semantics or {}))
         return factory
 
     return add

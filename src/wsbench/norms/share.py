@@ -214,11 +214,12 @@ class Share:
     def _compute(self) -> Tensor:
         """The effective weight with its graph, from the weight as it is now."""
         with torch.enable_grad():
-            return self.layer.effective_weight()
+            return self.layer.effective_weight_of(*self._parameters())
 
     def _open(self) -> None:
         now = self._parameters()
         self.needs = tuple(p.requires_grad for p in now)
+        self.layer.refresh()
         live = _Live(self.layer, now, self.needs)
         dtype = _autocast_dtype(live.value)
         leaf = live.value.detach().to(dtype).requires_grad_()

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from wsbench.norms.registry import ACTIVATIONS, WEIGHTS
+from wsbench import plugins
+from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, sources
 
 _GRAMMAR = re.compile(
     r"(?P<act>[a-z]+)(?P<groups>\d+)?(?:\+(?P<weight>[a-z]+)(?:-(?P<variant>[a-z]+))?)?(?:@(?P<semantics>[a-z]+))?\Z"
@@ -14,6 +15,11 @@ _SHAPE = "ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS], for instance gn, gn16+ws, 
 
 class SpecError(ValueError):
     """A normalization specification that does not exist; the message names the choices."""
+
+
+def _unknown(kind: str, name: str, names: Iterable[str]) -> str:
+    text = f"unknown {kind} {name!r}; choose from {_choices(names)}"
+    return text + "".join(f"; '{plugin}' of {why} could not be loaded" for plugin, why in plugins.broken.items())
 
 
 def _choices(names: Iterable[str]) -> str:
@@ -31,9 +37,10 @@ class NormSpec:
     """An activation normalization times a weight normalization.
 
     Args:
-        act: a registered activation normalization (``bn``, ``gn``, ``ln``, ``in``, ``sn``, ``none``).
-        groups: groups of a method that has them; None is its default (32 for ``gn``, fitted to the channels).
-        weight: a registered weight normalization (``ws``, ``wn``) or None.
+        act: a registered activation normalization (``bn``, ``gn``, ``none``, ...; ``python -m wsbench norms``).
+        groups: the number of a method that has one, of groups or what it counts; None is its default (32 for ``gn``,
+            fitted to the channels).
+        weight: a registered weight normalization (``ws``, ``wn``, ...) or None.
         variant: a variant of the weight normalization (``mo``, ``do``, ``af`` of ``ws``) or None.
         semantics: whose definition (``authors``, ``timm``, ``bit`` of ``ws``, ``authors`` of ``sn``); each part that
             knows the name follows it, and one of them must. None is the papers' equations.
@@ -50,20 +57,21 @@ class NormSpec:
 
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS:
-            raise SpecError(f"unknown activation normalization {self.act!r}; choose from {_choices(ACTIVATIONS)}")
+            raise SpecError(_unknown(ACTIVATIONS.kind, self.act, ACTIVATIONS))
         if self.groups is not None:
             if not ACTIVATIONS[self.act].takes_groups:
                 grouped = _choices(name for name, method in ACTIVATIONS.items() if method.takes_groups)
                 raise SpecError(f"{self.act!r} has no groups, so {self.act}{self.groups} means nothing; only {grouped}")
             if self.groups < 1:
-                raise SpecError(f"{self.act}{self.groups}: the number of groups must be at least 1")
+                counted = ACTIVATIONS[self.act].number
+                raise SpecError(f"{self.act}{self.groups}: the number of {counted} must be at least 1")
         if self.weight is None and self.variant is not None:
             raise SpecError(
                 f"variant {self.variant!r} belongs to a weight normalization, and this spec has none; "
                 f"write for instance {self.act}+ws-{self.variant}"
             )
         if self.weight is not None and self.weight not in WEIGHTS:
-            raise SpecError(f"unknown weight normalization {self.weight!r}; choose from {_choices(WEIGHTS)}")
+            raise SpecError(_unknown(WEIGHTS.kind, self.weight, WEIGHTS))
         if self.weight is not None and self.variant is not None:
             variants = WEIGHTS[self.weight].variants
             if self.variant not in variants:
@@ -76,6 +84,11 @@ class NormSpec:
                 fitting = (name for name, method in WEIGHTS.items() if self.semantics in method.semantics)
                 message += "".join(f"; write for instance {self.act}+{name}@{self.semantics}" for name in fitting)
             raise SpecError(message)
+
+    @property
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where parts come from that are not wsbench's own: ``{name: {package, version, sha256}}``."""
+        return sources(self.act, self.weight)
 
     @property
     def act_semantics(self) -> str | None:

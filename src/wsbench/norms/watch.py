@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from wsbench.norms.behind import ACTIVATION_MODULES, ACTIVATION_OPERATIONS, Passing
+
 
 @dataclass
 class Watched:
@@ -29,6 +31,86 @@ class Watched:
     """Layers that ran more than once, or whose output something else than one normalization layer used."""
     elsewhere: dict[nn.Module, str] = field(default_factory=dict)
     """A layer to what else its forward does than to hand its weight to its operation and return what that gives."""
+    behind: "Behind" = field(default_factory=lambda: Behind())
+    """What stands behind normalization layers."""
+
+
+class Behind:
+    """Which activation is given the output of each normalization layer, in each of its calls."""
+
+    def __init__(self) -> None:
+        self.found: dict[nn.Module, list[nn.Module | str | None]] = {}
+        """A normalization layer to, for each call, the activation module that read its output first, the name of an
+        operation that is an activation and did, or None; :data:`ELSEWHERE` where something else read it, too."""
+        self.always: dict[nn.Module, bool] = {}
+        """An activation to whether each of its inputs was a normalization layer's output."""
+        self.interrupted: set[nn.Module] = set()
+        """Activations that had another input between a normalization layer and the call for its output."""
+        self._calls: dict[int, tuple[nn.Module, int, Tensor, int]] = {}
+        self._reads: dict[int, list[nn.Module | str]] = {}
+        self._inside: list[nn.Module] = []
+        self._waiting: list[tuple[nn.Module, int]] = []
+        self._since: dict[nn.Module, list[int]] = {}
+        self._time = 0
+
+    def returned(self, norm: nn.Module, output: Any) -> None:
+        """A normalization layer has returned ``output``."""
+        self._time += 1
+        calls = self.found.setdefault(norm, [])
+        calls.append(None)
+        if isinstance(output, Tensor):
+            self._calls[_memory(output)] = (norm, len(calls) - 1, output, self._time)
+            self._reads[_memory(output)] = []
+
+    def enters(self, activation: nn.Module, given: Any) -> None:
+        """An activation is called."""
+        self._time += 1
+        call = self._calls.get(_memory(given)) if isinstance(given, Tensor) else None
+        follows = call is not None and not self._reads[_memory(given)]
+        self.always[activation] = self.always.get(activation, True) and follows
+        if follows:
+            assert call is not None
+            norm, number, output, time = call
+            self.found[norm][number] = activation
+            self._reads[_memory(output)].append(activation)
+            if any(t > time for t in self._since.get(activation, ())):
+                self.interrupted.add(activation)
+        self._since.setdefault(activation, []).append(self._time)
+        self._inside.append(activation)
+
+    def leaves(self) -> None:
+        """The activation has returned."""
+        self._inside.pop()
+
+    def reads(self, operation: str, tensors: Sequence[Tensor]) -> None:
+        """An operation outside of activation modules reads tensors."""
+        if self._inside:
+            return
+        for memory in {_memory(t) for t in tensors} & self._calls.keys():
+            norm, number, _, _ = self._calls[memory]
+            reads = self._reads[memory]
+            if not reads and operation.rstrip("_") in ACTIVATION_OPERATIONS:
+                self.found[norm][number] = operation.removeprefix("aten::").rstrip("_")
+            elif isinstance(self.found[norm][number], nn.Module) and not _in_place(self.found[norm][number]):
+                self.found[norm][number] = ELSEWHERE
+            reads.append(operation)
+
+    def update(self, more: "Behind", reached: Collection[nn.Module]) -> None:
+        """Add what another run showed of layers that are not ``reached``."""
+        for norm, calls in more.found.items():
+            if norm not in reached:
+                self.found[norm] = calls
+        for activation, always in more.always.items():
+            self.always[activation] = self.always.get(activation, True) and always
+        self.interrupted |= more.interrupted
+
+
+#: a normalization layer's output that goes to an activation and elsewhere
+ELSEWHERE = "an activation and elsewhere"
+
+
+def _in_place(module: object) -> bool:
+    return bool(getattr(module, "inplace", False)) and not isinstance(module, Passing)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -39,14 +121,17 @@ def _memory(tensor: Tensor) -> int:
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that read each of some memories."""
 
-    def __init__(self) -> None:
+    def __init__(self, behind: "Behind") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count: dict[int, int] = {}
+        self._behind = behind
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.layout == torch.strided]
         for memory in {_memory(t) for t in inputs} & self.count.keys():
             self.count[memory] += 1
+        if not func.is_view:
+            self._behind.reads(func.name().partition(".")[0], inputs)
         return func(*args, **(kwargs or {}))
 
 
@@ -188,7 +273,7 @@ def watch(
     seen = Watched()
     # The outputs are kept alive, so that a memory is never that of a freed one.
     written: dict[int, tuple[nn.Module, Tensor, int]] = {}
-    uses, weights = _Uses(), Weights(layers, seen)
+    uses, weights = _Uses(seen.behind), Weights(layers, seen)
 
     def on_output(layer: nn.Module, args: Any, output: Any) -> None:
         if layer in seen.reached:
@@ -212,8 +297,15 @@ def watch(
             return
         seen.consumers[layer] = norm
 
+    def before_activation(activation: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        seen.behind.enters(activation, args[0] if args else next(iter(kwargs.values()), None))
+
     hooks = [layer.register_forward_hook(on_output) for layer in layers]
     hooks += [norm.register_forward_pre_hook(on_input, with_kwargs=True) for norm in norms]
+    hooks += [norm.register_forward_hook(lambda norm, args, out: seen.behind.returned(norm, out)) for norm in norms]
+    for activation in (m for m in model.modules() if isinstance(m, ACTIVATION_MODULES)):
+        hooks.append(activation.register_forward_pre_hook(before_activation, with_kwargs=True))
+        hooks.append(activation.register_forward_hook(lambda *_: seen.behind.leaves()))
     try:
         with undisturbed(model, training), uses, weights:
             output = call(model, example)
@@ -248,6 +340,7 @@ def also_in_training(seen: Watched, model: nn.Module, example: Any, layers: Coll
             seen.consumers[layer] = norm
     for norm, shape in more.inputs.items():
         seen.inputs.setdefault(norm, shape)
+    seen.behind.update(more.behind, seen.reached)
     seen.elsewhere |= more.elsewhere
     seen.reached |= more.reached
     return None

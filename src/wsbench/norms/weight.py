@@ -6,12 +6,13 @@ transposed, grouped, or linear) and under any precision; :mod:`wsbench.norms.lay
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsbench.norms.facts import WeightFacts
 from wsbench.norms.moments import VARIANCE_FLOOR
 from wsbench.norms.registry import register_weight
 from wsbench.norms.spec import NormSpec
@@ -27,6 +28,7 @@ class WeightNorm(ABC):
 
     #: The smallest fan-in I that the method is defined for.
     min_fan_in: ClassVar[int] = 1
+    facts: ClassVar[WeightFacts] = WeightFacts()
 
     def __init__(self, spec: NormSpec) -> None:
         self.spec = spec
@@ -35,75 +37,144 @@ class WeightNorm(ABC):
         """Initial values, each of shape (O,), of the parameters the method adds to a layer that has ``rows``."""
         return {}
 
+    def extra_buffers(self, rows: Tensor) -> dict[str, Tensor]:
+        """Initial values, each of shape (O,), of what the method remembers of a layer that has ``rows``."""
+        return {}
+
+    def moved(self, rows: Tensor, **buffers: Tensor) -> dict[str, Tensor]:
+        """What is remembered after another training pass; called before it, without gradients."""
+        return buffers
+
     @abstractmethod
     def effective(self, rows: Tensor, **extra: Tensor) -> Tensor:
-        """The effective rows (O, I); ``extra`` holds the added parameters, each of shape (O,)."""
+        """The effective rows (O, I); ``extra`` holds the added parameters and buffers, each of shape (O,)."""
 
 
-def _standardize_rows(rows: Tensor, eps: float, unbiased: bool, inside: bool) -> Tensor:
+class Damping(NamedTuple):
+    """How the division of centred rows by their sigma is kept finite.
+
+    ``outside``: k sigma + eps, with k^2 = I / (I - 1) where the sigma is the unbiased one. ``inside``:
+    sqrt(var + eps). ``at_least``: sqrt(max(var, eps)).
+    """
+
+    where: Literal["outside", "inside", "at_least"] = "outside"
+    eps: float = 1e-5
+    unbiased: bool = False
+
+    def k(self, fan_in: int) -> float:
+        """The unbiased sigma over the biased one, where it is wanted."""
+        return math.sqrt(fan_in / (fan_in - 1)) if self.unbiased else 1.0
+
+
+#: of a vector's norm, not of a statistic: a filter of nothing stays nothing
+_NOTHING = Damping("inside", 0.0)
+
+
+def _standardize_rows(rows: Tensor, damping: Damping) -> Tensor:
     """The definition in primitive operations; differentiable any number of times."""
-    mean = rows.mean(1, keepdim=True)
-    var = (rows - mean).square().mean(1, keepdim=True)
-    if inside:
-        return (rows - mean) * torch.rsqrt(var + eps)
-    correction = math.sqrt(rows.shape[1] / (rows.shape[1] - 1)) if unbiased else 1.0
-    return (rows - mean) / (correction * torch.sqrt(var + VARIANCE_FLOOR[rows.dtype]) + eps)
+    centred = rows - rows.mean(1, keepdim=True)
+    var = centred.square().mean(1, keepdim=True)
+    floor = VARIANCE_FLOOR[rows.dtype]
+    if damping.where == "inside":
+        return centred * torch.rsqrt(var + max(damping.eps, floor))
+    if damping.where == "at_least":
+        return centred * torch.rsqrt(var.clamp(min=damping.eps))
+    return centred / (damping.k(rows.shape[1]) * torch.sqrt(var + floor) + damping.eps)
+
+
+def _affine_rows(out: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
+    if gain is not None:
+        out = out * gain.view(-1, 1)
+    return out if shift is None else out + shift.view(-1, 1)
 
 
 class _Standardize(torch.autograd.Function):
-    """Standardized rows by PyTorch's fused group-norm kernels: one for the forward, one for the backward.
+    """gain (W - mean) h(sigma) + shift by PyTorch's fused group-norm kernels: one pass forward, one backward.
 
-    The kernel divides by sqrt(var + e). For eps outside the root, with r = 1/sigma, d = k sigma + eps (k = 1, or
-    sqrt(I/(I-1)) for the unbiased sigma) and f = sigma/d, Eq. 2-4 are y = f (W - mean) r, and
+    The kernel knows gain' (W - mean) r' with r' = 1/sqrt(var + e) and its backward
 
-        dL/dW = f r (g - mean(g) - k f y' mean(g y')),    y' = (W - mean) r.
+        gain' r' (g - mean(g) - r'^2 (W - mean) mean(g (W - mean))).
 
-    That is the kernel's own backward when it is handed r' = r sqrt(k f) and the gain sqrt(f / k): the product r' gain
-    is f r, and its cubic term gain r'^3 is k f^2 r^3. So no pass over the weight is spent on eps.
+    With q = -sigma h'(sigma) / h the wanted one is gain h (g - mean(g) - q r^2 (W - mean) mean(g (W - mean))), r =
+    1/sigma: the kernel's own for r' = r sqrt(q) and gain' = gain h / r'. For eps outside the root h = 1/(k sigma + eps)
+    and q = k sigma h; for a lower bound q is 1 above it and 0 below. So no pass over the weight is spent on eps.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, eps: float, unbiased: bool, inside: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, gain: Tensor | None, shift: Tensor | None, damping: Damping) -> Tensor:
         channels, fan_in = rows.shape
         contiguous = rows.contiguous()
-        floor = eps if inside else VARIANCE_FLOOR[rows.dtype]
-        out, mean, inv_sigma = torch.native_group_norm(
-            contiguous[None], None, None, 1, channels, fan_in, channels, floor
+        floor = (
+            max(damping.eps, VARIANCE_FLOOR[rows.dtype]) if damping.where == "inside" else VARIANCE_FLOOR[rows.dtype]
+        )
+        inside = damping.where == "inside"
+        out, mean, r = torch.native_group_norm(
+            contiguous[None], gain if inside else None, shift if inside else None, 1, channels, fan_in, channels, floor
         )
         out = out.view_as(contiguous)
         if not inside:
-            k = math.sqrt(fan_in / (fan_in - 1)) if unbiased else 1.0
-            out.mul_((inv_sigma.view(-1, 1) * eps + k).reciprocal_())
-        ctx.eps, ctx.unbiased, ctx.inside = eps, unbiased, inside
+            scale = _factors(r.view(-1), damping, fan_in)[0]
+            scale = (scale if gain is None else scale * gain).view(-1, 1)
+            out = out.mul_(scale) if shift is None else torch.addcmul(shift.view(-1, 1), out, scale, out=out)
+        ctx.damping = damping
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(rows, mean, inv_sigma)
+        ctx.save_for_backward(rows, gain, shift, mean, r)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        rows, mean, inv_sigma = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, gain, shift, mean, r = ctx.saved_tensors
         if grad is None:
-            return None, None, None, None
+            return (None,) * 4
         if torch.is_grad_enabled():  # create_graph=True: the fused backward has no derivative of its own
-            with torch.enable_grad():
-                out = _standardize_rows(rows, ctx.eps, ctx.unbiased, ctx.inside)
-                (grad_rows,) = torch.autograd.grad(out, rows, grad, create_graph=True)
-            return grad_rows, None, None, None
+            out = _affine_rows(_standardize_rows(rows, ctx.damping), gain, shift)
+            return (*_derivatives(out, grad, rows, gain, shift), None)
         channels, fan_in = rows.shape
-        gain = None
-        if not ctx.inside:
-            k = math.sqrt(fan_in / (fan_in - 1)) if ctx.unbiased else 1.0
-            f = (inv_sigma * ctx.eps + k).reciprocal_()
-            gain = (f / k).sqrt_().view(-1)
-            inv_sigma = inv_sigma * (f * k).sqrt_()
-        grad_rows = torch.ops.aten.native_group_norm_backward(
-            grad.contiguous()[None], rows.contiguous()[None], mean, inv_sigma, gain, 1, channels, fan_in, channels,
-            [True, False, False],
-        )[0]  # fmt: skip
-        return grad_rows.view_as(rows), None, None, None
+        h_over_r, root_q = _factors(r.view(-1), ctx.damping, fan_in)
+        inner = torch.ones_like(h_over_r) if gain is None else gain
+        to_rows, to_gain, to_shift = torch.ops.aten.native_group_norm_backward(
+            grad.contiguous()[None], rows.contiguous()[None], mean, (r.view(-1) * root_q).view_as(r),
+            inner * h_over_r / root_q, 1, channels, fan_in, channels,
+            [ctx.needs_input_grad[0], gain is not None, shift is not None],
+        )  # fmt: skip
+        return (
+            to_rows.view_as(rows) if ctx.needs_input_grad[0] else None,
+            None if gain is None else to_gain * (h_over_r / root_q),
+            None if shift is None else to_shift,
+            None,
+        )
 
 
-def standardize(rows: Tensor, eps: float = 1e-5, unbiased: bool = False, inside: bool = False) -> Tensor:
+def _factors(r: Tensor, damping: Damping, fan_in: int) -> tuple[Tensor, Tensor]:
+    """H sigma and sqrt(q) of :class:`_Standardize`, (O,), from r = 1/sigma."""
+    if damping.where == "inside":
+        one = torch.ones_like(r)
+        return one, one
+    if damping.where == "outside":
+        k = damping.k(fan_in)
+        h_over_r = (r * damping.eps + k).reciprocal_()
+        return h_over_r, (h_over_r * k).sqrt_()
+    bound = math.sqrt(damping.eps)
+    above = r * bound <= 1
+    # a q of 0 would leave the kernel without its gain; one of 1e-12 is 0 beside 1 in every precision that sums have
+    return torch.where(above, 1.0, (r * bound).reciprocal()), torch.where(above, 1.0, 1e-6)
+
+
+def _derivatives(out: Tensor, grad: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
+    """Gradients with a graph of their own, of those inputs that ask for them."""
+    asking = [t for t in inputs if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(out, asking, grad, create_graph=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+
+
+def standardize(
+    rows: Tensor,
+    eps: float = 1e-5,
+    unbiased: bool = False,
+    inside: bool = False,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
     """Weight standardization, Eq. 2-4 of arXiv:1903.10520: (W - mean) / (sigma + eps), each row by itself.
 
     Args:
@@ -111,11 +182,86 @@ def standardize(rows: Tensor, eps: float = 1e-5, unbiased: bool = False, inside:
         eps: added to sigma, or to the variance if ``inside`` the root.
         unbiased: sigma with 1/(I-1), as the authors' PyTorch code has it, instead of Eq. 4's 1/I.
         inside: sqrt(var + eps) instead of sigma + eps; always with the biased variance.
+        gain: (O,), of each row of the result.
+        shift: (O,), added to each row of the result.
     """
+    return _standardized(rows, Damping("inside" if inside else "outside", eps, unbiased), gain, shift)
+
+
+def _standardized(rows: Tensor, damping: Damping, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     if traced():
-        return _standardize_rows(rows, eps, unbiased, inside)
-    out: Tensor = _Standardize.apply(rows, eps, unbiased, inside)
+        return _affine_rows(_standardize_rows(rows, damping), gain, shift)
+    out: Tensor = _Standardize.apply(rows, gain, shift, damping)
     return out
+
+
+def _scale_rows(rows: Tensor, gain: Tensor | None, eps: float, inside: bool, mean: bool) -> Tensor:
+    """The definition of :class:`_Scale` in primitive operations."""
+    square = rows.square().sum(1, keepdim=True)
+    if mean:
+        square = square / rows.shape[1]
+    if inside:
+        return _affine_rows(rows * torch.rsqrt(square + eps), gain, None)
+    norm = (square + VARIANCE_FLOOR[rows.dtype]).sqrt()
+    return _affine_rows(rows / (norm + eps), gain, None)
+
+
+class _Scale(torch.autograd.Function):
+    """gain W h(n) with the norm n of a row: a sum and a product forward, a sum and two products backward.
+
+    dL/dW = gain h (g - q W mean(g W) I / n^2) with q = -n h'(n) / h, which is n h for h = 1/(n + eps).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gain: Tensor | None, eps: float, inside: bool, mean: bool) -> Tensor:
+        norm = torch.linalg.vector_norm(rows, dim=1).clamp_(min=math.sqrt(VARIANCE_FLOOR[rows.dtype]))
+        fan_in = rows.shape[1] if mean else 1
+        inner = norm / math.sqrt(fan_in)
+        h = torch.rsqrt(inner.square() + eps) if inside else (inner + eps).reciprocal()
+        ctx.options = eps, inside, mean
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(rows, gain, norm, inner, h)
+        return rows * (h if gain is None else h * gain).view(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, gain, norm, inner, h = ctx.saved_tensors
+        if grad is None:
+            return (None,) * 5
+        if torch.is_grad_enabled():
+            return (*_derivatives(_scale_rows(rows, gain, *ctx.options), grad, rows, gain), None, None, None)
+        q = inner.square() * h.square() if ctx.options[1] else inner * h
+        along = torch.linalg.vecdot(grad, rows, dim=1)
+        scale = h if gain is None else h * gain
+        to_rows = None
+        if ctx.needs_input_grad[0]:
+            back = scale * q * along / norm.square()
+            to_rows = torch.mul(grad, scale.view(-1, 1)).addcmul_(rows, back.view(-1, 1), value=-1)
+        return to_rows, None if gain is None else along * h, None, None, None
+
+
+def _scaled(rows: Tensor, gain: Tensor | None, eps: float, inside: bool = False, mean: bool = False) -> Tensor:
+    """Rows by their norm (or by its root mean square), times a gain."""
+    if traced():
+        return _scale_rows(rows, gain, eps, inside, mean)
+    out: Tensor = _Scale.apply(rows, gain, eps, inside, mean)
+    return out
+
+
+class _Centre(torch.autograd.Function):
+    """W - mean(W), and its backward, which is the same map."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows - rows.mean(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return cast(Tensor, _Centre.apply(grad))
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(1, keepdim=True) if traced() else cast(Tensor, _Centre.apply(rows))
 
 
 @register_weight(
@@ -138,6 +284,7 @@ class WeightStandardization(WeightNorm):
     """
 
     min_fan_in = 2
+    facts = WeightFacts("Qiao et al., arXiv:1903.10520", 2019)
 
     def __init__(self, spec: NormSpec) -> None:
         super().__init__(spec)
@@ -155,24 +302,21 @@ class WeightStandardization(WeightNorm):
     def effective(self, rows: Tensor, **extra: Tensor) -> Tensor:
         """(O, I) to (O, I)."""
         if self.spec.variant == "mo":
-            return rows - rows.mean(1, keepdim=True)
+            return _centred(rows)
         if self.spec.variant == "do":
-            scale: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / math.sqrt(rows.shape[1])
-            if self.inside:
-                return rows * torch.rsqrt(scale.square() + self.eps)
-            return rows / (scale + self.eps)
-        out = standardize(rows, self.eps, self.unbiased, self.inside)
-        if self.spec.variant == "af":
-            out = torch.addcmul(extra["weight_shift"].view(-1, 1), out, extra["weight_gain"].view(-1, 1))
-        return out
+            return _scaled(rows, None, self.eps, self.inside, mean=True)
+        gain, shift = extra.get("weight_gain"), extra.get("weight_shift")
+        return standardize(rows, self.eps, self.unbiased, self.inside, gain, shift)
 
 
 @register_weight("wn")
 class WeightNormalization(WeightNorm):
     """Weight normalization (Salimans & Kingma 2016): w = g v / ||v||, g starting at ||v||, for each output channel.
 
-    ``.weight`` is v, ``.weight_gain`` is g. A zero filter stays zero (||v|| is kept above 1e-12).
+    ``.weight`` is v, ``.weight_gain`` is g. A zero filter stays zero.
     """
+
+    facts = WeightFacts("Salimans & Kingma, NeurIPS", 2016)
 
     def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:
         """``weight_gain``: the norms of the rows, so that the function is unchanged at first."""
@@ -180,5 +324,83 @@ class WeightNormalization(WeightNorm):
 
     def effective(self, rows: Tensor, **extra: Tensor) -> Tensor:
         """(O, I) to (O, I)."""
-        unit: Tensor = F.normalize(rows, dim=1, eps=1e-12)
-        return unit * extra["weight_gain"].view(-1, 1)
+        return _scaled(rows, extra["weight_gain"], 0.0)
+
+
+@register_weight("cwn")
+class CentredWeightNormalization(WeightNorm):
+    """Centred weight normalization (Huang et al., ICCV 2017): w = g (v - mean(v)) / ||v - mean(v)|| for each channel.
+
+    g starts at ||v - mean(v)||, so that centring alone changes the function at first. A constant filter is zero.
+    """
+
+    min_fan_in = 2
+    facts = WeightFacts("Huang et al., ICCV", 2017)
+
+    def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:
+        """``weight_gain``: the norms of the centred rows."""
+        return {"weight_gain": torch.linalg.vector_norm(rows - rows.mean(1, keepdim=True), dim=1)}
+
+    def effective(self, rows: Tensor, **extra: Tensor) -> Tensor:
+        """(O, I) to (O, I)."""
+        return _standardized(rows, _NOTHING, extra["weight_gain"] / math.sqrt(rows.shape[1]))
+
+
+#: what keeps the variance of a standard normal input through a ReLU: sqrt(2 / (1 - 1/pi))
+RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
+
+
+@register_weight(
+    "sws",
+    semantics={"timm": "ScaledStdConv2d: sqrt(var + 1e-6) instead of the lower bound"},
+)
+class ScaledWeightStandardization(WeightNorm):
+    """Scaled WS of normalizer-free networks (Brock et al., ICLR 2021, Eq. 1): gain gamma (W - mean) / (sigma sqrt(I)).
+
+    gain is learned for each output channel and starts at 1; gamma = sqrt(2 / (1 - 1/pi)) makes up for the ReLU that the
+    layer's input has been through. sigma is biased; as in the authors' code sigma^2 I is kept above 1e-4. Their
+    recipe's adaptive gradient clipping is ``--model.agc 0.01``, or :func:`wsbench.norms.adaptive_clip_grad_`.
+    """
+
+    min_fan_in = 2
+    facts = WeightFacts("Brock et al., ICLR", 2021)
+
+    def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:
+        """``weight_gain``, 1."""
+        return {"weight_gain": rows.new_ones(rows.shape[0])}
+
+    def effective(self, rows: Tensor, **extra: Tensor) -> Tensor:
+        """(O, I) to (O, I)."""
+        fan_in = rows.shape[1]
+        timm = self.spec.weight_semantics == "timm"
+        damping = Damping("inside", 1e-6) if timm else Damping("at_least", 1e-4 / fan_in)
+        return _standardized(rows, damping, extra["weight_gain"] * (RELU_GAIN / math.sqrt(fan_in)))
+
+
+@register_weight("spectral")
+class SpectralNormalization(WeightNorm):
+    """Spectral normalization (Miyato et al., ICLR 2018): W / sigma(W), the largest singular value of the rows.
+
+    sigma is estimated as ||W^T u||, whose u a training pass moves by one power iteration, u <- W W^T u / ||W W^T u||,
+    before it is used (in an accumulation window: once for each optimizer step). u is a buffer, ``weight_u``, and a
+    constant to gradients, as in the paper's Alg. 1. It starts with 15 iterations from the norms of the rows.
+    """
+
+    facts = WeightFacts("Miyato et al., ICLR", 2018, "all filters of a layer")
+
+    def extra_buffers(self, rows: Tensor) -> dict[str, Tensor]:
+        """``weight_u``: (O,), of length 1."""
+        u = F.normalize(torch.linalg.vector_norm(rows, dim=1), dim=0, eps=1e-12)
+        for _ in range(15):
+            u = self.moved(rows, weight_u=u)["weight_u"]
+        return {"weight_u": u}
+
+    def moved(self, rows: Tensor, **buffers: Tensor) -> dict[str, Tensor]:
+        """One power iteration."""
+        v = F.normalize(rows.T @ buffers["weight_u"], dim=0, eps=1e-12)
+        return {"weight_u": F.normalize(rows @ v, dim=0, eps=1e-12)}
+
+    def effective(self, rows: Tensor, **extra: Tensor) -> Tensor:
+        """(O, I) to (O, I)."""
+        sigma: Tensor = torch.linalg.vector_norm(rows.T @ extra["weight_u"])
+        return rows / sigma.clamp(min=1e-12)

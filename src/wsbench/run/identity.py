@@ -7,6 +7,7 @@ default of a library is: a field of Lightning's Trainer counts if it is in :data
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ TRAINER = (
     "gradient_clip_algorithm", "precision", "sync_batchnorm", "reload_dataloaders_every_n_epochs", "callbacks",
     "plugins",
 )  # fmt: skip
+#: activation normalizations that see all devices
+ACROSS_DEVICES = ("syncbn",)
 #: and, where BN's statistics are synchronized, these: they say how many samples it sees
 _SYNCHRONIZED = ("devices", "num_nodes")
 #: Fields of the data that say where it is and how it is loaded, or that follow from it: it has an identity of its own.
@@ -55,10 +58,16 @@ def _counts(name: str, synchronized: bool) -> bool:
     return (room == "data" and field not in DATA_ASIDE) or (room == "model" and field not in MODEL_ASIDE)
 
 
+def _synchronized(fields: Mapping[str, Any], norm: str) -> bool:
+    """Whether statistics are over all devices."""
+    act = re.split(r"[^a-z]", norm, maxsplit=1)[0]
+    return bool(fields.get("trainer.sync_batchnorm")) or act in ACROSS_DEVICES
+
+
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration that change numbers, flat, as plain JSON values."""
     flat = flatten(config)
-    synchronized = bool(flat.get("trainer.sync_batchnorm"))
+    synchronized = _synchronized(flat, str(flat.get("norm")))
     chosen = {name: value for name, value in flat.items() if _counts(name, synchronized)}
     plain: dict[str, Any] = json.loads(json.dumps(chosen, default=str))
     return plain
@@ -106,7 +115,14 @@ def recipe_digest(recipe: Mapping[str, Any]) -> str:
 
 
 def run_id(
-    task: str, recipe: str, digest: str, overrides: Mapping[str, Any], norm: str, seed: int, data: DataIdentity
+    task: str,
+    recipe: str,
+    digest: str,
+    overrides: Mapping[str, Any],
+    norm: str,
+    seed: int,
+    data: DataIdentity,
+    sources: Mapping[str, Mapping[str, str]],
 ) -> str:
     """Twelve hexadecimal digits of the SHA-256 of all that decides a run's numbers.
 
@@ -118,6 +134,7 @@ def run_id(
         norm: the canonical specification.
         seed: of initialization, shuffling and augmentation.
         data: the data, with its labels.
+        sources: where parts of the norm come from that are not wsbench's own.
     """
     start = overrides.get(INIT_FROM)
     if isinstance(start, Mapping):  # by content, not by name
@@ -126,6 +143,8 @@ def run_id(
         "version": VERSION, "task": task, "recipe": [recipe, digest], "overrides": dict(overrides), "norm": norm,
         "seed": seed, "data": data.model_dump(),
     }  # fmt: skip
+    if sources:
+        content["norm_sources"] = {name: dict(source) for name, source in sources.items()}
     return _hash(content)[:12]
 
 
@@ -138,6 +157,7 @@ def id_of(record: RunRecord) -> str | None:
     digest = record.recipe_digest or RECIPES.get(f"{record.task}/{record.recipe}")
     if digest is None:
         return None
-    synchronized = bool(record.overrides.get("trainer.sync_batchnorm"))
+    synchronized = _synchronized(record.overrides, record.norm)
     kept = {name: value for name, value in record.overrides.items() if _counts(name, synchronized)}
-    return run_id(record.task, record.recipe, digest, kept, record.norm, record.seed, record.data)
+    return run_id(record.task, record.recipe, digest, kept, record.norm, record.seed, record.data,
+                  record.norm_sources)  # fmt: skip

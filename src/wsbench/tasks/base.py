@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wsbench.datamodules.sampling import accumulation
 from wsbench.errors import UserError
 from wsbench.models.by_name import is_named
-from wsbench.norms import NormSpec, fold, normalize, require_spec, stamp_spec
+from wsbench.norms import NormSpec, adaptive_clip_grad_, fold, normalize, require_spec, stamp_spec
 from wsbench.norms.recognize import is_norm
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
@@ -69,6 +69,8 @@ class BenchmarkTask(LightningModule, ABC):
         init_from_any_norm: start from it even if it was trained under another normalization.
         window: standardize weights once per optimizer step instead of once per micro-step; exact.
         compile: compile the network with torch.compile.
+        agc: clip the gradient of each filter to so many times the filter's norm (adaptive gradient clipping, for
+            networks without normalizers; 0.01 in the paper), but for the last linear layer's; 0: do not.
         memory_format: of the network's weights, and so of its features; ``auto`` is what measured fastest.
     """
 
@@ -89,9 +91,13 @@ class BenchmarkTask(LightningModule, ABC):
         window: bool = True,
         compile: bool = False,
         memory_format: MemoryFormat = "auto",
+        agc: float = 0.0,
     ) -> None:
         super().__init__()
         self._keep_options()
+        if not agc >= 0:
+            raise TaskOptionError(f"--model.agc {agc}: expected a number above 0, such as 0.01, or 0 for none")
+        self._agc = agc
         self.spec = NormSpec.parse(norm)
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
         self.wholly_initialized = False
@@ -265,8 +271,13 @@ class BenchmarkTask(LightningModule, ABC):
         trainer.accumulate_grad_batches = derived
 
     def on_fit_start(self) -> None:
-        """Remember the order of classes; compile."""
+        """Remember the order of classes; tell norms that have a schedule how long it is; compile."""
         self._check_classes()
+        steps = self.total_steps()
+        for module in self.network.modules():
+            starts: Any = getattr(module, "starts_training", None)
+            if starts is not None:
+                starts(None if steps is None else steps * self.trainer.accumulate_grad_batches)
         if self._compile:
             self.network.compile()
 
@@ -309,6 +320,9 @@ class BenchmarkTask(LightningModule, ABC):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
+        if self._agc:
+            linear = [m for m in self.network.modules() if isinstance(m, nn.Linear)]
+            adaptive_clip_grad_(self.network, self._agc, exclude=tuple(linear[-1:]))
         step = self.global_step + 1
         values = {"train/loss": float(window[0] / number), "train/lr": optimizer.param_groups[0]["lr"]}
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -475,11 +489,13 @@ class BenchmarkTask(LightningModule, ABC):
     def batch_numbers(self) -> BatchNumbers:
         """The five numbers of the run that is set up."""
         micro, devices = self.data.micro_batch, self.trainer.world_size
-        synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
+        layers: list[Any] = [m for m in self.modules() if hasattr(m, "samples_seen")]
+        seen: set[int] = {m.samples_seen(micro, devices) for m in layers}
+        seen |= {micro * devices for m in self.modules() if isinstance(m, nn.SyncBatchNorm)}
         return BatchNumbers(
             micro_batch=micro,
             accumulate=self.trainer.accumulate_grad_batches,
             devices=devices,
             effective_batch=micro * devices * self.trainer.accumulate_grad_batches,
-            norm_batch=micro * (devices if synced else 1),
+            norm_batch=max(seen, default=micro),
         )

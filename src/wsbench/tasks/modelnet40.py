@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from wsbench.datamodules.clouds import rotation_about_y
 from wsbench.models.dgcnn import DGCNN, DGCNN_FORMS
+from wsbench.norms.facts import facts_of
 from wsbench.parts import plotly
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import Classification
@@ -108,8 +109,9 @@ class ModelNetClassification(Classification):
         super().on_train_batch_start(batch, batch_idx)
         if self._bn_decay:
             momentum = tensorflow_bn_momentum(self.global_step * self.batch_numbers().effective_batch)
+            module: Any
             for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, _BatchNorm) or facts_of(module).bn_momentum:
                     module.momentum = momentum
 
     # -- metrics ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from wsbench.datamodules.pictures import open_upright
 from wsbench.models.by_name import is_named
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
+from wsbench.norms import ACTIVATIONS
 from wsbench.records import write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, TaskOptionError
 from wsbench.tasks.pictures import normalized, picture_words
@@ -130,7 +131,7 @@ class VOCSegmentation(BenchmarkTask):
             "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
             "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
         }
-        if self.spec.act == "bn":
+        if ACTIVATIONS[self.spec.act].facts.bn_momentum:
             words["bn"] = "the paper does not say how many pictures BN saw; here norm_batch"
         return words
 
