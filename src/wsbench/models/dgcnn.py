@@ -46,9 +46,7 @@ def _without_edges(norm: nn.Module) -> bool:
 
 
 def maximum_over_points(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
-    """activation(norm(x)).amax(2) of x (B, C, N), without the normalized tensor where the norm is a map that keeps or
-    reverses the order of values.
-    """
+    """activation(norm(x)).amax(2) of x (B, C, N); norms that have ``from_moments`` keep or turn round the order."""
     if not _without_edges(norm):
         return cast(Tensor, activation(norm(x))).amax(2)
     sign = _sign(norm, x.shape[1], x)

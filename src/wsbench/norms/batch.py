@@ -5,7 +5,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from wsbench.norms.activation import (
     BatchNorm,
@@ -259,8 +258,9 @@ class _MovingAverage(torch.autograd.Function):
         return z * per_channel(r, x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("MovingAverageBatchNorm has no second derivative: its backward is no gradient")
         z, inverse, r = ctx.saved_tensors
         g = grad * per_channel(r, z)
         psi = (g * z).mean([d for d in range(z.dim()) if d != 1])

@@ -110,7 +110,8 @@ ELSEWHERE = "an activation and elsewhere"
 
 
 def _in_place(module: object) -> bool:
-    return bool(getattr(module, "inplace", False)) and not isinstance(module, Passing)
+    """Whether what reads a tensor behind an activation sees the activated one."""
+    return bool(getattr(module, "inplace", False)) or isinstance(module, Passing)
 
 
 def _memory(tensor: Tensor) -> int:
