@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOTTOM = ("errors", "parts", "records", "seeds")
+BOTTOM = ("errors", "parts", "plugins", "records", "seeds")
 BELOW = {
-    "norms": {"norms"},
+    "norms": {"norms", "plugins"},
+    "plugins": {"errors"},
     "errors": set(),
     "migration": set(),
     "seeds": set(),

@@ -83,8 +83,10 @@ class SyncBatchNorm(BatchNorm):
         with without_autocast(input):
             x = wide(input)
             values = self.values_per_statistic(x.shape)
-            # a device without samples takes part in the sums all the same
-            mean, var = moments(x) if values else (x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1]))
+            # not var_mean, which is nan of nothing: the graph, and so the order of its sums over devices, is one
+            dims, count = [d for d in range(x.dim()) if d != 1], max(values, 1)
+            mean = x.sum(dims) / count
+            var = (x - per_channel(mean, x)).square().sum(dims) / count
             scale, shift = self._from_devices(mean[None], var[None], values)
             return torch.addcmul(per_channel(shift[0], x), x, per_channel(scale[0], x)).to(input.dtype)
 
@@ -105,7 +107,7 @@ class SyncBatchNorm(BatchNorm):
         if _processes() == 1 or not (self.training or self.running_mean is None):
             return super().from_moments(mean, var, count)
         values = mean.shape[0] * count
-        mean, var = pooled(mean, var, 0) if values else (mean.new_zeros(1, mean.shape[1]),) * 2
+        mean, var = pooled(mean, var, 0) if values else (mean.sum(0, keepdim=True), var.sum(0, keepdim=True))
         return self._from_devices(mean, var, values)
 
 

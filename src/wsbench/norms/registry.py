@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
-from wsbench import plugins
 from wsbench.norms.facts import NormFacts, facts_of
+from wsbench.plugins import load, source
 
 if TYPE_CHECKING:
     from wsbench.norms.weight import WeightNorm
@@ -124,7 +124,7 @@ def _load_plugins() -> None:
         return
     _loaded.append(True)  # before: what is loaded asks, too
     try:
-        plugins.load(_add_plugin)
+        load(_add_plugin)
     except BaseException:
         _loaded.clear()
         raise
@@ -149,8 +149,8 @@ def sources(act: str, weight: str | None) -> dict[str, dict[str, str]]:
     parts: list[tuple[str, Any]] = [(act, ACTIVATIONS[act].factory)]
     if weight is not None:
         parts.append((weight, WEIGHTS[weight].factory))
-    found = {name: plugins.source(factory) for name, factory in parts if isinstance(factory, type)}
-    return {name: source for name, source in found.items() if source is not None}
+    found = {name: source(factory) for name, factory in parts if isinstance(factory, type)}
+    return {name: where for name, where in found.items() if where is not None}
 
 
 A = TypeVar("A", bound=ActivationFactory)

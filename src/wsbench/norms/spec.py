@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from wsbench import plugins
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, sources
+from wsbench.plugins import broken
 
 _GRAMMAR = re.compile(
     r"(?P<act>[a-z]+)(?P<groups>\d+)?(?:\+(?P<weight>[a-z]+)(?:-(?P<variant>[a-z]+))?)?(?:@(?P<semantics>[a-z]+))?\Z"
@@ -19,7 +19,7 @@ class SpecError(ValueError):
 
 def _unknown(kind: str, name: str, names: Iterable[str]) -> str:
     text = f"unknown {kind} {name!r}; choose from {_choices(names)}"
-    return text + "".join(f"; '{plugin}' of {why} could not be loaded" for plugin, why in plugins.broken.items())
+    return text + "".join(f"; '{plugin}' of {why} could not be loaded" for plugin, why in broken.items())
 
 
 def _choices(names: Iterable[str]) -> str:

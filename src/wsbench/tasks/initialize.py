@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torchvision.models import get_model_weights
 
 from wsbench.norms import ACTIVATIONS, NormalizedLayer, NormSpec, SpecError, require_spec, stamp_spec
 from wsbench.norms.guard import KEY
+from wsbench.norms.layers import torch_class
+from wsbench.norms.recognize import is_norm
 from wsbench.tasks.formats import network_state, read_checkpoint
 
 CLASSIFIERS = ("fc.", "head.fc.", "classifier.")
@@ -109,8 +112,9 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
     Args:
         backbone: turned over to ``spec`` already; a classifier's own last layer is loaded too if it has this shape.
         source: a checkpoint, ``SPEC=CHECKPOINT`` for one that does not say its normalization, or ``torchvision``.
-        spec: the model's normalization; ``frozenbn`` takes a ``bn`` checkpoint.
-        any_norm: load even if the checkpoint's normalization is another one; BN's statistics are then left out.
+        spec: the model's normalization; ``frozenbn`` and others with BN's state take a ``bn`` checkpoint.
+        any_norm: load even if the checkpoint's normalization is another one; statistics, gains and mixing weights that
+            the network has no place for are then left out.
 
     Returns:
         Keys of a last layer of another shape, which kept its initialization.
@@ -134,14 +138,28 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
     loaded = [_without_wrappers(k) for k in state]
     if any_norm:
         own = {_without_wrappers(k): v for k, v in backbone.state_dict().items()}
-        statistics = ("running_mean", "running_var", "num_batches_tracked")
-        extra = ("weight_gain", "weight_shift", "mean_weight", "var_weight")
-        state = {k: v for k, v in state.items() if k in own or not k.endswith((*statistics, *extra))}
-        state = {k: v for k, v in own.items() if k.endswith((*statistics, *extra))} | state
+        of_norms = _of_norms(backbone)
+        state = {k: v for k, v in state.items() if k in own or not of_norms(k)}
+        state = {k: v for k, v in own.items() if of_norms(k)} | state
     left = _load(backbone, state, path)
     if any_norm:
         _renew_gains(backbone, set(loaded))
     return left
+
+
+def _of_norms(network: nn.Module) -> Callable[[str], bool]:
+    """Tells the keys of what a normalization has beside a weight and a bias: statistics, gains, mixing weights."""
+    having = {
+        _without_wrappers(f"{name}.")
+        for name, module in network.named_modules()
+        if is_norm(module) or torch_class(type(module)) is not None
+    }
+
+    def told(key: str) -> bool:
+        place, _, leaf = _without_wrappers(key).rpartition(".")
+        return f"{place}." in having and leaf not in ("weight", "bias")
+
+    return told
 
 
 @torch.no_grad()
@@ -149,6 +167,6 @@ def _renew_gains(network: nn.Module, loaded: set[str]) -> None:
     """Where the checkpoint had no gains of a weight normalization, set those that keep the loaded weights' function."""
     for name, module in network.named_modules():
         if isinstance(module, NormalizedLayer):
-            for extra, value in module.initial_extra_parameters().items():
+            for extra, value in (*module.initial_extra_parameters().items(), *module.initial_extra_buffers().items()):
                 if f"{_without_wrappers(f'{name}.')}{extra}" not in loaded:
                     getattr(module, extra).copy_(value)
