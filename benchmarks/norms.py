@@ -65,7 +65,10 @@ def measure(model: str, rounds: int, channels_last: bool) -> dict[str, dict[str,
         "wsbench gn+ws": [our_layer(c, "gn+ws") for c in convs],
         "wsbench gn+ws@timm": [our_layer(c, "gn+ws@timm") for c in convs],
         "timm StdConv2d": [library_layer(StdConv2d, c) for c in convs],
-        "wsbench gn+wn": [our_layer(c, "gn+wn") for c in convs],
+        **{
+            f"wsbench {spec}": [our_layer(c, spec) for c in convs]
+            for spec in ("gn+wn", "gn+cwn", "gn+sws", "gn+ws-mo", "gn+ws-do", "gn+ws-af", "gn+spectral")
+        },
     }
     if not channels_last:  # both raise on channels_last weights
         forms["authors' formula"] = [lambda w=w: authors(w) for w in weights]  # type: ignore[misc]

@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         argv = plugins.request(argv)
+        sys.argv[1:] = argv  # the processes of DDP have the modules from the environment
     except plugins.PluginError as error:
         print(f"wsbench: error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from wsbench.errors import UserError
+from wsbench.plugins import OPTION, requested
 from wsbench.run.folder import CONFIG
 
 TASKS = ("imagenet", "something", "voc", "modelnet40", "coco")
@@ -68,6 +69,15 @@ def recipe_content(task: str, recipe: str) -> dict[str, Any]:
     return _read(recipe_path(task, recipe))
 
 
+def _require_imports(layers: Sequence[dict[str, Any]]) -> None:
+    """Nothing is imported because a file says so: whoever starts a run names the modules."""
+    for layer in layers:
+        for name in layer.get(OPTION.removeprefix("--")) or []:
+            if name not in requested():
+                raise ChoiceError(f"the configuration was made with {OPTION} {name}, a module that would be run; if "
+                                  f"you trust it, add {OPTION} {name}")  # fmt: skip
+
+
 def _one_of(value: str, choices: Sequence[str], option: str) -> str:
     if value not in choices:
         raise ChoiceError(f"{option} {value}: choose from {', '.join(choices)}")
@@ -96,6 +106,8 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object]) -> Choice
         if config.is_file():
             beside = (str(config),)
             layers = [_read(str(config)), *layers]
+
+    _require_imports(layers)
 
     def find(name: str) -> Any:
         if getattr(known, name, None) is not None:

@@ -204,7 +204,6 @@ class BenchmarkCLI(LightningCLI):
         """Find the run's folder, claim it, and add what every run has."""
         settings = self.settings
         settings.task, settings.recipe = self.choice.task, self.choice.recipe
-        self._require_imports()
         self._init_from = settings.model.init_from
         if self.subcommand != "fit":
             self._before_evaluation(settings)
@@ -232,15 +231,6 @@ class BenchmarkCLI(LightningCLI):
             )
             callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
         self.trainer_defaults["callbacks"] = callbacks
-
-    def _require_imports(self) -> None:
-        """Nothing is imported because a file says so: whoever starts a run names the modules."""
-        missing = [name for name in self.settings[plugins.OPTION[2:]] if name not in plugins.requested()]
-        if missing:
-            raise UsageError(
-                f"the configuration was made with {plugins.OPTION} {missing[0]}, a module that would be run; if you "
-                f"trust it, add {plugins.OPTION} {missing[0]}"
-            )
 
     def _before_evaluation(self, settings: Namespace) -> None:
         if settings.ckpt_path is None and settings.model.init_from is None:

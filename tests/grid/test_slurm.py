@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import TINY, write_voc
 from tests.grid.small import folders, write_grid
+from wsbench import plugins
 from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
 from wsbench.records import read_record
@@ -66,6 +67,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def data(tmp_path: Path, in_a_folder: None) -> Path:
     return write_voc(tmp_path / "data")
+
+
+def test_a_norm_of_a_module_beside_the_user(cluster: None, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    doc = (Path(__file__).parents[2] / "docs" / "plugin.md").read_text()
+    Path("slurm_norms.py").write_text(doc.split("```python\n")[1].split("```")[0].replace("power", "slurmed"))
+    grid = write_grid(Path(), data, {"norm": ["slurmed+ws"]})
+    assert main(["sweep", grid, *SLURM, "--import", "slurm_norms"]) == 0
+    (folder,) = folders()
+    assert read_record(folder / "result.json").norm_sources["slurmed"]["package"] == "slurm_norms"
 
 
 def test_an_array_of_four_cells(cluster: None, data: Path, capfd: pytest.CaptureFixture[str]) -> None:
