@@ -76,7 +76,8 @@ def test_fit_record_leaderboard_and_report(installed: None, root: Path, capsys: 
     assert len(source["sha256"]) == 64
     assert record.id == only_run().name == id_of(record)
     assert record.converted["activation"] > 10
-    assert any("power+ws" in path.read_text() for path in Path("runs/leaderboards").glob("voc*.csv"))
+    label = f"power+ws (wsbench-power 0.1 {source['sha256'][:8]})"
+    assert any(f",{label}," in path.read_text() for path in Path("runs/leaderboards").glob("voc*.wide.csv"))
     assert main(["leaderboard", "--records", "runs", "--out", "tables"]) == 0
     assert any("power+ws" in path.read_text() for path in Path("tables").glob("voc*.csv"))
     assert main(["report", "--records", "runs", "--out", "page.html"]) == 0

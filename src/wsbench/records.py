@@ -153,6 +153,18 @@ class RunRecord(_Strict):
     provenance: Provenance
     note: str = Field("", description="what its publisher says about it, for instance why it renews an earlier one")
 
+    @property
+    def labelled_norm(self) -> str:
+        """The norm as tables name it: with package, version and file where it is not wsbench's own.
+
+        Two packages, or two versions of one, may have different norms under one name.
+        """
+        if not self.norm_sources:
+            return self.norm
+        parts = [" ".join((s["package"], *([s["version"]] if "version" in s else []), s.get("sha256", "")[:8]))
+                 for _, s in sorted(self.norm_sources.items())]  # fmt: skip
+        return f"{self.norm} ({'; '.join(dict.fromkeys(parts))})"
+
 
 def checksum(names: Iterable[str]) -> str:
     """SHA-256 of names, one a line; names of files that are not UTF-8 count by their bytes."""

@@ -10,7 +10,23 @@ from wsbench.models.dgcnn import DGCNN, EdgeConv, gather_neighbours
 from wsbench.models.edges import linear_on_edges, nearest_neighbours, neighbour_maximum_and_sum
 from wsbench.norms import GroupNorm, normalize
 
-SPECS = ("bn", "gn16", "gn8+ws", "ln", "in", "sn+ws", "none", "bn+wn", "gn16+ws-af")
+SPECS = (
+    "bn",
+    "gn16",
+    "gn8+ws",
+    "ln",
+    "in",
+    "sn+ws",
+    "none",
+    "bn+wn",
+    "gn16+ws-af",
+    "brn",
+    "bcn8+ws",
+    "bcn8@estimate",
+    "syncbn",
+    "evos8",
+    "frn",
+)
 
 
 def network(form: str, norm: str) -> DGCNN:

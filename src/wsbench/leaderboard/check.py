@@ -72,7 +72,14 @@ def twins(records: Sequence[RunRecord]) -> list[str]:
     seen: dict[tuple[object, ...], RunRecord] = {}
     found = []
     for record in in_order(records):
-        what = (table_name(record), record.network, record.norm, overrides_of(record), record.batch, record.seed)
+        what = (
+            table_name(record),
+            record.network,
+            record.labelled_norm,
+            overrides_of(record),
+            record.batch,
+            record.seed,
+        )
         other = seen.setdefault(what, record)
         if other is not record:
             found.append(f"{record.id} and {other.id} are the same run ({record.norm}, seed {record.seed})")

@@ -45,7 +45,7 @@ def _line(group: Group, metric: str) -> tuple[str, ...]:
     over = group.spread(metric)
     assert over is not None
     batch = group.first.batch
-    norm = group.first.norm + (f" ({group.overrides})" if group.overrides else "")
+    norm = group.first.labelled_norm + (f" ({group.overrides})" if group.overrides else "")
     interval = "-" if over.low is None else f"{over.low:.2f} to {over.high:.2f}"
     size = f"{batch.micro_batch} of {batch.effective_batch}"
     std = "-" if over.std is None else f"{over.std:.2f}"

@@ -31,7 +31,7 @@ class Comparison:
 
     def words(self) -> str:
         """The verdict."""
-        return "may be noise" if self.better is None else f"{self.better.first.norm} is better"
+        return "may be noise" if self.better is None else f"{self.better.first.labelled_norm} is better"
 
 
 def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], together: bool = False) -> list[Comparison]:
@@ -45,7 +45,7 @@ def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], togeth
     tests = []
     for first in found:
         for second in found:
-            names = tuple(group.first.norm.replace("gn16", "gn") for group in (first, second))
+            names = tuple(group.first.labelled_norm.replace("gn16", "gn") for group in (first, second))
             if names in pairs and _setting(first) == _setting(second):
                 metric = PAPER[first.first.task].headline
                 test = paired(first.values(metric), second.values(metric))

@@ -87,7 +87,7 @@ def find_records(folders: Iterable[Path]) -> list[RunRecord]:
 
 def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Sorted by what they are, so that no output depends on where they were found."""
-    return sorted(records, key=lambda r: (r.task, r.recipe, r.data.name, r.network, r.norm, r.seed, r.id))
+    return sorted(records, key=lambda r: (r.task, r.recipe, r.data.name, r.network, r.labelled_norm, r.seed, r.id))
 
 
 def data_checksum(data: DataIdentity) -> str:
@@ -119,7 +119,7 @@ def record_rows(record: RunRecord) -> list[Row]:
     batch, provenance = record.batch, record.provenance
     common = {
         "task": record.task, "recipe": record.recipe, "data": record.data.name, "network": record.network,
-        "norm": record.norm, "micro_batch": batch.micro_batch, "accumulate": batch.accumulate,
+        "norm": record.labelled_norm, "micro_batch": batch.micro_batch, "accumulate": batch.accumulate,
         "devices": batch.devices, "effective_batch": batch.effective_batch, "norm_batch": batch.norm_batch,
         "seed": record.seed, "steps": record.steps, "overrides": overrides_of(record),
         "samples_per_second": record.cost.samples_per_second, "peak_memory_mib": record.cost.peak_memory_mib,

@@ -57,7 +57,7 @@ class Group:
         if self.table not in PAPER or self.overrides:
             return None
         rows = [r for r in paper_rows_of(self.first.task) if network_of(r) == self.first.network]
-        rows = [r for r in rows if (r.norm, r.metric) == (self.first.norm, metric)]
+        rows = [r for r in rows if (r.norm, r.metric) == (self.first.labelled_norm, metric)]
         rows = [r for r in rows if r.batch_per_gpu in ("", str(self.first.batch.micro_batch))]
         return rows[0].value if rows else None
 
@@ -67,7 +67,7 @@ def groups(records: Iterable[RunRecord]) -> list[Group]:
     found: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
     for record in records:
         batch = tuple(record.batch.model_dump().values())
-        key = (table_name(record), record.network, record.norm, overrides_of(record), batch)
+        key = (table_name(record), record.network, record.labelled_norm, overrides_of(record), batch)
         found[*key, record.steps, record.provenance.precision].append(record)
     return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found)]
 
@@ -84,7 +84,7 @@ def _row(group: Group, metric: str, over: Spread) -> Row:
     first, paper = group.first, group.paper(metric)
     values = {
         "task": first.task, "recipe": first.recipe, "data": first.data.name, "network": first.network,
-        "norm": first.norm, **{k: str(v) for k, v in first.batch.model_dump().items()}, "overrides": group.overrides,
+        "norm": first.labelled_norm, **{k: str(v) for k, v in first.batch.model_dump().items()}, "overrides": group.overrides,
         "metric": metric, "n_seeds": str(over.n), "mean": _number(over.mean), "std": _number(over.std),
         "ci95_low": _number(over.low), "ci95_high": _number(over.high), "paper": _number(paper),
         "delta": _number(None if paper is None else over.mean - paper),

@@ -91,7 +91,7 @@ class EvoNormS0(_EvoNorm):
             return self.affine(x)
         y = x * torch.sigmoid(per_channel(self.v, x).to(x.dtype) * x)
         if self.values_per_statistic(x.shape) > 1:
-            var = x.reshape(len(x), self.num_groups, -1).var(2, correction=0)
+            var = x.reshape(x.shape[0], self.num_groups, -1).var(2, correction=0)
             members = self.num_features // self.num_groups
             scale = torch.rsqrt(var + self.eps).repeat_interleave(members, 1)
             y = y * scale.view(*scale.shape, *(1,) * (x.dim() - 2))

@@ -50,7 +50,7 @@ def answers(found: Sequence[Group], images: int | None = None) -> list[Answer]:
         )
         if first.batch.micro_batch != (images or least) or len(ranked) < 2:
             continue
-        ranking = tuple((short(g.first.norm), _number(g, metric), g.first.id) for _, g in ranked)
+        ranking = tuple((short(g.first.labelled_norm), _number(g, metric), g.first.id) for _, g in ranked)
         given.append(
             Answer(setting[0].table, first.batch.micro_batch, first.batch.effective_batch, metric, ranking,
                    sentence(ranking))
@@ -79,8 +79,8 @@ def of_the_curves(found: Sequence[Group]) -> list[tuple[str, str]]:
     for curve in curves_of(found):
         metric = PAPER[curve[0].first.task].headline
         most, least = (end(g.first.batch.micro_batch for g in curve) for end in (max, min))
-        at = {(g.first.norm, g.first.batch.micro_batch): _number(g, metric) for g in curve if g.spread(metric)}
-        norms = [n for n in dict.fromkeys(g.first.norm for g in curve) if {(n, most), (n, least)} <= at.keys()]
+        at = {(g.first.labelled_norm, g.first.batch.micro_batch): _number(g, metric) for g in curve if g.spread(metric)}
+        norms = [n for n in dict.fromkeys(g.first.labelled_norm for g in curve) if {(n, most), (n, least)} <= at.keys()]
         moves = ", ".join(f"{short(n)} from {at[n, most]} to {at[n, least]}" for n in norms)
         said.append(
             (curve[0].table, f"from {most} to {least} images a device, at {curve[0].first.batch.effective_batch} a "

@@ -73,7 +73,7 @@ def bars(found: Sequence[Group], width: int | str) -> Any:
     metric = PAPER[found[0].first.task].headline
     rows, seeds = [], []
     for group in found:
-        norm, over = short(group.first.norm), group.spread(metric)
+        norm, over = short(group.first.labelled_norm), group.spread(metric)
         if over is None or norm not in MAIN:
             continue
         shown = f"{over.mean:.2f}" + ("" if over.std is None else f" ± {over.std:.2f}")
@@ -103,7 +103,7 @@ def batch_curve(found: Sequence[Group], width: int | str) -> Any:
         if not values:
             continue
         rows.append(
-            {"norm": short(group.first.norm), "batch": batch.micro_batch, "mean": sum(values) / len(values),
+            {"norm": short(group.first.labelled_norm), "batch": batch.micro_batch, "mean": sum(values) / len(values),
              "least": min(values), "most": max(values), "seeds": len(values), "of": batch.effective_batch}
         )  # fmt: skip
     ticks = sorted({r["batch"] for r in rows}, reverse=True)
@@ -125,12 +125,12 @@ def _curve_rows(found: Sequence[Group], logs: Logs, metric: str, part: str) -> l
     rows: list[dict[str, Any]] = []
     for group in found:
         series = [logs.get(r.id, {}).get(metric, {}) for r in group.records]
-        if short(group.first.norm) not in MAIN or not all(series):
+        if short(group.first.labelled_norm) not in MAIN or not all(series):
             continue
         steps = sorted(set.intersection(*(set(s) for s in series)))
         rows += [
             {
-                "norm": short(group.first.norm),
+                "norm": short(group.first.labelled_norm),
                 "part": part,
                 "step": step,
                 "value": sum(s[step] for s in series) / len(series),
@@ -191,7 +191,7 @@ def against(found: Sequence[Group], cost: str, title: str, width: int | str) -> 
         over = group.spread(metric)
         if over is None:
             continue
-        norm = short(group.first.norm)
+        norm = short(group.first.labelled_norm)
         weights = "+".join(norm.split("+")[1:]) or "plain"
         rows.append(
             {"norm": norm, "weights": weights, "cost": group.mean_of_cost(cost), "value": _good(metric, over.mean)}
@@ -249,7 +249,7 @@ def figures(found: Sequence[Group], logs: Logs, width: int | str = "container") 
     for each in settings:
         table, words = each[0].table, _batch(each[0])
         suffix = "" if sum(s[0].table == table for s in settings) == 1 else f"-{settings.index(each)}"
-        if {short(g.first.norm) for g in each} & set(MAIN):
+        if {short(g.first.labelled_norm) for g in each} & set(MAIN):
             made.append(
                 Figure(
                     f"bars-{table}{suffix}", f"Fig. 1 - {table}",
