@@ -138,6 +138,44 @@ def test_what_cannot_stand_aside_is_an_error_and_changes_nothing(how: str, words
     assert torch.equal(model(IMAGE), before(IMAGE))
 
 
+class Two(nn.Module):
+    """Two norms and one activation, which follows both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x))))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kept", ["norm1", "norm2"])
+def test_behind_a_norm_that_is_kept_the_activation_stays(kept: str) -> None:
+    model = Two().eval()
+    normalize(model, "frn", IMAGE, exclude=[kept])
+    first = torch.relu if kept == "norm1" else nn.Identity()
+    second = torch.relu if kept == "norm2" else nn.Identity()
+    expected = second(model.norm2(model.conv2(first(model.norm1(model.conv1(IMAGE))))))
+    model.relu._told = False  # by hand nobody was called
+    torch.testing.assert_close(model(IMAGE), expected)
+
+
+@pytest.mark.parametrize("to", ["gn", "evos", "frn"])
+def test_what_is_behind_a_norm_that_stays_goes_on_standing_aside(to: str) -> None:
+    model = Two().eval()
+    normalize(model, "frn", IMAGE)
+    with pytest.raises(ConversionError, match="'norm1' stays"):
+        normalize(model, "gn", exclude=["norm1"])
+    normalize(model, to, IMAGE, exclude=["norm1"])
+    second = torch.relu if to == "gn" else nn.Identity()
+    expected = second(model.norm2(model.conv2(model.norm1(model.conv1(IMAGE)))))
+    if isinstance(model.relu, Passing):
+        model.relu._told = False  # by hand nobody was called
+    torch.testing.assert_close(model(IMAGE), expected)
+
+
 def test_without_an_example_nobody_knows_what_is_behind() -> None:
     with pytest.raises(ConversionError, match="example"):
         normalize(resnet18(), "evos")

@@ -84,7 +84,8 @@ def _row(group: Group, metric: str, over: Spread) -> Row:
     first, paper = group.first, group.paper(metric)
     values = {
         "task": first.task, "recipe": first.recipe, "data": first.data.name, "network": first.network,
-        "norm": first.labelled_norm, **{k: str(v) for k, v in first.batch.model_dump().items()}, "overrides": group.overrides,
+        "norm": first.labelled_norm, **{k: str(v) for k, v in first.batch.model_dump().items()},
+        "overrides": group.overrides,
         "metric": metric, "n_seeds": str(over.n), "mean": _number(over.mean), "std": _number(over.std),
         "ci95_low": _number(over.low), "ci95_high": _number(over.high), "paper": _number(paper),
         "delta": _number(None if paper is None else over.mean - paper),

@@ -29,17 +29,14 @@ class ActivatingNorm(ChannelNorm):
     behind the layer; where it does not, :meth:`compute` leaves the activation out.
     """
 
-    #: the activation that stands aside, if it has to be told
+    #: the activation that is told in each forward pass that its next input is activated, if it has to be (in a tuple:
+    #: it is no child)
     _behind: tuple["Passing", ...] = ()
     nonlinearity = True
 
     def drop_activation(self) -> None:
         """Nothing behind the layer is an activation, so it is none either; drop the parameters of it."""
         self.nonlinearity = False
-
-    def tell(self, activation: "Passing") -> None:
-        """Tell ``activation`` in each forward pass that its next input is activated already."""
-        self._behind = (activation,)  # in a tuple: not a child
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""

@@ -1,7 +1,7 @@
 """Turn any torch model over to a specification."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -209,14 +209,25 @@ class _Conversion:
         self.stand_aside.setdefault(behind, []).append(norm)
         return after
 
+    def keep_aside(self, changed: Collection[nn.Module]) -> list[ActivatingNorm]:
+        """Norms that bring their activation and stay: those behind them go on standing aside."""
+        staying = [n for n in self.norms if n not in changed and isinstance(n, ActivatingNorm) and n.nonlinearity]
+        for norm in staying:
+            if self.seen is None:
+                raise ConversionError(f"'{self.norms[norm]}' stays and is the activation behind it, too; which one "
+                                      "that is only an example shows; pass example=...")  # fmt: skip
+            for behind in {m for m in self.seen.behind.found.get(norm, ()) if isinstance(m, nn.Module)}:
+                self.stand_aside.setdefault(behind, []).append(norm)
+        return staying
+
     def activations(self) -> dict[nn.Module, nn.Module]:
         """Activations to what they become: those behind a norm that brings its own stand aside, others are plain."""
         new: dict[nn.Module, nn.Module] = {
             m: plain_activation(m) for m in self.model.modules() if isinstance(m, Passing)
         }
-        for activation in self.stand_aside:
+        for activation, norms in self.stand_aside.items():
             assert self.seen is not None
-            new[activation] = passing(activation, self.seen.behind.always[activation])
+            new[activation] = passing(activation, self.seen.behind.only_behind(activation, norms))
         return new
 
     def _trains(self, norm: nn.Module) -> bool:
@@ -355,6 +366,7 @@ def normalize(
     this = _Conversion(model, spec, include, exclude)
     this.look(example)
     kept_specs = {layer: layer.spec for layer in this.layers if isinstance(layer, NormalizedLayer)}
+    kept_behind: dict[ActivatingNorm, tuple[Passing, ...]] = {}
     new: dict[nn.Module, nn.Module] = {}
     changes: dict[str, LayerChange] = {}
     with Changes() as done:
@@ -384,12 +396,13 @@ def normalize(
                 eligible = wanted and unfit is None
                 changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
             _raise_too_small(too_small)
+            kept_behind = {norm: norm._behind for norm in this.keep_aside(new)}
             for activation, instead in this.activations().items():
                 done.become(activation, instead)
             for activation, norms in this.stand_aside.items():
-                if not activation._always:
-                    for norm in norms:
-                        cast(ActivatingNorm, new[norm]).tell(cast(Passing, activation))
+                for norm in norms:
+                    told = () if activation._always else (cast(Passing, activation),)
+                    cast(ActivatingNorm, new.get(norm, norm))._behind = told
             for old, instead in new.items():
                 try:
                     done.become(old, instead)
@@ -402,6 +415,8 @@ def normalize(
         except BaseException:
             for layer, was in kept_specs.items():
                 layer.spec = was
+            for norm, behind in kept_behind.items():
+                norm._behind = behind
             raise
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return NormReport(spec, tuple(sorted(changes.values(), key=lambda c: order.get(c.name, -1))))

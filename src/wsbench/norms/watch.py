@@ -49,7 +49,6 @@ class Behind:
         self._calls: dict[int, tuple[nn.Module, int, Tensor, int]] = {}
         self._reads: dict[int, list[nn.Module | str]] = {}
         self._inside: list[nn.Module] = []
-        self._waiting: list[tuple[nn.Module, int]] = []
         self._since: dict[nn.Module, list[int]] = {}
         self._time = 0
 
@@ -94,6 +93,11 @@ class Behind:
             elif isinstance(self.found[norm][number], nn.Module) and not _in_place(self.found[norm][number]):
                 self.found[norm][number] = ELSEWHERE
             reads.append(operation)
+
+    def only_behind(self, activation: nn.Module, norms: Collection[nn.Module]) -> bool:
+        """Whether each input of an activation was the output of one of these normalization layers."""
+        others = [n for n, calls in self.found.items() if activation in calls and n not in norms]
+        return self.always[activation] and not others
 
     def update(self, more: "Behind", reached: Collection[nn.Module]) -> None:
         """Add what another run showed of layers that are not ``reached``."""
