@@ -42,7 +42,7 @@ class Entry:
 
 
 def _package(name: str, factory: object) -> str:
-    found = plugins.source(factory) if isinstance(factory, type) else None
+    found = plugins.source(factory)
     return "wsbench" if found is None else " ".join(v for k, v in found.items() if k != "sha256")
 
 
@@ -129,7 +129,7 @@ def _print(title: str, rows: Sequence[Entry], cost: str) -> None:
     table = Table(title=title, title_justify="left")
     measured = any(row.cost is not None for row in rows)
     for column in ("name", "paper", "year", "a statistic sees", "learned", *((cost,) if measured else ()), "from"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         values = [row.name, row.paper, str(row.year or "-"), row.sees, row.parameters]
         values += ["-" if row.cost is None else f"{row.cost:.1f}"] if measured else []
@@ -162,5 +162,5 @@ def main(argv: Sequence[str]) -> int:
                 "copying it and adding its gradient", markup=False, highlight=False,
             )  # fmt: skip
     for name, why in plugins.broken.items():
-        print(f"wsbench: warning: the norm '{name}' of {why} could not be loaded", file=sys.stderr)
+        print(f"wsbench: warning: the norm '{name}' could not be loaded, of {why}", file=sys.stderr)
     return 0

@@ -29,6 +29,7 @@ from wsbench.errors import UserError
 from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.show import show
 from wsbench.norms import (
+    ACTIVATIONS,
     ConversionError,
     FanInError,
     GroupsError,
@@ -212,6 +213,9 @@ class BenchmarkCLI(LightningCLI):
         endless = all(end in (None, -1) for end in (trainer.max_steps, trainer.max_epochs))
         if trainer.max_epochs is None and endless:  # Lightning would take 1,000 epochs
             raise UsageError("the run has no end: set --trainer.max_steps or --trainer.max_epochs (-1: until stopped)")
+        if trainer.sync_batchnorm and ACTIVATIONS[NormSpec.parse(settings.norm).act].facts.across_devices:
+            raise UsageError(f"--norm {settings.norm} sees all devices by itself; leave --trainer.sync_batchnorm out, "
+                             "which would replace it by torch's layer")  # fmt: skip
         check_options(settings.norm, settings.analysis, settings.snapshots, settings.model.compile, endless)
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
@@ -280,14 +284,15 @@ class BenchmarkCLI(LightningCLI):
         settings.data.num_classes = settings.model.num_classes = data.num_classes
         self.data_identity: DataIdentity = data.identity()
         self.recipe_digest = identity.recipe_digest(self.choice.recipe_content())
-        self.overrides = identity.overrides(plain(settings), self.recipe_defaults())
+        sources = NormSpec.parse(settings.norm).sources
+        self.overrides = identity.overrides(plain(settings), self.recipe_defaults(), sources)
         if settings.ckpt_path not in (None, "last", "auto"):  # which remembers what its run started from
             started = _read_checkpoint(settings.ckpt_path).get("started_from")
             if started is not None and started["source"] == settings.model.init_from:
                 self.overrides[identity.INIT_FROM] = started
         name = identity.run_id(task, self.choice.recipe, self.recipe_digest, self.overrides, settings.norm,
                                settings.seed_everything, self.data_identity,
-                               NormSpec.parse(settings.norm).sources)  # fmt: skip
+                               sources)  # fmt: skip
         return Path(settings.runs) / task / name
 
     def recipe_defaults(self) -> dict[str, Any]:

@@ -99,19 +99,26 @@ def load(add: Callable[[str, Any], None]) -> None:
                               f"packages: {told}") from error  # fmt: skip
 
 
-def source(cls: type) -> dict[str, str] | None:
-    """Where a class comes from: package, version, and SHA-256 of the file that defines it; None for wsbench's own.
+def source(factory: object) -> dict[str, str] | None:
+    """Where a class or function comes from; None for wsbench's own.
 
-    A module that belongs to no installed package is its own package, without a version.
+    Returns:
+        Package, version, and SHA-256 of the source files of the module or package that it lies in. A module that
+        belongs to no installed package is its own package, without a version.
     """
-    top = cls.__module__.partition(".")[0]
+    top = str(getattr(factory, "__module__", "")).partition(".")[0]
     if top == __name__.partition(".")[0]:
         return None
     packages = importlib.metadata.packages_distributions().get(top, [])
     found = (
         {"package": packages[0], "version": importlib.metadata.version(packages[0])} if packages else {"package": top}
     )
-    file = inspect.getsourcefile(cls)
+    file = getattr(sys.modules.get(top), "__file__", None)
     if file is not None:
-        found["sha256"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        path = Path(file)
+        files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+        digest = hashlib.sha256()
+        for each in files:
+            digest.update(f"{each.relative_to(path.parent).as_posix()}\n".encode() + each.read_bytes())
+        found["sha256"] = digest.hexdigest()
     return found

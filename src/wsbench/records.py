@@ -127,7 +127,7 @@ class RunRecord(_Strict):
     )
     norm: str = Field(description="canonical NormSpec")
     norm_sources: dict[str, dict[str, str]] = Field(
-        {}, description="parts of the norm that are not wsbench's own: {name: {package, version, sha256 of its file}}"
+        {}, description="parts of the norm that are not wsbench's own: {name: {package, version, sha256 of its files}}"
     )
     network: str = Field(description="the network")
     seed: int = Field(description="seed of initialization, shuffling and augmentation")

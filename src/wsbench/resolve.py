@@ -83,10 +83,11 @@ class Resolver:
         name = None
         if not isinstance(found, str):
             digest = identity.recipe_digest(choice.recipe_content())
-            changed = identity.overrides(plain(settings), self._defaults[choice.configs])
+            sources = NormSpec.parse(settings.norm).sources
+            changed = identity.overrides(plain(settings), self._defaults[choice.configs], sources)
             name = identity.run_id(choice.task, choice.recipe, digest, changed, settings.norm,
                                    settings.seed_everything, found,
-                                   NormSpec.parse(settings.norm).sources)  # fmt: skip
+                                   sources)  # fmt: skip
         return Resolved(
             task=choice.task,
             recipe=choice.recipe,

@@ -196,3 +196,81 @@ def test_other_activations_stand_aside_too() -> None:
     kinds = {type(m).__name__ for m in model.modules() if isinstance(m, Passing)}
     assert kinds == {"PassingReLU", "PassingHardswish"}
     assert model.eval()(IMAGE).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ACTIVATING)
+def test_fused_activations_come_back(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model("efficientnet_lite0", num_classes=4).eval()
+    original = copy.deepcopy(model)
+    normalize(model, name, IMAGE)
+    acting = sum(getattr(m, "nonlinearity", False) for m in model.modules())
+    assert acting > 20
+    once = copy.deepcopy(model)
+    normalize(model, name, IMAGE)
+    assert sum(getattr(m, "nonlinearity", False) for m in model.modules()) == acting
+    torch.testing.assert_close(model(IMAGE), once(IMAGE))
+    normalize(model, "gn", IMAGE)
+    normalize(original, "gn", IMAGE)
+    torch.testing.assert_close(model(IMAGE), original(IMAGE))
+
+
+def test_a_norm_that_ran_alone_leaves_no_word_behind() -> None:
+    """Called by itself, or traced: the activation's next call is for something else."""
+
+    class First(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.norm1(self.conv1(self.relu(x))))  # type: ignore[no-any-return]
+
+    model = First().eval()
+    normalize(model, "frn", IMAGE, exclude=["norm2"])
+    expected = model.norm1(model.conv1(torch.relu(IMAGE)))
+    torch.testing.assert_close(model(IMAGE), expected)
+    graph = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(model(IMAGE), expected)
+    torch.testing.assert_close(graph(IMAGE), expected)
+    model.norm1(torch.randn(2, 8, 4, 4))
+    torch.testing.assert_close(model(IMAGE), expected)
+
+
+class Also(Two):
+    """The first norm's output goes to the activation and also somewhere else."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.silu = how, nn.SiLU()
+        self.relu = nn.ReLU(inplace=how == "part")
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm1(self.conv1(x))
+        if self.how == "other activation":
+            return self.relu(y) + self.silu(y)
+        if self.how == "same activation":
+            return self.relu(y) + self.relu(y)
+        if self.how == "returned":
+            return self.relu(y), y
+        if self.how == "read first":
+            return self.conv2(y) + self.relu(y)[..., 2:, 2:]
+        if self.how == "functional behind":
+            return self.conv2(y) + F.relu(y)[..., 2:, 2:]
+        a, b = y.chunk(2, 1)
+        return self.relu(a) * b
+
+
+@pytest.mark.parametrize(
+    "how", ["other activation", "same activation", "returned", "read first", "functional behind", "part"]
+)
+@pytest.mark.parametrize("name", ACTIVATING)
+def test_an_output_that_also_goes_elsewhere_is_an_error(how: str, name: str) -> None:
+    with pytest.raises(ConversionError, match=r"'norm1'.*an activation and elsewhere"):
+        normalize(Also(how), name, IMAGE, exclude=["norm2"])
+
+
+def test_what_has_no_activation_behind_it_is_in_the_report() -> None:
+    report = normalize(resnet18(), "evos", IMAGE)
+    assert len([n for n in report.notes if "normalizes nothing" in n]) == 11  # 8 blocks, 3 projections
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Softplus())
+    with pytest.raises(ConversionError, match="nothing would be normalized"):
+        normalize(model, "evob", IMAGE)
+    assert type(model[1]) is nn.BatchNorm2d
+    assert "no threshold" in normalize(model, "frn", IMAGE).notes[0]

@@ -96,6 +96,8 @@ def test_every_pair(old_name: str, to: str) -> None:
     statistics = {"running_mean", "running_var", "num_batches_tracked", "mean_weight", "var_weight"} & now.keys()
     if was == "bn" and to in ("bn", "syncbn") and old_name.endswith("without statistics"):
         assert not statistics
+    if to == "brn" and was != to:
+        statistics -= {"num_batches_tracked"}  # counts its schedule
     for name in statistics & had.keys() if same else set():
         assert torch.equal(now[name], had[name])
     if was == to:
@@ -120,3 +122,12 @@ def test_small_variances_show_the_eps() -> None:
     before = model.eval()(x)
     normalize(model, "frozenbn", x)
     torch.testing.assert_close(model(x), before)
+
+
+def test_a_schedule_starts_anew_on_statistics_from_elsewhere() -> None:
+    model = nn.Sequential(nn.Conv2d(3, C, 3, bias=False), nn.BatchNorm2d(C))
+    model[1].num_batches_tracked.fill_(450_000)
+    model[1].running_mean.fill_(2)
+    normalize(model, "brn")
+    assert int(model[1].num_batches_tracked) == 0
+    assert bool((model[1].running_mean == 2).all())

@@ -26,6 +26,8 @@ class FilterResponseNorm(ActivatingNorm):
         brings_activation=True, one_value="affine map and threshold only",
     )  # fmt: skip
 
+    without_activation = "no activation is behind it, so it has no threshold"
+
     def __init__(self, num_features: int, eps: float = 1e-6) -> None:
         super().__init__(num_features, eps)
         self.tau: nn.Parameter | None = nn.Parameter(torch.zeros(num_features))
@@ -49,6 +51,9 @@ class FilterResponseNorm(ActivatingNorm):
 
 
 class _EvoNorm(ActivatingNorm):
+    without_activation = "no activation is behind it, so it is its gain and shift only and normalizes nothing"
+    normalizes_without = False
+
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps)
         self.v: nn.Parameter | None = nn.Parameter(torch.ones(num_features))

@@ -13,13 +13,13 @@ def adaptive_clip_grad_(
     """Clip the gradient of each output channel to ``clipping`` times the norm of its weights, in place.
 
     G_i becomes clipping max(||W_i||, eps) / ||G_i|| G_i where that is smaller; W_i is one filter of a convolution or
-    linear layer. Of parameters of other layers, and of vectors, every value is a unit, as in the authors' code.
+    linear layer. Any other parameter (a bias, gains, what a norm has) is one unit, as vectors are in the authors' code.
 
     Args:
         model: its gradients are whole: call it before the optimizer's step.
         clipping: the paper's lambda.
         eps: norms of weights count as this at least, so that zeros can leave it.
-        exclude: modules left out with all inside; the paper leaves the last linear layer out.
+        exclude: modules left out with all inside; the paper leaves the last layer out.
 
     Raises:
         ValueError: ``clipping`` is not above 0.
@@ -41,8 +41,9 @@ def _clip(parameter: nn.Parameter, layer: nn.Module | None, clipping: float, eps
     grad = parameter.grad
     assert grad is not None
     if layer is None:
-        limit = parameter.abs().clamp_(min=eps).mul_(clipping)
-        torch.minimum(torch.maximum(grad, -limit), limit, out=grad)
+        limit = torch.linalg.vector_norm(parameter).clamp_(min=eps).mul_(clipping)
+        size = torch.linalg.vector_norm(grad)
+        grad.mul_(torch.where(size > limit, limit / size, 1.0))
         return
     weight, gradient = rows_of(layer, parameter), rows_of(layer, grad)
     limit = torch.linalg.vector_norm(weight, dim=1).clamp_(min=eps).mul_(clipping)

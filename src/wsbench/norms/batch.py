@@ -182,6 +182,11 @@ class _Warming(RunningNorm):
         """Fit the schedule to a run of so many forward passes; None is one without an end."""
         self._stretch = 1.0 if batches is None else min(1.0, batches / self.whole)
 
+    @torch.no_grad()
+    def restart_schedule(self) -> None:
+        """Count from 0: statistics came from elsewhere, and training begins."""
+        self.num_batches_tracked.zero_()
+
     @property
     def passes(self) -> Tensor:
         """Training passes so far, as the schedule counts them, 0-d."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from wsbench.norms.base import ChannelNorm
-from wsbench.norms.tracing import as_leaf
+from wsbench.norms.tracing import as_leaf, traced
 
 #: what may stand behind a normalization and is nothing but the network's activation
 ACTIVATION_MODULES = (
@@ -32,6 +32,12 @@ class ActivatingNorm(ChannelNorm):
     #: the activation that is told in each forward pass that its next input is activated, if it has to be (in a tuple:
     #: it is no child)
     _behind: tuple["Passing", ...] = ()
+    #: the activation that was part of the layer before, for the way back
+    _replaced: tuple[nn.Module, ...] = ()
+    #: what the report says where there is no activation behind the layer
+    without_activation = "no activation is behind it, so it is none"
+    #: whether without one it still normalizes
+    normalizes_without = True
     nonlinearity = True
 
     def drop_activation(self) -> None:
@@ -41,8 +47,9 @@ class ActivatingNorm(ChannelNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *) to the same shape."""
         out = super().forward(input)
-        for activation in self._behind:
-            activation._told = True
+        if isinstance(out, Tensor):  # torch.fx passes through without running anything
+            for activation in self._behind:
+                activation._told = True if traced() else _memory(out)
         return out
 
     def extra_repr(self) -> str:
@@ -54,7 +61,8 @@ class Passing(nn.Module):
     """Mixed in before an activation: returns what is activated already as it is."""
 
     _always = True
-    _told = False
+    #: whether the next input is activated already; where it can be told, by what it lies in
+    _told: bool | int = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Of any shape."""
@@ -62,8 +70,8 @@ class Passing(nn.Module):
             return cast(Tensor, leaf)
         if self._always:
             return input
-        if self._told:
-            self._told = False
+        told, self._told = self._told, False
+        if told is True or (told is not False and told == _memory(input)):
             return input
         return cast(Tensor, super().forward(input))
 
@@ -72,6 +80,11 @@ class Passing(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
+
+
+def _memory(tensor: Tensor) -> int:
+    """The identity of what a tensor lies in; of a view that a hook makes, too."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 _MADE: dict[type[nn.Module], type[Passing]] = {}

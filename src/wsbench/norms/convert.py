@@ -169,6 +169,7 @@ class _Conversion:
             raise GroupsError(f"layer '{name}': {error}") from None
         if facts_of(new).brings_activation:
             after = self._activates(new, norm, after)
+            remarks += [] if new.nonlinearity else [str(new.without_activation)]
         remarks += keep(new, norm, self._trains(norm))
         fitted = ACTIVATIONS[self.spec.act].number == "groups" and not self.spec.groups
         if fitted and channels % DEFAULT_GROUPS:
@@ -186,6 +187,7 @@ class _Conversion:
         name = self.norms[norm]
         fused = [m for m in after if isinstance(m, ACTIVATION_MODULES)]
         if fused:
+            new._replaced = tuple(fused)
             return [m for m in after if m not in fused and not isinstance(m, nn.Identity)]
         if self.seen is None:
             raise ConversionError(f"'{self.spec.act}' takes the place of the activation behind a norm, which only an "
@@ -396,6 +398,7 @@ def normalize(
                 eligible = wanted and unfit is None
                 changes[name] = LayerChange(name, "weight", before, after, after != before, reason, eligible)
             _raise_too_small(too_small)
+            _raise_if_nothing_normalizes(spec, new.values())
             kept_behind = {norm: norm._behind for norm in this.keep_aside(new)}
             for activation, instead in this.activations().items():
                 done.become(activation, instead)
@@ -420,6 +423,13 @@ def normalize(
             raise
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return NormReport(spec, tuple(sorted(changes.values(), key=lambda c: order.get(c.name, -1))))
+
+
+def _raise_if_nothing_normalizes(spec: NormSpec, new: Collection[nn.Module]) -> None:
+    inside = [m for layer in new for m in layer.modules() if isinstance(m, ActivatingNorm)]
+    if inside and not any(m.nonlinearity or m.normalizes_without for m in inside):
+        raise ConversionError(f"'{spec.act}' takes the place of a norm and the activation behind it, and no norm of "
+                              "this network has one: nothing would be normalized")  # fmt: skip
 
 
 def _raise_too_small(found: Sequence[tuple[str, FanInError]]) -> None:

@@ -13,7 +13,7 @@ timm's GroupNorm of one group is ``ln``, of as many groups as channels ``in``, l
 ``gn``.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def _family(method: str | None) -> str | None:
     """The method whose state a method has."""
     return None if method is None else ACTIVATIONS[method].facts.starts_from or method
+
+
+def _has_bns_numbers(method: str | None) -> bool:
+    facts = None if method is None else ACTIVATIONS[method].facts
+    return facts is not None and (facts.bn_momentum or facts.fixed)
 
 
 def _across_devices(norm: nn.Module) -> bool:
@@ -82,13 +87,17 @@ def keep(new: nn.Module, old: nn.Module, trainable: bool) -> list[str]:
     for parameter in new.parameters(recurse=False):
         parameter.requires_grad_(any(asking) if asking else trainable)
     _keep_affine(new, old, same or batch, remarks)
-    if same or (batch and "brn" not in (was, is_)):
+    if same or (batch and _has_bns_numbers(was) and _has_bns_numbers(is_)):
         _keep_numbers(new, old)
     if same or batch:
         own = (*new._parameters, *new._buffers) if same else _STATISTICS
         for name in own:
             if name not in _AFFINE:
                 _hand_over(new, old, name)
+    restart: Any = getattr(new, "restart_schedule", None)
+    if restart is not None and not same:
+        new.num_batches_tracked = cast(Tensor, new.num_batches_tracked).clone()  # the old layer may live on
+        restart()
     if (eps := getattr(old, "eps", None)) is not None and getattr(new, "eps", eps) != eps:
         remarks.append(f"eps {eps:g} becomes {new.eps:g}")
     new.train(old.training)

@@ -66,8 +66,9 @@ def channels_of(norm: nn.Module) -> int | None:
 
 
 def fused_activation(norm: nn.Module) -> list[nn.Module]:
-    """What a timm NormAct layer does after normalizing."""
-    return [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
+    """What a timm NormAct layer does after normalizing, also where a norm that activates took its place."""
+    own = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
+    return own + list(getattr(norm, "_replaced", ()))
 
 
 def only_normalizes(norm: nn.Module, shape: torch.Size | None) -> bool:

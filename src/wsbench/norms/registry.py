@@ -149,8 +149,10 @@ def sources(act: str, weight: str | None) -> dict[str, dict[str, str]]:
     parts: list[tuple[str, Any]] = [(act, ACTIVATIONS[act].factory)]
     if weight is not None:
         parts.append((weight, WEIGHTS[weight].factory))
-    found = {name: source(factory) for name, factory in parts if isinstance(factory, type)}
-    return {name: where for name, where in found.items() if where is not None}
+    found = {name: where for name, factory in parts if (where := source(factory)) is not None}
+    if act in found and ACTIVATIONS[act].facts.across_devices:
+        found[act] |= {"across_devices": "yes"}
+    return found
 
 
 A = TypeVar("A", bound=ActivationFactory)

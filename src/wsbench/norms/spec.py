@@ -19,7 +19,9 @@ class SpecError(ValueError):
 
 def _unknown(kind: str, name: str, names: Iterable[str]) -> str:
     text = f"unknown {kind} {name!r}; choose from {_choices(names)}"
-    return text + "".join(f"; '{plugin}' of {why} could not be loaded" for plugin, why in broken.items())
+    if name in broken:
+        return f"{text}; '{name}' could not be loaded, of {broken[name]}"
+    return text + (f"; {len(broken)} of other packages could not be loaded: python -m wsbench norms" if broken else "")
 
 
 def _choices(names: Iterable[str]) -> str:

@@ -46,7 +46,8 @@ class Behind:
         """An activation to whether each of its inputs was a normalization layer's output."""
         self.interrupted: set[nn.Module] = set()
         """Activations that had another input between a normalization layer and the call for its output."""
-        self._calls: dict[int, tuple[nn.Module, int, Tensor, int]] = {}
+        #: what lies in a memory: norm, number of its call, output, time, and the output's version then
+        self._calls: dict[int, tuple[nn.Module, int, Tensor, int, int]] = {}
         self._reads: dict[int, list[nn.Module | str]] = {}
         self._inside: list[nn.Module] = []
         self._since: dict[nn.Module, list[int]] = {}
@@ -58,18 +59,21 @@ class Behind:
         calls = self.found.setdefault(norm, [])
         calls.append(None)
         if isinstance(output, Tensor):
-            self._calls[_memory(output)] = (norm, len(calls) - 1, output, self._time)
+            self._calls[_memory(output)] = (norm, len(calls) - 1, output, self._time, output._version)
             self._reads[_memory(output)] = []
 
     def enters(self, activation: nn.Module, given: Any) -> None:
         """An activation is called."""
         self._time += 1
-        call = self._calls.get(_memory(given)) if isinstance(given, Tensor) else None
-        follows = call is not None and not self._reads[_memory(given)]
+        call = self._unchanged(_memory(given)) if isinstance(given, Tensor) else None
+        if call is not None and (self._reads[_memory(given)] or given.numel() != call[2].numel()):
+            self._also_elsewhere(call)  # it was read before, or this is a part of it
+            call = None
+        follows = call is not None
         self.always[activation] = self.always.get(activation, True) and follows
         if follows:
             assert call is not None
-            norm, number, output, time = call
+            norm, number, output, time, _ = call
             self.found[norm][number] = activation
             self._reads[_memory(output)].append(activation)
             if any(t > time for t in self._since.get(activation, ())):
@@ -86,13 +90,32 @@ class Behind:
         if self._inside:
             return
         for memory in {_memory(t) for t in tensors} & self._calls.keys():
-            norm, number, _, _ = self._calls[memory]
-            reads = self._reads[memory]
-            if not reads and operation.rstrip("_") in ACTIVATION_OPERATIONS:
+            call = self._unchanged(memory)
+            if call is None:
+                continue
+            norm, number = call[:2]
+            activates, reads = operation.rstrip("_") in ACTIVATION_OPERATIONS, self._reads[memory]
+            if not reads and activates:
                 self.found[norm][number] = operation.removeprefix("aten::").rstrip("_")
-            elif isinstance(self.found[norm][number], nn.Module) and not _in_place(self.found[norm][number]):
-                self.found[norm][number] = ELSEWHERE
+            elif activates or self.found[norm][number] is not None:
+                self._also_elsewhere(call)
             reads.append(operation)
+
+    def escapes(self, memory: int) -> None:
+        """What lies in a memory is an output of the network."""
+        call = self._unchanged(memory)
+        if call is not None and self.found[call[0]][call[1]] is not None:
+            self._also_elsewhere(call)
+
+    def _unchanged(self, memory: int) -> tuple[nn.Module, int, Tensor, int, int] | None:
+        """The call whose output still lies in a memory as the norm returned it."""
+        call = self._calls.get(memory)
+        return call if call is not None and call[2]._version == call[4] else None
+
+    def _also_elsewhere(self, call: tuple[nn.Module, int, Tensor, int, int]) -> None:
+        norm, number = call[:2]
+        if not isinstance(self.found[norm][number], Passing):  # behind which everything sees the same
+            self.found[norm][number] = ELSEWHERE
 
     def only_behind(self, activation: nn.Module, norms: Collection[nn.Module]) -> bool:
         """Whether each input of an activation was the output of one of these normalization layers."""
@@ -111,11 +134,6 @@ class Behind:
 
 #: a normalization layer's output that goes to an activation and elsewhere
 ELSEWHERE = "an activation and elsewhere"
-
-
-def _in_place(module: object) -> bool:
-    """Whether what reads a tensor behind an activation sees the activated one."""
-    return bool(getattr(module, "inplace", False)) or isinstance(module, Passing)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -318,6 +336,7 @@ def watch(
         for hook in hooks:
             hook.remove()
     for memory in {_memory(t) for t in _tensors_in(output)}:
+        seen.behind.escapes(memory)
         if memory in uses.count:
             uses.count[memory] += 1
     seen.shared |= {layer for memory, (layer, _, _) in written.items() if uses.count[memory] != 1}

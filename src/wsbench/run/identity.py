@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from wsbench.migration import RECIPES
@@ -27,7 +28,7 @@ TRAINER = (
     "gradient_clip_algorithm", "precision", "sync_batchnorm", "reload_dataloaders_every_n_epochs", "callbacks",
     "plugins",
 )  # fmt: skip
-#: activation normalizations that see all devices
+#: wsbench's own activation normalizations that see all devices; others say so among their sources
 ACROSS_DEVICES = ("syncbn",)
 #: and, where BN's statistics are synchronized, these: they say how many samples it sees
 _SYNCHRONIZED = ("devices", "num_nodes")
@@ -58,16 +59,21 @@ def _counts(name: str, synchronized: bool) -> bool:
     return (room == "data" and field not in DATA_ASIDE) or (room == "model" and field not in MODEL_ASIDE)
 
 
-def _synchronized(fields: Mapping[str, Any], norm: str) -> bool:
+Sources = Mapping[str, Mapping[str, str]]
+"""Of the parts of a norm that are not wsbench's own: ``{name: {package, version, sha256}}``."""
+
+
+def _synchronized(fields: Mapping[str, Any], norm: str, sources: Sources) -> bool:
     """Whether statistics are over all devices."""
     act = re.split(r"[^a-z]", norm, maxsplit=1)[0]
-    return bool(fields.get("trainer.sync_batchnorm")) or act in ACROSS_DEVICES
+    across = act in ACROSS_DEVICES or any("across_devices" in source for source in sources.values())
+    return bool(fields.get("trainer.sync_batchnorm")) or across
 
 
-def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(config: Mapping[str, Any], sources: Sources = MappingProxyType({})) -> dict[str, Any]:
     """The fields of a configuration that change numbers, flat, as plain JSON values."""
     flat = flatten(config)
-    synchronized = _synchronized(flat, str(flat.get("norm")))
+    synchronized = _synchronized(flat, str(flat.get("norm")), sources)
     chosen = {name: value for name, value in flat.items() if _counts(name, synchronized)}
     plain: dict[str, Any] = json.loads(json.dumps(chosen, default=str))
     return plain
@@ -79,14 +85,17 @@ def differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in ours.items() if value != theirs.get(name)}
 
 
-def overrides(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def overrides(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], sources: Sources = MappingProxyType({})
+) -> dict[str, Any]:
     """The fields that change numbers and differ from the recipe; weights to start from with their content.
 
     Args:
         config: a resolved configuration.
         defaults: the same, of the recipe alone.
+        sources: where parts of the norm come from that are not wsbench's own.
     """
-    ours, theirs = deciding(config), deciding(defaults)
+    ours, theirs = deciding(config, sources), deciding(defaults)
     changed = {name: value for name, value in ours.items() if value != theirs.get(name)}
     if changed.get(INIT_FROM):
         changed[INIT_FROM] = with_content(changed[INIT_FROM])
@@ -122,7 +131,7 @@ def run_id(
     norm: str,
     seed: int,
     data: DataIdentity,
-    sources: Mapping[str, Mapping[str, str]],
+    sources: Sources,
 ) -> str:
     """Twelve hexadecimal digits of the SHA-256 of all that decides a run's numbers.
 
@@ -157,7 +166,7 @@ def id_of(record: RunRecord) -> str | None:
     digest = record.recipe_digest or RECIPES.get(f"{record.task}/{record.recipe}")
     if digest is None:
         return None
-    synchronized = _synchronized(record.overrides, record.norm)
+    synchronized = _synchronized(record.overrides, record.norm, record.norm_sources)
     kept = {name: value for name, value in record.overrides.items() if _counts(name, synchronized)}
     return run_id(record.task, record.recipe, digest, kept, record.norm, record.seed, record.data,
                   record.norm_sources)  # fmt: skip

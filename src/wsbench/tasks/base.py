@@ -20,6 +20,7 @@ from wsbench.datamodules.sampling import accumulation
 from wsbench.errors import UserError
 from wsbench.models.by_name import is_named
 from wsbench.norms import NormSpec, adaptive_clip_grad_, fold, normalize, require_spec, stamp_spec
+from wsbench.norms.layers import torch_class
 from wsbench.norms.recognize import is_norm
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
@@ -70,7 +71,7 @@ class BenchmarkTask(LightningModule, ABC):
         window: standardize weights once per optimizer step instead of once per micro-step; exact.
         compile: compile the network with torch.compile.
         agc: clip the gradient of each filter to so many times the filter's norm (adaptive gradient clipping, for
-            networks without normalizers; 0.01 in the paper), but for the last linear layer's; 0: do not.
+            networks without normalizers; 0.01 in the paper), but for the last layer's; 0: do not.
         memory_format: of the network's weights, and so of its features; ``auto`` is what measured fastest.
     """
 
@@ -321,8 +322,8 @@ class BenchmarkTask(LightningModule, ABC):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         if self._agc:
-            linear = [m for m in self.network.modules() if isinstance(m, nn.Linear)]
-            adaptive_clip_grad_(self.network, self._agc, exclude=tuple(linear[-1:]))
+            layers = [m for m in self.network.modules() if torch_class(type(m)) is not None]
+            adaptive_clip_grad_(self.network, self._agc, exclude=tuple(layers[-1:]))
         step = self.global_step + 1
         values = {"train/loss": float(window[0] / number), "train/lr": optimizer.param_groups[0]["lr"]}
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

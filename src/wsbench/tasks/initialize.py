@@ -130,7 +130,9 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         checkpoint, path = read_source(source)
     if not any_norm:
         source_act = ACTIVATIONS[spec.act].facts.starts_from
-        trained = spec if source_act is None else dataclasses.replace(spec, act=source_act)
+        trained = spec
+        if source_act is not None:  # without what only the other method knows: a number, a definition
+            trained = dataclasses.replace(spec, act=source_act, groups=None, semantics=spec.weight_semantics)
         found = checkpoint.get(KEY)
         same = found is not None and NormSpec.parse(found) == spec
         require_spec(checkpoint, spec if same else trained, f"--model.init_from '{path}'")
@@ -142,6 +144,10 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         state = {k: v for k, v in state.items() if k in own or not of_norms(k)}
         state = {k: v for k, v in own.items() if of_norms(k)} | state
     left = _load(backbone, state, path)
+    for module in backbone.modules():
+        restart: Any = getattr(module, "restart_schedule", None)
+        if restart is not None:
+            restart()
     if any_norm:
         _renew_gains(backbone, set(loaded))
     return left
