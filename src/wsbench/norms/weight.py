@@ -113,9 +113,10 @@ class _Standardize(torch.autograd.Function):
         )
         out = out.view_as(contiguous)
         if not inside:
-            scale = _factors(r.view(-1), damping, fan_in)[0]
-            scale = (scale if gain is None else scale * gain).view(-1, 1)
-            out = out.mul_(scale) if shift is None else torch.addcmul(shift.view(-1, 1), out, scale, out=out)
+            scale = _relative(r.view(-1), damping, fan_in)
+            out.mul_((scale if gain is None else scale * gain).view(-1, 1))
+            if shift is not None:  # addcmul of what it has to spread takes twice as long
+                out.add_(shift.view(-1, 1))
         ctx.damping = damping
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(rows, gain, shift, mean, r)
@@ -130,7 +131,8 @@ class _Standardize(torch.autograd.Function):
             out = _affine_rows(_standardize_rows(rows, ctx.damping), gain, shift)
             return (*_derivatives(out, grad, rows, gain, shift), None)
         channels, fan_in = rows.shape
-        h_over_r, root_q = _factors(r.view(-1), ctx.damping, fan_in)
+        h_over_r = _relative(r.view(-1), ctx.damping, fan_in)
+        root_q = _root_q(h_over_r, ctx.damping, fan_in)
         inner = torch.ones_like(h_over_r) if gain is None else gain
         to_rows, to_gain, to_shift = torch.ops.aten.native_group_norm_backward(
             grad.contiguous()[None], rows.contiguous()[None], mean, (r.view(-1) * root_q).view_as(r),
@@ -145,19 +147,23 @@ class _Standardize(torch.autograd.Function):
         )
 
 
-def _factors(r: Tensor, damping: Damping, fan_in: int) -> tuple[Tensor, Tensor]:
-    """H sigma and sqrt(q) of :class:`_Standardize`, (O,), from r = 1/sigma."""
+def _relative(r: Tensor, damping: Damping, fan_in: int) -> Tensor:
+    """What h sigma of :class:`_Standardize` is, (O,), from r = 1/sigma."""
     if damping.where == "inside":
-        one = torch.ones_like(r)
-        return one, one
+        return torch.ones_like(r)
     if damping.where == "outside":
-        k = damping.k(fan_in)
-        h_over_r = (r * damping.eps + k).reciprocal_()
-        return h_over_r, (h_over_r * k).sqrt_()
-    bound = math.sqrt(damping.eps)
-    above = r * bound <= 1
+        return (r * damping.eps).add_(damping.k(fan_in)).reciprocal_()
+    return (r * math.sqrt(damping.eps)).clamp_(min=1).reciprocal_()
+
+
+def _root_q(h_over_r: Tensor, damping: Damping, fan_in: int) -> Tensor:
+    """sqrt(q) of :class:`_Standardize`, (O,), from h sigma."""
+    if damping.where == "inside":
+        return torch.ones_like(h_over_r)
+    if damping.where == "outside":
+        return (h_over_r * damping.k(fan_in)).sqrt_()
     # a q of 0 would leave the kernel without its gain; one of 1e-12 is 0 beside 1 in every precision that sums have
-    return torch.where(above, 1.0, (r * bound).reciprocal()), torch.where(above, 1.0, 1e-6)
+    return torch.where(h_over_r < 1, 1e-6, 1.0)
 
 
 def _derivatives(out: Tensor, grad: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
