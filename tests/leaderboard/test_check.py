@@ -13,7 +13,7 @@ from tests.test_records import make_record
 from wsbench.__main__ import main
 from wsbench.leaderboard.check import check, problems_of
 from wsbench.leaderboard.derive import update
-from wsbench.records import MetricValue, RunRecord, read_record, write_record
+from wsbench.records import BatchNumbers, MetricValue, RunRecord, read_record, write_record
 from wsbench.run.identity import id_of
 
 
@@ -90,6 +90,17 @@ def test_errors_in_the_wrong_order() -> None:
     numbers = {k: MetricValue(value=v, n_eval=3, step=4) for k, v in (("top1_error", 20.0), ("top5_error", 30.0))}
     assert any("is above top1_error" in p for p in problems_of(clean(task="imagenet", metrics=numbers)))
     assert not problems_of(clean())
+
+
+@pytest.mark.parametrize(
+    ("norm", "norm_batch", "fine"),
+    [("gbn4+ws", 4, True), ("gbn4+ws", 8, True), ("gbn", 8, True), ("gbn4", 3, False), ("gbn16", 8, True),
+     ("gn+ws", 4, False)],
+)  # fmt: skip
+def test_ghost_batches_are_parts_of_a_micro_batch(norm: str, norm_batch: int, fine: bool) -> None:
+    numbers = BatchNumbers(micro_batch=8, accumulate=1, devices=1, effective_batch=8, norm_batch=norm_batch)
+    found = problems_of(clean(norm=norm, batch=numbers))
+    assert any("norm_batch" in problem for problem in found) != fine
 
 
 def test_submit_refuses_and_writes_nothing(boards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

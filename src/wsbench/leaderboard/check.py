@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ LONG_KEY = (
 )  # fmt: skip
 WIDE_KEY = tuple(name for name in (*LONG_KEY, "overrides") if name != "seed")
 
+#: the normalization of parts of a micro-batch, and how many samples they have (32 unless it says so)
+_GHOST = re.compile(r"gbn(\d*)(?![a-z])")
+
 
 def problems_of(record: RunRecord) -> list[str]:
     """Why a record cannot be right, or cannot be traced: one line each."""
@@ -27,7 +31,12 @@ def problems_of(record: RunRecord) -> list[str]:
     batch, provenance = record.batch, record.provenance
     if batch.micro_batch * batch.accumulate * batch.devices != batch.effective_batch:
         found.append(f"effective_batch {batch.effective_batch} is not the product of the three before it")
-    if batch.norm_batch not in (batch.micro_batch, batch.micro_batch * batch.devices):
+    whole = batch.micro_batch * batch.devices
+    ghost = _GHOST.match(record.norm)
+    parts = (
+        range(1, whole + 1) if record.norm_sources else [min(int(ghost[1] or 32), batch.micro_batch)] if ghost else []
+    )
+    if batch.norm_batch not in (batch.micro_batch, whole, *parts):
         found.append(f"norm_batch {batch.norm_batch} is neither micro_batch nor micro_batch times devices")
     if record.schema_version >= IDENTIFIED and (identity := id_of(record)) != record.id:
         found.append(f"it says that it is run {record.id}, and what it holds is run {identity}")
