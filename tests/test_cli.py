@@ -89,7 +89,7 @@ def test_choice_of_recipe(root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--norm", "gn+xs"], "unknown weight normalization 'xs'; choose from wn, ws"),
+        (["--norm", "gn+xs"], "unknown weight normalization 'xs'; choose from cwn, spectral, sws, wn, ws"),
         (["--trainer.max_stepz", "3"], "max_stepz"),
         (["--model.lr", "fast"], "fast"),
         (["--data.train_labels", "none"], "SegmentationClassAug"),
@@ -109,6 +109,8 @@ def test_wrong_options_are_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--norm", "syncbn", "--trainer.sync_batchnorm", "true"], "sees all devices by itself"),
+        (["--model.agc", "-1"], "--model.agc -1"),
         (["--norm", "gn48"], "48 groups do not divide 64 channels"),
         (["--data.effective_batch", "3", "--data.micro_batch", "2"], "3 is no multiple of micro_batch 2"),
         (["--trainer.accumulate_grad_batches", "3"], "contradicts --data.effective_batch 2"),

@@ -17,6 +17,7 @@ from wsbench import plugins
 from wsbench.__main__ import main
 from wsbench.norms import ACTIVATIONS, WEIGHTS, NormSpec, SpecError, registry
 from wsbench.records import read_record
+from wsbench.run import identity
 from wsbench.run.identity import id_of
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +149,33 @@ def test_a_module_beside_the_user(in_a_folder: None, root: Path, capsys: pytest.
     Path("my_norms.py").write_text(MODULE.replace("power", "mine") + "\n# edited\n")
     assert main([*again, "--import", "my_norms", "--trainer.max_steps", "4"]) == 0
     assert len(folders()) == 3
+
+
+def test_what_sees_all_devices_is_another_run_on_two(in_a_folder: None) -> None:
+    """A plug-in says so by its facts, as syncbn does, and a record by its sources."""
+    sources = {"mine": {"package": "p", "across_devices": "yes"}}
+    config = {"norm": "mine", "trainer": {"devices": 2}, "data": {}, "model": {}}
+    assert identity.overrides(config, {"norm": "gn+ws"}, sources) == {"trainer.devices": 2}
+    assert identity.overrides(config, {"norm": "gn+ws"}) == {}
+    assert identity.overrides({**config, "norm": "syncbn+ws"}, {}) == {"trainer.devices": 2}
+    facts = 'NormFacts("all values of one sample, not centred", "You, a preprint", 2026, across_devices=True'
+    module = MODULE.replace('NormFacts("all values of one sample, not centred", "You, a preprint", 2026', facts)
+    Path("my_norms.py").write_text(module.replace("power", "mine"))
+    plugins.request(["--import", "my_norms"])
+    assert NormSpec.parse("mine").sources["mine"]["across_devices"] == "yes"
+
+
+def test_every_file_of_a_package_counts(in_a_folder: None) -> None:
+    folder = Path("my_norms")
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from my_norms.helper import FACTOR\n" + MODULE.replace("power", "mine"))
+    found = []
+    for factor in (1, 2):
+        (folder / "helper.py").write_text(f"FACTOR = {factor}\n")
+        forget()
+        plugins.request(["--import", "my_norms"])
+        found.append(NormSpec.parse("mine").sources["mine"]["sha256"])
+    assert found[0] != found[1]
 
 
 def test_another_version_is_another_run(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from wsbench.norms import ACTIVATIONS, NormSpec, normalize
 from wsbench.norms.facts import NormFacts, facts_of
 from wsbench.norms.registry import ActivationMethod
+from wsbench.run.identity import ACROSS_DEVICES
 from wsbench.tasks.memory import memory_format_for
 
 C = 8
@@ -55,6 +56,33 @@ def test_named_with_a_source(name: str) -> None:
     assert facts.sees != NormFacts().sees
     assert (facts.paper is None) == (facts.year is None) == (name == "none")
     assert facts.starts_from is None or facts.starts_from in ACTIVATIONS
+
+
+def test_ids_know_what_sees_all_devices() -> None:
+    assert set(ACROSS_DEVICES) == {name for name, method in ACTIVATIONS.items() if method.facts.across_devices}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_brings_its_activation_is_none_but_for_it(name: str) -> None:
+    """It clips or gates: on a grid of inputs it is no affine map of what a norm without activation makes of them."""
+    facts, norm = ACTIVATIONS[name].facts, layer(name)
+    assert hasattr(norm, "drop_activation") == facts.brings_activation
+    if facts.brings_activation:
+        plain = layer(name)
+        plain.drop_activation()  # type: ignore[operator]
+        assert not torch.allclose(norm(images()), plain(images()))
+        assert set(plain.state_dict()) < set(norm.state_dict())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_recipes_momentum_is_for_running_statistics_of_a_batch(name: str) -> None:
+    facts, norm = ACTIVATIONS[name].facts, layer(name)
+    if facts.bn_momentum:
+        before = norm.running_mean.clone()  # type: ignore[union-attr,operator]
+        norm.momentum = 0.0
+        norm(images())
+        assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
+        assert facts.starts_from == "bn" or name == "bn"
 
 
 class Whitened(nn.Module):

@@ -274,11 +274,11 @@ class BenchmarkTask(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Remember the order of classes; tell norms that have a schedule how long it is; compile."""
         self._check_classes()
-        steps = self.total_steps()
-        for module in self.network.modules():
-            starts: Any = getattr(module, "starts_training", None)
-            if starts is not None:
-                starts(None if steps is None else steps * self.trainer.accumulate_grad_batches)
+        scheduled: list[Any] = [m for m in self.network.modules() if hasattr(m, "starts_training")]
+        if scheduled:
+            steps = self.total_steps()
+            for norm in scheduled:
+                norm.starts_training(None if steps is None else steps * self.trainer.accumulate_grad_batches)
         if self._compile:
             self.network.compile()
 
