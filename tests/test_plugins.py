@@ -154,7 +154,7 @@ def test_a_module_beside_the_user(in_a_folder: None, root: Path, capsys: pytest.
 def test_what_sees_all_devices_is_another_run_on_two(in_a_folder: None) -> None:
     """A plug-in says so by its facts, as syncbn does, and a record by its sources."""
     sources = {"mine": {"package": "p", "across_devices": "yes"}}
-    config = {"norm": "mine", "trainer": {"devices": 2}, "data": {}, "model": {}}
+    config = {"norm": "mine", "trainer": {"devices": 2}}
     assert identity.overrides(config, {"norm": "gn+ws"}, sources) == {"trainer.devices": 2}
     assert identity.overrides(config, {"norm": "gn+ws"}) == {}
     assert identity.overrides({**config, "norm": "syncbn+ws"}, {}) == {"trainer.devices": 2}

@@ -131,7 +131,7 @@ def run_id(
     norm: str,
     seed: int,
     data: DataIdentity,
-    sources: Sources,
+    sources: Sources = MappingProxyType({}),
 ) -> str:
     """Twelve hexadecimal digits of the SHA-256 of all that decides a run's numbers.
 
