@@ -165,6 +165,13 @@ def test_what_sees_all_devices_is_another_run_on_two(in_a_folder: None) -> None:
     assert NormSpec.parse("mine").sources["mine"]["across_devices"] == "yes"
 
 
+def test_a_module_that_is_asked_for_later(in_a_folder: None) -> None:
+    assert "gn" in list(ACTIVATIONS)  # everything has been loaded
+    Path("my_norms.py").write_text(MODULE.replace("power", "mine"))
+    plugins.request(["--import", "my_norms"])
+    assert NormSpec.parse("mine").act == "mine"
+
+
 def test_every_file_of_a_package_counts(in_a_folder: None) -> None:
     folder = Path("my_norms")
     folder.mkdir()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import nn
 
 from wsbench.norms.facts import NormFacts, facts_of
-from wsbench.plugins import load, source
+from wsbench.plugins import load, requested, source
 
 if TYPE_CHECKING:
     from wsbench.norms.weight import WeightNorm
@@ -116,13 +116,14 @@ class Registry(Mapping[str, T]):
 ACTIVATIONS: Registry[ActivationMethod] = Registry("activation normalization")
 WEIGHTS: Registry[WeightMethod] = Registry("weight normalization")
 
-_loaded: list[bool] = []
+#: the modules of --import that have been loaded, once anything has
+_loaded: list[list[str]] = []
 
 
 def _load_plugins() -> None:
-    if _loaded:
+    if _loaded == [requested()]:
         return
-    _loaded.append(True)  # before: what is loaded asks, too
+    _loaded[:] = [requested()]  # before: what is loaded asks, too
     try:
         load(_add_plugin)
     except BaseException:
