@@ -41,7 +41,7 @@ class Entry:
     """Where it comes from."""
 
 
-def _package(name: str, factory: object) -> str:
+def _package(factory: object) -> str:
     found = plugins.source(factory)
     return "wsbench" if found is None else " ".join(v for k, v in found.items() if k != "sha256")
 
@@ -112,7 +112,7 @@ def entries(measure: bool) -> tuple[list[Entry], list[Entry]]:
         further = [f"{name}N: {method.number}"] if method.number else []
         further += [f"@{semantics}: {words}" for semantics, words in method.semantics.items()]
         acts.append(Entry(name, facts.paper or "-", facts.year, facts.sees, "; ".join(further), _learned(method),
-                          costs.get(f"act {name}"), _package(name, method.factory)))  # fmt: skip
+                          costs.get(f"act {name}"), _package(method.factory)))  # fmt: skip
     weights = []
     for name, kind in WEIGHTS.items():
         layer = normalized(nn.Conv2d(8, 4, 3, bias=False), NormSpec("none", weight=name))
@@ -121,7 +121,7 @@ def entries(measure: bool) -> tuple[list[Entry], list[Entry]]:
         further += [f"@{semantics}: {words}" for semantics, words in kind.semantics.items()]
         weights.append(Entry(name, kind.factory.facts.paper or "-", kind.factory.facts.year, kind.factory.facts.sees,
                              "; ".join(further), f"{extra // 4} O", costs.get(f"weight {name}"),
-                             _package(name, kind.factory)))  # fmt: skip
+                             _package(kind.factory)))  # fmt: skip
     return acts, weights
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from wsbench.norms.activation import per_channel
+from wsbench.norms.activation import per_channel, values_per_channel
 from wsbench.norms.facts import NormFacts
 from wsbench.norms.tracing import as_leaf, without_autocast
 
@@ -39,7 +39,7 @@ class ChannelNorm(nn.Module, ABC):
         """The layer's output of ``x`` (N, C, *), float32 or wider."""
 
     def affine(self, x: Tensor) -> Tensor:
-        """X * weight + bias, for each channel."""
+        """Gain and shift of each channel: x * weight + bias."""
         weight, bias = (per_channel(p, x).to(x.dtype) for p in (self.weight, self.bias))
         return torch.addcmul(bias, x, weight)
 
@@ -86,6 +86,17 @@ class RunningNorm(ChannelNorm):
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
+    def values_per_statistic(self, shape: torch.Size) -> int:
+        """Values behind one statistic of a training pass."""
+        return shape[0] * values_per_channel(shape)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards a batch's (C,)."""
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+
     def by_running(self, x: Tensor) -> Tensor:
         """BN in evaluation."""
         mean, var = (per_channel(s, x).to(x.dtype) for s in (self.running_mean, self.running_var))
@@ -96,8 +107,12 @@ class RunningNorm(ChannelNorm):
         return f"{super().extra_repr()}, momentum={self.momentum}"
 
 
+def all_but_channels(x: Tensor) -> list[int]:
+    """The dimensions of (N, C, *) that a statistic of a channel over the batch is over."""
+    return [d for d in range(x.dim()) if d != 1]
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of a batch (N, C, *)."""
-    dims = [d for d in range(x.dim()) if d != 1]
-    var, mean = torch.var_mean(x, dim=dims, correction=0)
+    var, mean = torch.var_mean(x, dim=all_but_channels(x), correction=0)
     return mean, var

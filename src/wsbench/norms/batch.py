@@ -14,7 +14,7 @@ from wsbench.norms.activation import (
     scale_and_shift,
     values_per_channel,
 )
-from wsbench.norms.base import RunningNorm, moments
+from wsbench.norms.base import RunningNorm, all_but_channels, moments
 from wsbench.norms.facts import NormFacts
 from wsbench.norms.moments import wide
 from wsbench.norms.registry import register_activation
@@ -84,7 +84,7 @@ class SyncBatchNorm(BatchNorm):
             x = wide(input)
             values = self.values_per_statistic(x.shape)
             # not var_mean, which is nan of nothing: the graph, and so the order of its sums over devices, is one
-            dims, count = [d for d in range(x.dim()) if d != 1], max(values, 1)
+            dims, count = all_but_channels(x), max(values, 1)
             mean = x.sum(dims) / count
             var = (x - per_channel(mean, x)).square().sum(dims) / count
             scale, shift = self._from_devices(mean[None], var[None], values)
@@ -152,14 +152,8 @@ class GhostBatchNorm(RunningNorm):
         if values == 1:
             return self.by_running(x)
         mean, var = moments(x)
-        self._track(mean, var * (values / (values - 1)))
+        self.track(mean, var * (values / (values - 1)))
         return self.affine((x - per_channel(mean, x)) * torch.rsqrt(per_channel(var, x) + self.eps))
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
 
     def extra_repr(self) -> str:
         """Arguments, for print."""
@@ -215,10 +209,6 @@ class BatchRenorm(_Warming):
         r, d = (((self.passes - 5_000) / length).clamp(0, 1) for length in (35_000, 20_000))
         return 1 + 2 * r, 5 * d
 
-    def values_per_statistic(self, shape: torch.Size) -> int:
-        """Values behind one mean and variance in training."""
-        return shape[0] * values_per_channel(shape)
-
     def _map(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The affine map by the moments of a batch (1, C); the running statistics move."""
         r_max, d_max = self.limits
@@ -270,7 +260,7 @@ class _MovingAverage(torch.autograd.Function):
             raise RuntimeError("MovingAverageBatchNorm has no second derivative: its backward is no gradient")
         z, inverse, r = ctx.saved_tensors
         g = grad * per_channel(r, z)
-        psi = (g * z).mean([d for d in range(z.dim()) if d != 1])
+        psi = (g * z).mean(all_but_channels(z))
         ctx.gradients[ctx.slot] = psi
         if ctx.averaged:
             psi = ctx.gradients.mean(0).to(z.dtype)
@@ -309,10 +299,6 @@ class MovingAverageBatchNorm(_Warming):
         """Build for ``channels``; ``groups`` is the number of passes."""
         return cls(channels, 16 if groups is None else groups)
 
-    def values_per_statistic(self, shape: torch.Size) -> int:
-        """Values behind one statistic of a pass."""
-        return shape[0] * values_per_channel(shape)
-
     def by_running(self, x: Tensor) -> Tensor:
         """In evaluation."""
         return self.affine(x * torch.rsqrt(per_channel(self.running_var, x).to(x.dtype) + self.eps))
@@ -325,7 +311,7 @@ class MovingAverageBatchNorm(_Warming):
             self.num_batches_tracked += 1
             number = int(self.num_batches_tracked)
             slot = number % self.window
-            square = x.square().mean([d for d in range(x.dim()) if d != 1])
+            square = x.square().mean(all_but_channels(x))
             self.squares[slot] = square
             averaged = number > self.window and number >= 100 * self._stretch
             var = self.squares.mean(0).to(x.dtype) if averaged else square
@@ -390,10 +376,6 @@ class BatchChannelNorm(RunningNorm):
         """Of the sign of the whole map, (C,)."""
         return self.weight * self.channel_weight.repeat_interleave(self.num_features // self.num_groups)
 
-    def values_per_statistic(self, shape: torch.Size) -> int:
-        """Values behind a mean and variance of the batch half in training."""
-        return shape[0] * values_per_channel(shape)
-
     def _batch_map(self, mean: Tensor, var: Tensor, values: int) -> tuple[Tensor, Tensor]:
         """BN's affine map (1, C) by the moments of the batch (1, C); the running statistics move."""
         if self.training and values > 0 and (values > 1 or self.semantics is not None):
@@ -402,9 +384,7 @@ class BatchChannelNorm(RunningNorm):
                     seen_var = var * (values / (values - 1))
                 else:
                     seen_var = var + (mean - self.running_mean.to(mean.dtype)).square()
-                self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(seen_var[0].to(self.running_var.dtype), self.momentum)
-                self.num_batches_tracked += 1
+                self.track(mean[0], seen_var[0])
         if not self.training or values <= 1 or self.semantics is not None:
             mean, var = self.running_mean[None].to(mean.dtype), self.running_var[None].to(var.dtype)
         return scale_and_shift(mean, var, self.eps, self.weight, self.bias)

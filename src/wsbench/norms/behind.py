@@ -49,7 +49,7 @@ class ActivatingNorm(ChannelNorm):
         out = super().forward(input)
         if isinstance(out, Tensor):  # torch.fx passes through without running anything
             for activation in self._behind:
-                activation._told = True if traced() else _memory(out)
+                activation._told = True if traced() else memory_of(out)
         return out
 
     def extra_repr(self) -> str:
@@ -71,7 +71,7 @@ class Passing(nn.Module):
         if self._always:
             return input
         told, self._told = self._told, False
-        if told is True or (told is not False and told == _memory(input)):
+        if told is True or (told is not False and told == memory_of(input)):
             return input
         return cast(Tensor, super().forward(input))
 
@@ -82,8 +82,11 @@ class Passing(nn.Module):
         return dict(self.__dict__)
 
 
-def _memory(tensor: Tensor) -> int:
-    """The identity of what a tensor lies in; of a view that a hook makes, too."""
+def memory_of(tensor: Tensor) -> int:
+    """The identity of what a tensor lies in, for as long as it lives; on the meta device every address is 0.
+
+    That of a view is the same.
+    """
     return int(tensor.untyped_storage()._cdata)
 
 

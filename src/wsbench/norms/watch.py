@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wsbench.norms.behind import ACTIVATION_MODULES, ACTIVATION_OPERATIONS, Passing
+from wsbench.norms.behind import ACTIVATION_MODULES, ACTIVATION_OPERATIONS, Passing, memory_of
 
 
 @dataclass
@@ -59,14 +59,14 @@ class Behind:
         calls = self.found.setdefault(norm, [])
         calls.append(None)
         if isinstance(output, Tensor):
-            self._calls[_memory(output)] = (norm, len(calls) - 1, output, self._time, output._version)
-            self._reads[_memory(output)] = []
+            self._calls[memory_of(output)] = (norm, len(calls) - 1, output, self._time, output._version)
+            self._reads[memory_of(output)] = []
 
     def enters(self, activation: nn.Module, given: Any) -> None:
         """An activation is called."""
         self._time += 1
-        call = self._unchanged(_memory(given)) if isinstance(given, Tensor) else None
-        if call is not None and (self._reads[_memory(given)] or given.numel() != call[2].numel()):
+        call = self._unchanged(memory_of(given)) if isinstance(given, Tensor) else None
+        if call is not None and (self._reads[memory_of(given)] or given.numel() != call[2].numel()):
             self._also_elsewhere(call)  # it was read before, or this is a part of it
             call = None
         follows = call is not None
@@ -75,7 +75,7 @@ class Behind:
             assert call is not None
             norm, number, output, time, _ = call
             self.found[norm][number] = activation
-            self._reads[_memory(output)].append(activation)
+            self._reads[memory_of(output)].append(activation)
             if any(t > time for t in self._since.get(activation, ())):
                 self.interrupted.add(activation)
         self._since.setdefault(activation, []).append(self._time)
@@ -89,7 +89,7 @@ class Behind:
         """An operation outside of activation modules reads tensors."""
         if self._inside:
             return
-        for memory in {_memory(t) for t in tensors} & self._calls.keys():
+        for memory in {memory_of(t) for t in tensors} & self._calls.keys():
             call = self._unchanged(memory)
             if call is None:
                 continue
@@ -136,11 +136,6 @@ class Behind:
 ELSEWHERE = "an activation and elsewhere"
 
 
-def _memory(tensor: Tensor) -> int:
-    """The identity of what a tensor lies in, for as long as it lives; on the meta device every address is 0."""
-    return int(tensor.untyped_storage()._cdata)
-
-
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that read each of some memories."""
 
@@ -151,7 +146,7 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.layout == torch.strided]
-        for memory in {_memory(t) for t in inputs} & self.count.keys():
+        for memory in {memory_of(t) for t in inputs} & self.count.keys():
             self.count[memory] += 1
         if not func.is_view:
             self._behind.reads(func.name().partition(".")[0], inputs)
@@ -191,7 +186,7 @@ class Weights(TorchFunctionMode):
     def returned(self, layer: nn.Module, output: Any) -> None:
         """A layer has returned ``output``."""
         given, version = self.given.pop(layer, (None, 0))
-        same = given is not None and isinstance(output, Tensor) and _memory(output) == _memory(given)
+        same = given is not None and isinstance(output, Tensor) and memory_of(output) == memory_of(given)
         if not same or output._version != version:
             self._seen.elsewhere.setdefault(layer, "it does more than its operation")
 
@@ -304,8 +299,8 @@ def watch(
         seen.reached.add(layer)
         weights.returned(layer, output)
         if isinstance(output, Tensor):
-            written[_memory(output)] = (layer, output, output._version)
-            uses.count[_memory(output)] = 0
+            written[memory_of(output)] = (layer, output, output._version)
+            uses.count[memory_of(output)] = 0
 
     def on_input(norm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if norm in seen.reached:
@@ -315,7 +310,7 @@ def watch(
         if not isinstance(given, Tensor):
             return
         seen.inputs[norm] = given.shape
-        layer, output, version = written.get(_memory(given), (None, None, None))
+        layer, output, version = written.get(memory_of(given), (None, None, None))
         if layer is None or output is None or output._version != version or given.numel() != output.numel():
             return
         seen.consumers[layer] = norm
@@ -335,7 +330,7 @@ def watch(
     finally:
         for hook in hooks:
             hook.remove()
-    for memory in {_memory(t) for t in _tensors_in(output)}:
+    for memory in {memory_of(t) for t in _tensors_in(output)}:
         seen.behind.escapes(memory)
         if memory in uses.count:
             uses.count[memory] += 1

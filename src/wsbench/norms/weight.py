@@ -104,10 +104,8 @@ class _Standardize(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, gain: Tensor | None, shift: Tensor | None, damping: Damping) -> Tensor:
         channels, fan_in = rows.shape
         contiguous = rows.contiguous()
-        floor = (
-            max(damping.eps, VARIANCE_FLOOR[rows.dtype]) if damping.where == "inside" else VARIANCE_FLOOR[rows.dtype]
-        )
         inside = damping.where == "inside"
+        floor = max(damping.eps if inside else 0.0, VARIANCE_FLOOR[rows.dtype])
         out, mean, r = torch.native_group_norm(
             contiguous[None], gain if inside else None, shift if inside else None, 1, channels, fan_in, channels, floor
         )
