@@ -94,6 +94,16 @@ class SegmentationDataset(Dataset[SegmentationSample]):
         return read_mask(mask)
 
 
+def collate(batch: Sequence[SegmentationSample]) -> dict[str, Tensor]:
+    """Stack samples; smaller images are padded right and bottom to the largest, their masks with void."""
+    height, width = (max(s["image"].shape[side] for s in batch) for side in (1, 2))
+    return {
+        "image": torch.stack([pad_to(s["image"], height, width, 0) for s in batch]),
+        "mask": torch.stack([pad_to(s["mask"], height, width, VOID) for s in batch]),
+        "size": torch.stack([s["size"] for s in batch]),
+    }
+
+
 def read_padded(path: Path, side: int) -> dict[str, Any]:
     """A user's image, uint8 (3, H, W), padded right and bottom to ``side``, and its size (H, W)."""
     image = read_picture(path, upright=True)

@@ -15,7 +15,7 @@ from wsbench.datamodules.masks import Mask, look_at_masks, palette_of
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.palette import VOID, voc_palette
 from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one
-from wsbench.datamodules.segmentation import SegmentationDataset, read_padded
+from wsbench.datamodules.segmentation import SegmentationDataset, collate, read_padded
 from wsbench.datamodules.transforms import Interpolation, Rounding, SegmentationTransform
 from wsbench.records import checksum, sha256_of
 
@@ -130,13 +130,15 @@ class VOC(BenchmarkData):
         flip: probability of the mirror.
         interpolation: for scaling images.
         kwargs: of :class:`~wsbench.datamodules.base.BenchmarkData`; ``root`` holds ``VOCdevkit/VOC2012``, or is it.
-            ``eval_batch`` above 1 only where padding makes the images equally large.
+            ``eval_batch`` above 1 pads images to the largest of their batch, and GN, LN, IN and SN see the padding: for
+            images larger than ``crop`` metrics depend on it.
     """
 
     task = "voc"
     title = "A segmentation dataset (PASCAL VOC 2012, or one in its layout)"
     layout, looked_for = LAYOUT, "VOCdevkit/VOC2012/ with JPEGImages/ and ImageSets/Segmentation/, or these themselves"
     mini: ClassVar[ModuleType] = mini
+    collate = staticmethod(collate)
     collate_prediction = staticmethod(collate_one)
 
     def __init__(

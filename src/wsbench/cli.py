@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from jsonargparse import Namespace
@@ -46,14 +46,16 @@ from wsbench.records import (
     write_record,
     write_text_atomically,
 )
+from wsbench.run import devices, identity, lock, nodes, report
 from wsbench.run import folder as run_folder
-from wsbench.run import identity, lock, report
 from wsbench.run.loggers import finish, loggers
 from wsbench.run.progress import progress_callback
+from wsbench.run.provenance import machine as machine_of
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics, weights_digest
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.formats import read_run_checkpoint
+from wsbench.tasks.sync_batch_norm import SyncBatchNorms
 
 #: Errors whose message is for the user; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -134,6 +136,7 @@ class BenchmarkCLI(LightningCLI):
         self.folder: Path | None = None
         self._resumed_at: int | None = None
         self._prepared: BenchmarkData | None = None
+        self._device_notes: list[str] = []
         entry = ENTRIES[choice.task]
         super().__init__(
             model_class=entry.model,
@@ -171,6 +174,15 @@ class BenchmarkCLI(LightningCLI):
         )
         parser.add_argument("--wandb", type=bool, default=False, help="log to Weights & Biases (extra wandb)")
         parser.add_argument("--mlflow", type=bool, default=False, help="log to MLflow (extra mlflow)")
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal[devices.MATMUL],
+            default="highest",
+            help="of float32 on GPUs: highest is float32, high and medium round factors (torch)",
+        )
+        parser.add_argument(
+            "--tf32_convolutions", type=bool, default=True, help="cuDNN may round float32 to TF32 (torch's default)"
+        )
         parser.add_argument("--snapshots", type=int, default=0, help="keep the weights of so many steps for analyze")
         for target, source in run_folder.LINKS.items():
             if target == "model.num_classes":
@@ -206,6 +218,9 @@ class BenchmarkCLI(LightningCLI):
         settings = self.settings
         settings.task, settings.recipe = self.choice.task, self.choice.recipe
         self._init_from = settings.model.init_from
+        devices.multiply_float32(settings.matmul_precision, settings.tf32_convolutions)
+        self._choose_devices(settings)
+        devices.require_trainer(settings.trainer.as_dict())
         if self.subcommand != "fit":
             self._before_evaluation(settings)
             return
@@ -216,6 +231,7 @@ class BenchmarkCLI(LightningCLI):
         if trainer.sync_batchnorm and ACTIVATIONS[NormSpec.parse(settings.norm).act].facts.across_devices:
             raise UsageError(f"--norm {settings.norm} sees all devices by itself; leave --trainer.sync_batchnorm out, "
                              "which would replace it by torch's layer")  # fmt: skip
+        nodes.meet(int(trainer.num_nodes))
         check_options(settings.norm, settings.analysis, settings.snapshots, settings.model.compile, endless)
         self.folder = self._find_folder(settings)
         settings.trainer.default_root_dir = str(self.folder)
@@ -235,6 +251,20 @@ class BenchmarkCLI(LightningCLI):
             )
             callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always))
         self.trainer_defaults["callbacks"] = callbacks
+
+    def _choose_devices(self, settings: Namespace) -> None:
+        """The miniature, which is to run anywhere, takes the devices that its small batch divides among."""
+        trainer, data = settings.trainer, settings.data
+        if self.choice.recipe != "mini" or self.subcommand != "fit" or trainer.devices != "auto":
+            return
+        there = devices.available_devices(str(trainer.accelerator))
+        taken = devices.dividing(there, data.effective_batch, data.micro_batch)
+        if taken < there:
+            trainer.devices = taken
+            self._device_notes = [
+                f"{taken} of {there} devices: the miniature's step of {data.effective_batch} has no part for each; "
+                "--trainer.devices and --data.effective_batch say otherwise"
+            ]
 
     def _before_evaluation(self, settings: Namespace) -> None:
         if settings.ckpt_path is None and settings.model.init_from is None:
@@ -305,6 +335,15 @@ class BenchmarkCLI(LightningCLI):
         finally:
             parser.default_config_files = before
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer; BN is synchronized by wsbench's layer."""
+        settings = self._get(self.config_init, "trainer")
+        if settings.sync_batchnorm:
+            plugins_given = settings.plugins or []
+            given = plugins_given if isinstance(plugins_given, list) else [plugins_given]
+            kwargs["plugins"] = [*given, SyncBatchNorms()]
+        return super().instantiate_trainer(**kwargs)
+
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer; data that was read to find out what the run is stays the run's."""
         super().instantiate_classes()
@@ -326,11 +365,11 @@ class BenchmarkCLI(LightningCLI):
             settings.model.init_from = None  # the checkpoint has the weights; set back once the model is built
         if settings.trainer.fast_dev_run:
             return
-        if not _rank():
+        if not nodes.process_rank():
             lock.hold(self.folder)
         if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
             raise FinishedError(self.folder)
-        run_folder.claim(self.folder, resume, settings.overwrite, _rank())
+        run_folder.claim(self.folder, resume, settings.overwrite, nodes.process_rank())
 
     def _same_run(self, path: str) -> None:
         """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
@@ -360,13 +399,14 @@ class BenchmarkCLI(LightningCLI):
         self.task.started_from = started if isinstance(started, dict) else None
         cast(Any, self.trainer).datamodule = self.datamodule
         self.task.derive_accumulation(self.trainer)
+        self.task.require_evaluation(self.trainer)
         assert self.folder is not None
         if not self.settings.trainer.fast_dev_run:
             settings = self.settings
             words = {"task": settings.task, "recipe": settings.recipe, "norm": str(self.task.spec)}
             words["seed"] = f"seed {settings.seed_everything}"
             chosen = (settings.tensorboard, settings.wandb, settings.mlflow)
-            own = loggers(self.folder, self._resumed_at, _rank(), words, *chosen)
+            own = loggers(self.folder, self._resumed_at, nodes.process_rank(), words, *chosen)
             self.trainer.loggers = [*own, *self.trainer.loggers]
 
     # -- fit ------------------------------------------------------------------------------------------------------
@@ -393,11 +433,16 @@ class BenchmarkCLI(LightningCLI):
                 "data": report.data_line(self.data_identity),
                 "classes": report.classes_line(cast(BenchmarkData, self.datamodule).classes),
                 "norm": task.norm_report.summary(),
-                "batch": report.batch_line(task.batch_numbers()),
+                "batch": report.batch_line(task.batch_numbers(settings.trainer.sync_batchnorm)),
                 "steps": f"{task.planned_steps()}, seed {settings.seed_everything}, precision {precision}",
                 "run": str(self.folder),
             },
-            [*_few(task.norm_report.notes), *self._data_notes()],
+            [
+                *_few(task.norm_report.notes),
+                *self._data_notes(),
+                *self._device_notes,
+                *devices.tf32_hint(self.trainer.strategy.root_device, str(precision)),
+            ],
         )
 
     def _data_notes(self) -> list[str]:
@@ -426,8 +471,11 @@ class BenchmarkCLI(LightningCLI):
             self._write_record()
 
     def _write_record(self) -> None:
-        folder, task, trainer = cast(Path, self.folder), self.task, self.trainer
-        batch = task.batch_numbers()
+        folder, task, trainer, recorder = cast(Path, self.folder), self.task, self.trainer, self.recorder
+        batch, machine = recorder.batch, recorder.machine
+        if batch is None:  # resumed at its end: no training has started
+            batch = task.batch_numbers(self.settings.trainer.sync_batchnorm)
+            machine = machine_of(trainer.strategy.root_device, trainer.world_size)
         record = RunRecord(
             id=folder.name,
             task=self.choice.task,
@@ -441,16 +489,15 @@ class BenchmarkCLI(LightningCLI):
             batch=batch,
             data=self.data_identity,
             steps=trainer.global_step,
+            skipped_steps=recorder.skipped_steps,
             metrics=evaluation_metrics(task) | task.training_metrics,
-            best=self.recorder.best | task.best_training_metrics,
+            best=recorder.best | task.best_training_metrics,
             per_class={} if task.evaluation is None else task.evaluation.per_class,
             converted=task.norm_report.counts(),
             definitions=task.definitions(),
             analysis=analysis_log.points(folder),
-            cost=self.recorder.cost(task, trainer.global_step * batch.effective_batch),
-            provenance=provenance(
-                [*self.argv, *plugins.options()], task.device, str(trainer.precision_plugin.precision)
-            ),
+            cost=recorder.cost(task, trainer.global_step * batch.effective_batch),
+            provenance=provenance([*self.argv, *plugins.options()], machine, str(trainer.precision_plugin.precision)),
         )
         write_record(record, folder / RECORD_NAME)
         runs = Path(self.settings.runs)
@@ -490,11 +537,6 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
         return read_run_checkpoint(Path(path).expanduser())
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _rank() -> int:
-    """This process's rank, before there is a Trainer: 0 in the one that starts the others."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def _classes_or_default(task: str, given: int | None) -> int:
@@ -554,9 +596,15 @@ def fit(argv: Sequence[str]) -> Path:
 def _run(argv: Sequence[str]) -> Path | None:
     """Run a subcommand; returns the folder of a run that was fitted, which this process lets go of."""
     choice = choose(argv[1:], find_dataset)
+    cast(Any, rank_zero_only).rank = nodes.process_rank()  # Lightning's own guess does not know NODE_RANK
     try:
         return BenchmarkCLI(choice, argv).folder
     except RuntimeError as error:
+        if nodes.has_lost_a_process(error) and not isinstance(error, UserError):
+            raise nodes.NodeError(
+                f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}); its own "
+                "output says why; --ckpt_path auto goes on from the last checkpoint"
+            ) from error
         if isinstance(error, UserError) or not str(error).startswith("DataLoader worker"):
             raise
         raise UsageError(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wsbench.errors import UserError
 from wsbench.migration import LABELS
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 #: the first version whose records have a note
 NOTED = 3
 RECORD_NAME = "result.json"
@@ -74,7 +74,9 @@ class Cost(_Strict):
     train_seconds: float = Field(ge=0, description="wall time inside training steps and the loading between them")
     total_seconds: float = Field(ge=0, description="wall time from start to the end of the last evaluation")
     samples_per_second: float = Field(ge=0, description="training samples over train_seconds, all devices")
-    peak_memory_mib: float = Field(ge=0, description="peak of allocated device memory; on a CPU, of the process")
+    peak_memory_mib: float = Field(
+        ge=0, description="peak of allocated device memory, of the device with most; on a CPU, of the process"
+    )
     parameters: int = Field(ge=0, description="parameters of the network")
 
 
@@ -109,15 +111,20 @@ class Provenance(_Strict):
     commit: str | None = Field(description="git commit of the working tree, null outside one")
     dirty: bool | None = Field(description="whether the tree had uncommitted changes")
     command: str = Field(description="the command line")
-    hardware: str = Field(description="device and its number of threads or memory")
+    hardware: str = Field(description="device and its number of threads or memory; how many, if several trained")
     precision: str = Field(description="the Trainer's precision, for instance 32-true, bf16-mixed")
+    cuda: str = Field("", description="version of CUDA that torch was built for; empty on a CPU and before version 6")
+    driver: str = Field("", description="version of NVIDIA's driver; empty where it is not known")
+    cudnn: str = Field("", description="version of cuDNN; empty on a CPU")
+    float32: str = Field("", description="how float32 is multiplied: torch's matmul precision, and convolutions")
+    deterministic: bool = Field(False, description="whether torch was told to use deterministic algorithms")
     finished: str = Field(description="UTC time, ISO 8601")
 
 
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1, 2, 3, 4, 5] = Field(5, description="version of this schema")
+    schema_version: Literal[1, 2, 3, 4, 5, 6] = Field(6, description="version of this schema")
     id: str = Field(description="content hash of task, recipe, overrides, norm, seed and data")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
     recipe: str = Field(description="paper, small or mini")
@@ -134,6 +141,9 @@ class RunRecord(_Strict):
     batch: BatchNumbers
     data: DataIdentity
     steps: int = Field(ge=0, description="optimizer steps taken")
+    skipped_steps: int = Field(
+        0, ge=0, description="of those, steps that moved nothing, because GradScaler found gradients that overflowed"
+    )
     metrics: dict[str, MetricValue] = Field(
         description="of the final weights; `train_` ones are of the last epoch, counted while it ran"
     )

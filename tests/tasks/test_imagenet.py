@@ -14,7 +14,7 @@ from tests import tiny
 from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.imagenet import ImageNetClassification
-from wsbench.tasks.pictures import normalized
+from wsbench.tasks.pictures import PictureScale
 
 
 def test_sgd_decays_everything_and_falls_at_epochs(tiny_roots: dict[str, Path]) -> None:
@@ -71,7 +71,7 @@ def test_training_errors_are_logged_and_recorded(tiny_roots: dict[str, Path]) ->
 def test_pixels_are_normalized_as_torchvision_does() -> None:
     pictures = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
     expected = T.normalize(T.to_dtype(pictures, torch.float32, scale=True), list(IMAGENET_MEAN), list(IMAGENET_STD))
-    torch.testing.assert_close(normalized(pictures, torch.zeros(())), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(PictureScale()(pictures, torch.zeros(())), expected, rtol=0, atol=2e-6)
 
 
 def test_loss_is_a_sum(tiny_roots: dict[str, Path]) -> None:

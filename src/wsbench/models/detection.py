@@ -24,12 +24,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from wsbench.models.anchors import RATIOS, ReferenceAnchors, ReferenceRPN
 from wsbench.models.by_name import Pyramid, is_named
@@ -137,9 +138,45 @@ def build_detector(
     model: FasterRCNN = (MaskRCNN if masks else FasterRCNN)(features, **(parts | kwargs))
     if anchors == "reference":
         model.rpn = ReferenceRPN.like(model.rpn)
+    model.transform = DetectorTransform.like(model.transform)
     _initialize(model)
     freeze(model, trainable_layers)
     return model
+
+
+class DetectorTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's, which can leave the last part of a detection to be done later, elsewhere.
+
+    Pasting masks into the picture asks for the numbers of each box in turn; on a GPU the host would wait for the device
+    more than ten times for every mask.
+    """
+
+    #: whether detections are left as they are, in the resized picture, with their ``sizes``
+    unfinished = False
+
+    @classmethod
+    def like(cls, transform: GeneralizedRCNNTransform) -> "DetectorTransform":
+        """One with the settings of ``transform``."""
+        new = cls.__new__(cls)
+        new.__dict__ = transform.__dict__
+        return new
+
+    def postprocess(
+        self, result: list[dict[str, Any]], image_shapes: list[tuple[int, int]], original: list[tuple[int, int]]
+    ) -> list[dict[str, Any]]:
+        """As torchvision's: boxes and masks of the original pictures."""
+        if self.training or not self.unfinished:
+            return super().postprocess(result, image_shapes, original)  # type: ignore[no-any-return]
+        return [
+            {**r, "sizes": sizes} for r, sizes in zip(result, zip(image_shapes, original, strict=True), strict=True)
+        ]
+
+    def finish(self, detection: dict[str, Any]) -> dict[str, Tensor]:
+        """An unfinished detection, on any device, to what :meth:`postprocess` gives."""
+        rest = {k: v for k, v in detection.items() if k != "sizes"}
+        shape, original = detection["sizes"]
+        (finished,) = super().postprocess([rest], [shape], [original])
+        return finished  # type: ignore[no-any-return]
 
 
 def freeze(model: FasterRCNN, trainable_layers: int) -> list[nn.Module]:

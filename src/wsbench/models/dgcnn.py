@@ -50,7 +50,10 @@ def maximum_over_points(norm: nn.Module, activation: nn.Module, x: Tensor) -> Te
     if not _without_edges(norm):
         return cast(Tensor, activation(norm(x))).amax(2)
     sign = _sign(norm, x.shape[1], x)
-    maximum = torch.where(sign > 0, x.amax(2), x.amin(2)) if (sign < 0).any() else x.amax(2)
+    if x.device.type == "cpu" and not (sign < 0).any():  # on a GPU the host would have to wait for the answer
+        maximum = x.amax(2)
+    else:
+        maximum = torch.where(sign > 0, x.amax(2), x.amin(2))
     var, mean = torch.var_mean(x, dim=2, correction=0)
     return cast(Tensor, activation(_on_points(norm, maximum[:, None], mean, var, x.shape[2]))).squeeze(1)
 

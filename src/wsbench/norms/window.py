@@ -66,6 +66,7 @@ class AccumulationWindow:
         self._root: nn.Module = model if self._ddp is None else self._ddp.module
         self._shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
         self._last = False
+        self._unseen: tuple[list[str], Tensor] | None = None
         reference = weakref.ref(self)
 
         def before(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -144,8 +145,12 @@ class AccumulationWindow:
             self.drop()
             raise
 
-    def end(self) -> None:
+    def end(self, look_later: bool = False) -> None:
         """After the backward of a micro-step.
+
+        Args:
+            look_later: whether weights have changed without a trace is computed, and not looked at, which would make
+                the host wait for the device: :attr:`unseen` has it, for a loop that waits anyway later in the step.
 
         Raises:
             WindowError: a weight has changed without a trace (through ``.data``) since the window was opened; or under
@@ -158,7 +163,11 @@ class AccumulationWindow:
                 share.require_unmoved()
         if not self._last:
             return
-        self._require_no_trace(self._shares)
+        held, differ = self._differing(self._shares)
+        if look_later:
+            self._unseen = None if differ is None else ([share.name for share in held], differ)
+        else:
+            self._refuse([share.name for share in held], differ)
         left = self.gathered
         if left and _processes() > 1:
             self.drop()
@@ -228,12 +237,34 @@ class AccumulationWindow:
         """:meth:`drop`, and stop looking at optimizers."""
         self._finalizer()
 
-    def _require_no_trace(self, shares: Sequence[Share]) -> None:
-        """All bits of all weights that are held, but for those that are known to have changed."""
+    @property
+    def unseen(self) -> Tensor | None:
+        """Whether each weight of the window that has just ended was changed without a trace, bool (layers,).
+
+        Of ``end(look_later=True)``; whoever finds a True in it calls :meth:`refuse_unseen`.
+        """
+        return None if self._unseen is None else self._unseen[1]
+
+    def refuse_unseen(self) -> None:
+        """WindowError if :attr:`unseen` holds a True; forgets it."""
+        found, self._unseen = self._unseen, None
+        if found is not None:
+            self._refuse(*found)
+
+    @staticmethod
+    def _differing(shares: Sequence[Share]) -> tuple[list[Share], Tensor | None]:
+        """The layers that hold weights, but for those that are known to have changed; and whether any bit differs."""
         held = [share for share in shares if share.stamps and not share.stale and not share.moved()]
-        if not held or not bool(torch.stack([share.differs() for share in held]).any()):
+        return held, torch.stack([share.differs() for share in held]) if held else None
+
+    def _require_no_trace(self, shares: Sequence[Share]) -> None:
+        held, differ = self._differing(shares)
+        self._refuse([share.name for share in held], differ)
+
+    def _refuse(self, held: Sequence[str], differ: Tensor | None) -> None:
+        if differ is None or not bool(differ.any()):
             return
-        names = [share.name for share in held if bool(share.differs())]
+        names = [name for name, differs in zip(held, differ.tolist(), strict=True) if differs]
         self.drop()
         raise WindowError(
             f"the weight of '{names[0]}' was written inside an accumulation window in a way that leaves no trace "

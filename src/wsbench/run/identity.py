@@ -40,6 +40,8 @@ DATA_ASIDE = (
 #: Fields of the model that change nothing but rounding, or that follow other fields.
 MODEL_ASIDE = ("norm", "num_classes", "segments", "window", "compile", "memory_format")
 INIT_FROM = "model.init_from"
+#: how GPUs multiply float32; the defaults are torch's, and no recipe has others
+FLOAT32 = ("matmul_precision", "tf32_convolutions")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,6 +54,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _counts(name: str, synchronized: bool) -> bool:
+    if name in FLOAT32:
+        return True
     room, _, field = name.partition(".")
     if room == "trainer":
         first = field.partition(".")[0]

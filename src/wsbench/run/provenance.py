@@ -2,12 +2,14 @@
 
 import datetime
 import platform
+import re
 import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -35,12 +37,45 @@ def commit_of_tree() -> tuple[str | None, bool | None]:
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
-def hardware(device: torch.device) -> str:
-    """The device in words."""
+def hardware(device: torch.device, devices: int = 1) -> str:
+    """The device in words, and how many train together if it is not one."""
+    several = f"{devices} x " if devices > 1 else ""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name}, {properties.total_memory >> 20} MiB"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return f"{several}{properties.name}, {properties.total_memory >> 20} MiB"
+    return f"{several}{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+#: where Linux's driver says its version
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def driver_version() -> str:
+    """Version of NVIDIA's driver; empty where there is none, or it is not said."""
+    try:
+        found = re.search(r"Kernel Module\S*\s+(?:for \S+\s+)?([\d.]+)", _DRIVER.read_text())
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def machine(device: torch.device, devices: int = 1) -> dict[str, Any]:
+    """The fields of a record's provenance that are read off while training runs; afterwards all is on the CPU again.
+
+    Args:
+        device: that this process trains on.
+        devices: that train together.
+    """
+    facts: dict[str, Any] = {
+        "hardware": hardware(device, devices),
+        "float32": f"matmul {torch.get_float32_matmul_precision()}",
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if device.type == "cuda":
+        facts["float32"] += f", convolutions {'tf32' if torch.backends.cudnn.allow_tf32 else 'ieee'}"
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        facts |= {"cuda": torch.version.cuda or "", "driver": driver_version(), "cudnn": str(cudnn or "")}
+    return facts
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -56,8 +91,14 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def provenance(argv: Sequence[str], device: torch.device, precision: str) -> Provenance:
-    """What is running, now."""
+def provenance(argv: Sequence[str], machine: Mapping[str, Any], precision: str) -> Provenance:
+    """What has run.
+
+    Args:
+        argv: the command line.
+        machine: as of :func:`machine`.
+        precision: the Trainer's.
+    """
     commit, dirty = commit_of_tree()
     return Provenance(
         wsbench=wsbench.__version__,
@@ -68,7 +109,7 @@ def provenance(argv: Sequence[str], device: torch.device, precision: str) -> Pro
         commit=commit,
         dirty=dirty,
         command=shlex.join(["python", "-m", "wsbench", *argv]),
-        hardware=hardware(device),
         precision=precision,
+        **machine,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

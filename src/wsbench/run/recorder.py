@@ -4,27 +4,36 @@ import csv
 import io
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
-from wsbench.records import Cost, MetricValue, write_atomically
-from wsbench.run.provenance import peak_memory_mib, reset_peak_memory
+from wsbench.records import BatchNumbers, Cost, MetricValue, write_atomically
+from wsbench.run.provenance import machine, peak_memory_mib, reset_peak_memory
 
 
 class Recorder(Callback):
-    """Times a run over all its sessions, and remembers its best evaluation; both live in the checkpoint."""
+    """What a record says of how a run ran, taken while it runs; its clock and best evaluation live in the checkpoint.
+
+    After the run Lightning has moved the module to the CPU, undone the conversion of BN, and let go of the processes.
+    """
 
     def __init__(self) -> None:
         self._train_seconds = self._earlier_seconds = 0.0
         self._peak = 0.0
         self._running_since: float | None = None
         self._session_start = time.monotonic()
+        self._attempts = self._taken = 0
+        self._counting: Any = None
         self.best: dict[str, MetricValue] = {}
         #: of the weights at the last evaluation
         self.evaluated_weights: int | None = None
+        #: the five numbers; None until training starts
+        self.batch: BatchNumbers | None = None
+        #: as of :func:`~wsbench.run.provenance.machine`
+        self.machine: dict[str, Any] = {}
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:
@@ -32,8 +41,24 @@ class Recorder(Callback):
             self._running_since = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what setting up allocated."""
-        reset_peak_memory(pl_module.device)
+        """Look at devices and layers; forget what setting up allocated; count the optimizer's steps."""
+        device = trainer.strategy.root_device
+        self.batch = cast(Any, pl_module).batch_numbers() if hasattr(pl_module, "batch_numbers") else None
+        self.machine = machine(device, trainer.world_size)
+        reset_peak_memory(device)
+        self._counting = trainer.optimizers[0].register_step_post_hook(self._count_step)
+
+    def _count_step(self, *args: Any) -> None:
+        self._taken += 1
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Count it; GradScaler may leave it out."""
+        self._attempts += 1
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that GradScaler left out."""
+        return self._attempts - self._taken
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -56,9 +81,17 @@ class Recorder(Callback):
             self.best = values
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
+        """Stop the clock; the peak is that of the device that needed most."""
         self._stop_clock()
-        self._peak = max(self._peak, peak_memory_mib(pl_module.device))
+        device = trainer.strategy.root_device
+        here = torch.tensor(peak_memory_mib(device), device=device)
+        self._peak = max(self._peak, float(cast(Any, trainer.strategy).reduce(here, reduce_op="max")))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting."""
+        if self._counting is not None:
+            self._counting.remove()
+            self._counting = None
 
     def cost(self, task: LightningModule, samples: int) -> Cost:
         """What the run has cost so far, for ``samples`` training samples."""
@@ -66,7 +99,7 @@ class Recorder(Callback):
             train_seconds=round(self._train_seconds, 2),
             total_seconds=round(self._earlier_seconds + time.monotonic() - self._session_start, 2),
             samples_per_second=round(samples / max(self._train_seconds, 1e-9), 2),
-            peak_memory_mib=round(max(self._peak, peak_memory_mib(task.device)), 1),
+            peak_memory_mib=round(self._peak, 1),
             parameters=sum(p.numel() for p in task.parameters()),
         )
 
@@ -76,6 +109,7 @@ class Recorder(Callback):
             "train_seconds": self._train_seconds,
             "total_seconds": self._earlier_seconds + time.monotonic() - self._session_start,
             "peak": self._peak,
+            "skipped": self.skipped_steps,
             "best": {name: value.model_dump() for name, value in self.best.items()},
         }
 
@@ -83,17 +117,19 @@ class Recorder(Callback):
         """From the checkpoint."""
         self._train_seconds, self._earlier_seconds = state_dict["train_seconds"], state_dict["total_seconds"]
         self._peak = state_dict["peak"]
+        self._attempts, self._taken = state_dict.get("skipped", 0), 0
         self.best = {name: MetricValue(**value) for name, value in state_dict["best"].items()}
 
 
 def weights_digest(module: LightningModule) -> int:
     """A checksum of the bits of all parameters and buffers; the same on every device, whatever the order of a sum."""
-    total = torch.zeros((), dtype=torch.int64)
+    totals: dict[torch.device, torch.Tensor] = {}
     for place, tensor in enumerate((*module.parameters(), *module.buffers())):
         flat = tensor.detach().contiguous().flatten()
         flat = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-        total += (flat.long().sum() * (2 * place + 1)).cpu()
-    return int(total)
+        part = flat.long().sum() * (2 * place + 1)
+        totals[part.device] = totals[part.device] + part if part.device in totals else part
+    return int(sum((total.cpu() for total in totals.values()), torch.zeros((), dtype=torch.int64)))
 
 
 def evaluation_metrics(task: Any) -> dict[str, MetricValue]:

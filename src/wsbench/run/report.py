@@ -94,6 +94,11 @@ def results(record: RunRecord, paper: Mapping[str, float], paper_title: str, pat
         f"{record.steps} steps, {cost.train_seconds:.0f} s of training, {cost.samples_per_second:.1f} samples/s, peak "
         f"memory {cost.peak_memory_mib:.0f} MiB"
     )
+    if record.skipped_steps:
+        out.print(
+            f"{record.skipped_steps} of {record.steps} optimizer steps moved nothing: gradients overflowed in "
+            f"{record.provenance.precision}, and GradScaler left them out; the schedule has counted them"
+        )
     for path in paths:
         out.print(f"wrote {path}", soft_wrap=True)
 

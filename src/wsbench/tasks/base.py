@@ -1,6 +1,7 @@
 """What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
 import inspect
+import math
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,11 @@ class Evaluation:
     values: dict[str, float]
     per_class: dict[str, dict[str, float]]
     """``{metric: {class: value}}``."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or wider as it is: sums over pixels leave the range and the digits of half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class BenchmarkTask(LightningModule, ABC):
@@ -113,7 +119,9 @@ class BenchmarkTask(LightningModule, ABC):
         self._sum: Tensor | None = None
         self._number: Tensor | None = None
         self._scale: float | None = None
-        self._window = WindowCallback(simple_loop=True) if window and self.spec.weight is not None else None
+        self._window = (
+            WindowCallback(simple_loop=True, look_later=True) if window and self.spec.weight is not None else None
+        )
         self._compile, self._memory_format = compile, memory_format
         self._execution: dict[str, str] = {}
         self._evaluated = 0
@@ -225,6 +233,7 @@ class BenchmarkTask(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Check the Trainer; choose the memory format, which DDP must find as it is to stay."""
+        self.require_evaluation(self.trainer)
         if stage != "fit":
             return
         self.derive_accumulation(self.trainer)
@@ -238,6 +247,15 @@ class BenchmarkTask(LightningModule, ABC):
             self._execution["window"] = "effective weights are computed once per optimizer step"
         if self._compile:
             self._execution["compile"] = "torch.compile"
+
+    def require_evaluation(self, trainer: Trainer) -> None:
+        """TaskOptionError if a device would have nothing to evaluate: the others would wait for it."""
+        samples = None if trainer.state.fn == "predict" else data_of(trainer).expected_evaluations()
+        if samples is not None and samples < trainer.world_size:
+            raise TaskOptionError(
+                f"the evaluation has {samples} samples, fewer than the {trainer.world_size} devices; use fewer devices "
+                "(--trainer.devices, --trainer.num_nodes) or more data"
+            )
 
     def derive_accumulation(self, trainer: Trainer) -> None:
         """Let the Trainer accumulate what the data's effective batch asks for, where it leaves that open (1).
@@ -295,7 +313,7 @@ class BenchmarkTask(LightningModule, ABC):
         total, number = self.loss(batch)
         if self._scale is None:
             self._scale = 1.0 / max(1.0, self.items_in_micro_batch(batch))
-        self._sum = total.detach().float() + (0 if self._sum is None else self._sum)
+        self._sum = total.detach() + (0 if self._sum is None else self._sum)
         self._number = number.detach() + (0 if self._number is None else self._number)
         return total * self._scale
 
@@ -308,27 +326,38 @@ class BenchmarkTask(LightningModule, ABC):
         assert self._sum is not None
         assert self._number is not None
         assert self._scale is not None
-        window = torch.stack([self._sum.float(), self._number.to(self._sum.device, torch.float32)])
+        wide = torch.float32 if self._sum.device.type == "mps" else torch.float64
+        window = torch.stack([self._sum.to(wide), self._number.to(wide), *self._unseen_writes(wide)])
         window = self.trainer.strategy.reduce(window, reduce_op="sum")
         self._sum = self._number = None
-        if not window[0].isfinite():
+        loss, number, *unseen = window.tolist()  # the one time in a step that the host waits for the device
+        if unseen and unseen[0]:
+            assert self._window is not None
+            assert self._window.window is not None
+            self._window.window.refuse_unseen()
+        if not math.isfinite(loss):
             raise NotFiniteError(
-                f"the training loss is {float(window[0])} at step {self.global_step} with '{self.spec}'; lower the "
+                f"the training loss is {loss} at step {self.global_step} with '{self.spec}'; lower the "
                 "learning rate, or look at the data of this step"
             )
-        number = window[1].clamp(min=1)
+        number = max(number, 1.0)
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (self._scale * number)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
         if self._agc:
             layers = [m for m in self.network.modules() if torch_class(type(m)) is not None]
             adaptive_clip_grad_(self.network, self._agc, exclude=tuple(layers[-1:]))
         step = self.global_step + 1
-        values = {"train/loss": float(window[0] / number), "train/lr": optimizer.param_groups[0]["lr"]}
+        values = {"train/loss": loss / number, "train/lr": optimizer.param_groups[0]["lr"]}
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write_log(values, step)
-        self.log_dict(values, on_step=True, on_epoch=False, logger=False, prog_bar=True)
+        on_host = {name: torch.tensor(value) for name, value in values.items()}  # numbers would be copied to the device
+        self.log_dict(on_host, on_step=True, on_epoch=False, logger=False, prog_bar=True)
+
+    def _unseen_writes(self, dtype: torch.dtype) -> list[Tensor]:
+        """How many weights were changed inside the accumulation window without a trace, 0-d."""
+        window = None if self._window is None else self._window.window
+        unseen = None if window is None else window.unseen
+        return [] if unseen is None else [unseen.sum(dtype=dtype)]
 
     def _write_log(self, values: dict[str, float], step: int) -> None:
         """Log under the number of steps taken; Lightning's own count shifts by one when a run is resumed."""
@@ -487,12 +516,18 @@ class BenchmarkTask(LightningModule, ABC):
 
     # -- records ----------------------------------------------------------------------------------------------------
 
-    def batch_numbers(self) -> BatchNumbers:
-        """The five numbers of the run that is set up."""
+    def batch_numbers(self, synchronized: bool = False) -> BatchNumbers:
+        """The five numbers of the run that is set up.
+
+        Args:
+            synchronized: BN is going to be synchronized: ``Trainer(sync_batchnorm=True)`` converts it when it starts,
+                and back when it ends.
+        """
         micro, devices = self.data.micro_batch, self.trainer.world_size
         layers: list[Any] = [m for m in self.modules() if hasattr(m, "samples_seen")]
         seen: set[int] = {m.samples_seen(micro, devices) for m in layers}
-        seen |= {micro * devices for m in self.modules() if isinstance(m, nn.SyncBatchNorm)}
+        kinds = (nn.SyncBatchNorm, _BatchNorm) if synchronized else (nn.SyncBatchNorm,)
+        seen |= {micro * devices for m in self.modules() if isinstance(m, kinds)}
         return BatchNumbers(
             micro_batch=micro,
             accumulate=self.trainer.accumulate_grad_batches,

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric, SumMetric
 
 from wsbench.records import MetricValue, write_text_atomically
-from wsbench.tasks.base import BenchmarkTask, TaskOptionError
+from wsbench.tasks.base import BenchmarkTask, TaskOptionError, at_least_float32
+from wsbench.tasks.metrics import Counts
 
 
 class Classification(BenchmarkTask):
@@ -30,7 +30,6 @@ class Classification(BenchmarkTask):
         if not 0 <= label_smoothing < 1:
             raise TaskOptionError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
         self._label_smoothing = label_smoothing
-        self.evaluated = SumMetric()
         self._training_hits: dict[str, int | Tensor] = {}
         self._training_count = 0
 
@@ -46,10 +45,10 @@ class Classification(BenchmarkTask):
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over samples, and their number."""
-        logits, labels = self.logits(batch), batch["label"]
+        logits, labels = at_least_float32(self.logits(batch)), batch["label"]
         total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._label_smoothing)
         self._count_training(logits.detach(), labels)
-        return total, torch.tensor(float(len(labels)), device=logits.device)  # not in the dtype of autocast
+        return total, logits.new_full((), len(labels), dtype=torch.float32)  # not in the dtype of autocast
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
@@ -100,10 +99,6 @@ class Classification(BenchmarkTask):
         self.training_metrics = {n: MetricValue(**m) for n, m in stored.get("last", {}).items()}
         self.best_training_metrics = {n: MetricValue(**m) for n, m in stored.get("best", {}).items()}
 
-    def reset_metrics(self) -> None:
-        """Forget."""
-        self.evaluated.reset()
-
     # -- predictions ------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -128,24 +123,6 @@ class Classification(BenchmarkTask):
         return {"class": name, "probability": round(value, 6)}
 
 
-class ClassCounts(Metric):
-    """Of each class, right answers and samples (C, 2), over all devices."""
-
-    counts: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.add_state("counts", torch.zeros(num_classes, 2, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, counts: Tensor) -> None:
-        """Add those of a batch."""
-        self.counts += counts
-
-    def compute(self) -> Tensor:
-        """(C, 2)."""
-        return self.counts
-
-
 class TopK(Classification):
     """Classification measured by its best and its five best guesses.
 
@@ -161,8 +138,8 @@ class TopK(Classification):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.class_hits = ClassCounts(num_classes)
-        self.hits5 = SumMetric()
+        #: of each class: samples, right best guesses, right answers among the five best
+        self.class_hits = Counts(num_classes, 3)
         self._classes_right: dict[str, float] = {}
 
     def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -180,32 +157,25 @@ class TopK(Classification):
 
     def reset_metrics(self) -> None:
         """Start a new evaluation."""
-        super().reset_metrics()
-        self.hits5.reset()
         self.class_hits.reset()
 
     def evaluate(self, batch: Any) -> None:
         """Count hits."""
-        logits = self.require_finite(self.logits(batch))
-        right = self._right(logits, batch["label"])
-        self.hits5.update(right.sum())
-        first = right[:, 0].long()
-        counts = torch.zeros(logits.shape[1], 2, dtype=torch.int64, device=logits.device)
-        counts.index_add_(0, batch["label"], torch.stack([first, torch.ones_like(first)], 1))
-        self.class_hits.update(counts)
-        self.evaluated.update(len(batch["label"]))
+        logits, labels = self.require_finite(self.logits(batch)), batch["label"]
+        right = self._right(logits, labels)
+        hits = torch.stack([torch.ones_like(labels), right[:, 0].long(), right.sum(1)], 1)
+        self.class_hits.update(torch.zeros_like(self.class_hits.counts).index_add_(0, labels, hits))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """Top-1 and top-5 in percent."""
-        count = self.evaluated.compute()
-        counts = self.class_hits.compute()
+        counts = self.class_hits.compute().cpu()
         self._classes_right = {
-            self.class_name(i): round(100 * hits / number, 4)
-            for i, (hits, number) in enumerate(counts.tolist())
+            self.class_name(i): round(100 * hits / number, 4) for i, (number, hits, _) in enumerate(counts.tolist())
             if number
-        }
-        values = [float(self._percent(hits, count) / count) for hits in (counts[:, 0].sum(), self.hits5.compute())]
-        return dict(zip((self.top1, self.top5), values, strict=True)), int(count)
+        }  # fmt: skip
+        count, *hits = counts.sum(0).tolist()
+        values = [self._percent(hit, count) / count for hit in hits]
+        return dict(zip((self.top1, self.top5), values, strict=True)), count
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Share of each class's samples whose best guess is right, in percent."""

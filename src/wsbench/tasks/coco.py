@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.distributed
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pycocotools import mask as rle
 from pycocotools.coco import COCO as Annotations
@@ -26,6 +28,7 @@ from wsbench.models.detection import (
     DETECTORS,
     DIFFERENCES,
     TORCHVISION_ANCHOR_DIFFERENCES,
+    DetectorTransform,
     build_detector,
     freeze,
     keep_all_boxes,
@@ -39,6 +42,10 @@ from wsbench.tasks.schedules import StepFactor, by_step
 #: the twelve figures in the order of pycocotools' stats, named as in the paper's tables
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080")
+
+
+#: pastes masks and encodes them behind the device's back; one thread, since torch's operations use all cores
+_LATER = ThreadPoolExecutor(1, "wsbench-detections")
 
 
 def encode(masks: Tensor) -> list[dict[str, Any]]:
@@ -184,7 +191,7 @@ class COCODetection(BenchmarkTask):
             self.adopt(model, [torch.rand(3, 128, 128)])
         transform.min_size = before
         self._frozen = freeze(model, trainable_layers)  # again: the specification may have brought new parameters
-        self._found: list[dict[str, Any]] = []
+        self._found: list[Future[list[dict[str, Any]]]] = []
         self._seen: list[int] = []
         self._aps: dict[str, dict[str, float]] = {}
         self._anchors = anchors
@@ -199,6 +206,15 @@ class COCODetection(BenchmarkTask):
         """The body: the ResNet without the FPN."""
         body: nn.Module = self.network.backbone.body  # type: ignore[union-attr, assignment]
         return body
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Boxes need the digits of float32."""
+        if trainer.precision in ("bf16-true", "16-true"):
+            raise TaskOptionError(
+                f"--trainer.precision {trainer.precision}: half precision cannot tell a box's pixels apart, and "
+                "torchvision's RoIAlign wants boxes and features of one dtype; use "
+                f"{str(trainer.precision).replace('true', 'mixed')}"
+            )
 
     def definitions(self) -> dict[str, str]:
         """How the loss is weighted, and where torchvision's parts differ from the authors' code."""
@@ -228,7 +244,7 @@ class COCODetection(BenchmarkTask):
         losses = self.network(self._floats(batch["images"]), batch["targets"])
         total = torch.stack(list(losses.values())).sum()
         count = len(batch["images"])
-        return total * count, total.new_tensor(count)
+        return total * count, total.new_full((), count)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD: biases at twice the rate and without decay; warm-up, then steps."""
@@ -255,17 +271,28 @@ class COCODetection(BenchmarkTask):
 
     def evaluate(self, batch: Any) -> None:
         """Gather detections."""
+        categories = self._truth()[1]
         for picture, target in zip(batch["images"], batch["targets"], strict=True):
             # one at a time: beside a larger picture it would be padded, and GN, LN and IN would see the padding
-            output, finite = self._detect(picture)
+            raw, finite = self._detect(picture)
             self.require_finite(finite)
             self._seen.append(target["image_id"])
-            self._found += detections(output, target["image_id"], self._truth()[1])
+            # a GPU goes on to the next picture meanwhile
+            self._found.append(_LATER.submit(self._in_results_format, raw, target["image_id"], categories))
 
-    def _detect(self, picture: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """What is found in a picture, uint8 (3, H, W); and (1, 1), NaN if a part's output is not finite, else zero.
+    def _in_results_format(self, raw: dict[str, Any], image_id: int, categories: list[int]) -> list[dict[str, Any]]:
+        with torch.inference_mode():
+            return detections(self._transform.finish(raw), image_id, categories)
 
-        Boxes of NaN are no detections, which looks harmless.
+    @property
+    def _transform(self) -> DetectorTransform:
+        return cast(DetectorTransform, self.network.transform)
+
+    def _detect(self, picture: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What is found in a picture, uint8 (3, H, W), on the CPU and unfinished (:class:`DetectorTransform`).
+
+        And (1, 1), NaN if a part's output is not finite, else zero: boxes of NaN are no detections, which looks
+        harmless.
         """
         finite: list[Tensor] = []
 
@@ -276,12 +303,23 @@ class COCODetection(BenchmarkTask):
         watched = [network.backbone, network.rpn.head, network.roi_heads.box_predictor]
         watched += [network.roi_heads.mask_predictor] if self.has_masks else []
         handles = [module.register_forward_hook(look) for module in watched]
+        self._transform.unfinished = True
         try:
             (output,) = self.network(self._floats([picture]))
         finally:
+            self._transform.unfinished = False
             for handle in handles:
                 handle.remove()
-        return output, torch.where(torch.stack(finite).all(), 0.0, torch.nan).view(1, 1)
+        # one copy for all: the host waits for each
+        n = len(output["scores"])
+        parts = [output["boxes"].flatten(), output["scores"], output["labels"], torch.stack(finite).all().view(1)]
+        wide = torch.promote_types(output["boxes"].dtype, torch.float32)  # holds every label
+        host = torch.cat([p.to(wide) for p in parts]).cpu()
+        boxes, scores, labels, all_finite = torch.split(host, [4 * n, n, n, 1])
+        raw = {"boxes": boxes.view(-1, 4), "scores": scores, "labels": labels.long(), "sizes": output["sizes"]}
+        if "masks" in output:
+            raw["masks"] = output["masks"].cpu()
+        return raw, torch.where(all_finite > 0, 0.0, torch.nan).view(1, 1)
 
     def _truth(self) -> tuple[Annotations, list[int]]:
         """The annotations that are evaluated against, and the category of each class."""
@@ -296,7 +334,7 @@ class COCODetection(BenchmarkTask):
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """The twelve figures of boxes, and of masks."""
-        found, seen = self._found, self._seen
+        found, seen = [f for picture in self._found for f in picture.result()], self._seen
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(gathered, (found, seen))
@@ -334,9 +372,9 @@ class COCODetection(BenchmarkTask):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """A picture's detections."""
         (picture,) = batch["image"]
-        output, finite = self._detect(picture)
+        raw, finite = self._detect(picture)
         self.require_finite_prediction(finite, batch)
-        found = {k: v.cpu() for k, v in output.items()}
+        found = self._transform.finish(raw)
         return {"path": batch["path"], "name": batch["name"], "image": batch["image"][0].cpu(), **found}
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:

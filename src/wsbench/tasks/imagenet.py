@@ -15,7 +15,7 @@ from wsbench.models.resnet import ResNetClassifier
 from wsbench.models.resnetv2 import STANDARDIZED, ResNetV2, is_resnetv2
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import TopK
-from wsbench.tasks.pictures import normalized, picture_words
+from wsbench.tasks.pictures import PictureScale, picture_words
 from wsbench.tasks.schedules import StepFactor, by_step
 
 
@@ -64,6 +64,7 @@ class ImageNetClassification(TopK):
         self.colours = colours(model) or (IMAGENET_MEAN, IMAGENET_STD)
         if isinstance(model, ResNetV2):  # Big Transfer's networks want [-1, 1]
             self.colours = (model.mean, model.std)
+        self._scale_pictures = PictureScale(*self.colours)
         look_at = example(model) if is_named(network) else torch.zeros(1, 3, 64, 64)
         self.adopt(model, look_at, STANDARDIZED if isinstance(model, ResNetV2) else ())
 
@@ -81,7 +82,7 @@ class ImageNetClassification(TopK):
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Normalized images."""
-        return normalized(batch["image"], next(self.network.parameters()), *self.colours)
+        return self._scale_pictures(batch["image"], next(self.network.parameters()))
 
     def input_words(self, shape: str) -> str:
         """Normalized pictures."""

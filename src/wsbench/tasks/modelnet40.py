@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from wsbench.datamodules.clouds import rotation_about_y
 from wsbench.models.dgcnn import DGCNN, DGCNN_FORMS
@@ -18,6 +17,7 @@ from wsbench.norms.facts import facts_of
 from wsbench.parts import plotly
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import Classification
+from wsbench.tasks.metrics import Confusion
 from wsbench.tasks.schedules import by_step
 
 
@@ -84,7 +84,7 @@ class ModelNetClassification(Classification):
         model = DGCNN(network, num_classes, k, dropout, width)  # type: ignore[arg-type]
         with model.hold_edges():
             self.adopt(model, torch.zeros(2, max(k, 2), 3))
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.confusion = Confusion(num_classes)
         self._recalls: dict[str, float] = {}
 
     @property
@@ -100,7 +100,12 @@ class ModelNetClassification(Classification):
         }
 
     def check_trainer(self, trainer: Any) -> None:
-        """The cosine needs to know where it ends."""
+        """The cosine needs to know where it ends; Adam divides by roots of squares that float16 cannot hold."""
+        if self._optimizer == "adam" and trainer.precision == "16-true":
+            raise TaskOptionError(
+                "--trainer.precision 16-true: Adam's squared gradients vanish in float16, and a step would divide by "
+                "zero; use 16-mixed or bf16-true, or --model.optimizer sgd"
+            )
         if self._schedule == "cosine" and trainer.max_steps <= 0 and (trainer.max_epochs or 0) <= 0:
             raise TaskOptionError("the cosine schedule needs --trainer.max_epochs or --trainer.max_steps")
 
@@ -121,8 +126,7 @@ class ModelNetClassification(Classification):
         return {"overall_acc": 100 * (logits.argmax(1) == labels).sum()}
 
     def reset_metrics(self) -> None:
-        """Forget."""
-        super().reset_metrics()
+        """Start a new evaluation."""
         self.confusion.reset()
 
     def voted_logits(self, batch: Any) -> Tensor:
@@ -136,18 +140,17 @@ class ModelNetClassification(Classification):
     def evaluate(self, batch: Any) -> None:
         """Count into the confusion matrix."""
         self.confusion.update(self.require_finite(self.voted_logits(batch)).argmax(1), batch["label"])
-        self.evaluated.update(len(batch["label"]))
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """Overall and mean class accuracy in percent."""
-        confusion = self.confusion.compute().double()
+        confusion = self.confusion.compute().cpu().double()  # small, and what follows depends on its values
         present = confusion.sum(1) > 0
         recalls = confusion.diagonal()[present] / confusion.sum(1)[present]
         numbers = present.nonzero().flatten().tolist()
         self._recalls = {self.class_name(n): round(100 * r, 4) for n, r in zip(numbers, recalls.tolist(), strict=True)}
         overall = confusion.diagonal().sum() / confusion.sum()
         values = {"overall_acc": 100 * float(overall), "mean_class_acc": 100 * float(recalls.mean())}
-        return values, int(self.evaluated.compute())
+        return values, int(confusion.sum())
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Recall of each class that occurs, in percent."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -12,10 +13,30 @@ def picture_words(shape: str, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
     return f"float32 ({shape}): RGB in [0, 1], less {tuple(mean)}, over {tuple(std)}"
 
 
-def normalized(
-    pictures: Tensor, dtype: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> Tensor:
-    """uint8 RGB (*, 3, H, W) to the dtype of ``dtype``, mean and standard deviation (of [0, 1]) taken out."""
-    scale = dtype.new_tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
-    shift = dtype.new_tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
-    return pictures.to(dtype.dtype).mul_(scale).add_(shift)
+class PictureScale:
+    """uint8 RGB to what networks take: mean and standard deviation, of [0, 1], taken out.
+
+    The two constants are copied to a device once; a copy in every micro-step makes the host wait for the device.
+
+    Args:
+        mean: of each channel.
+        std: of each channel.
+    """
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._constants: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, pictures: Tensor, like: Tensor) -> Tensor:
+        """(*, 3, H, W) uint8 to the dtype of ``like``."""
+        found = self._constants
+        if found is None or (found[0].dtype, found[0].device) != (like.dtype, pictures.device):
+            with torch.inference_mode(False):  # an evaluation may come first, and training has to be able to use them
+                scale = [1 / (255 * s) for s in self.std]
+                shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+                made = torch.tensor([scale, shift], dtype=like.dtype, device=pictures.device)
+                found = self._constants = (made[0].view(3, 1, 1), made[1].view(3, 1, 1))
+        return pictures.to(like.dtype).mul_(found[0]).add_(found[1])
+
+    def __reduce__(self) -> tuple[type["PictureScale"], tuple[Sequence[float], Sequence[float]]]:
+        return PictureScale, (self.mean, self.std)

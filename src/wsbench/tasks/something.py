@@ -14,7 +14,7 @@ from wsbench.models.tsm import TSM
 from wsbench.norms import ACTIVATIONS
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import TopK
-from wsbench.tasks.pictures import normalized, picture_words
+from wsbench.tasks.pictures import PictureScale, picture_words
 from wsbench.tasks.schedules import StepFactor, by_step
 
 Group = Literal["first weight", "weight", "bias", "norm", "head weight", "head bias"]
@@ -102,6 +102,7 @@ class SomethingClassification(TopK):
             model = TSM(backbone, num_classes, segments, kind == "tsm", shift_divisor, dropout, self.pretrained)
         except ValueError as error:
             raise TaskOptionError(f"--model.network: {error}") from error
+        self._scale_pictures = PictureScale()
         self.adopt(model, torch.zeros(1, segments, 3, 64, 64))
 
     @property
@@ -124,7 +125,7 @@ class SomethingClassification(TopK):
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Normalized frames."""
-        return normalized(batch["clip"], next(self.network.parameters()))
+        return self._scale_pictures(batch["clip"], next(self.network.parameters()))
 
     def input_words(self, shape: str) -> str:
         """Normalized frames."""

@@ -14,8 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
-from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from wsbench.datamodules.palette import VOID, palette_image, voc_palette
 from wsbench.datamodules.pictures import open_upright
@@ -24,8 +22,9 @@ from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
 from wsbench.norms import ACTIVATIONS
 from wsbench.records import write_text_atomically
-from wsbench.tasks.base import BenchmarkTask, TaskOptionError
-from wsbench.tasks.pictures import normalized, picture_words
+from wsbench.tasks.base import BenchmarkTask, TaskOptionError, at_least_float32
+from wsbench.tasks.metrics import Confusion, Counts
+from wsbench.tasks.pictures import PictureScale, picture_words
 
 
 def mean_iou(confusion: Tensor) -> Tensor:
@@ -112,8 +111,9 @@ class VOCSegmentation(BenchmarkTask):
             nn.init.normal_(model.classifier.weight, 0.0, math.sqrt(2.0 / num_classes))
         self.palette: list[int] = voc_palette()
         self._ious: dict[str, float] = {}
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=VOID)
-        self.evaluated = SumMetric()
+        self._scale_pictures = PictureScale()
+        self.confusion = Confusion(num_classes, ignore=VOID)
+        self.evaluated = Counts()
 
     @property
     def network_name(self) -> str:
@@ -137,7 +137,7 @@ class VOCSegmentation(BenchmarkTask):
 
     def inputs(self, batch: Any) -> Tensor:
         """Normalized pictures, 0, which is the mean colour, where they are padding."""
-        x = normalized(batch["image"], next(self.network.parameters()))
+        x = self._scale_pictures(batch["image"], next(self.network.parameters()))
         height, width = batch["size"].view(-1, 2, 1, 1).unbind(1)
         rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
         inside = (rows[:, None] < height) & (columns < width)
@@ -146,8 +146,10 @@ class VOCSegmentation(BenchmarkTask):
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and their number."""
         mask = batch["mask"].long()
-        total = F.cross_entropy(self.network(self.inputs(batch)), mask, ignore_index=VOID, reduction="sum")
-        return total, (mask != VOID).sum()
+        logits = at_least_float32(self.network(self.inputs(batch)))
+        # summed here: on a GPU the loss that sums by itself has no deterministic form
+        losses = F.cross_entropy(logits, mask, ignore_index=VOID, reduction="none")
+        return losses.sum(), (mask != VOID).sum()
 
     def items_in_micro_batch(self, batch: Any) -> float:
         """Pixels of a micro-batch."""
@@ -166,7 +168,7 @@ class VOCSegmentation(BenchmarkTask):
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """MIoU and pixel accuracy in percent."""
-        confusion = self.confusion.compute()
+        confusion = self.confusion.compute().cpu()
         accuracy = confusion.diagonal().sum() / confusion.sum().clamp(min=1)
         ious = (100 * ious_of(confusion)).tolist()
         self._ious = {self.class_name(i): round(value, 4) for i, value in enumerate(ious)}

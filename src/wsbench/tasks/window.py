@@ -17,11 +17,12 @@ class WindowCallback(Callback):
 
     Args:
         simple_loop: of the window: training steps do nothing with weights but compute a loss.
+        look_later: of the window's ``end``: the module looks at ``window.unseen`` before the optimizer steps.
     """
 
-    def __init__(self, simple_loop: bool = False) -> None:
+    def __init__(self, simple_loop: bool = False, look_later: bool = False) -> None:
         self.window: AccumulationWindow | None = None
-        self._simple_loop = simple_loop
+        self._simple_loop, self._look_later = simple_loop, look_later
         self._checked = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +61,7 @@ class WindowCallback(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A micro-step has ended; gradients are not unscaled, clipped or looked at yet."""
         if self.window is not None:
-            self.window.end()
+            self.window.end(self._look_later)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients of a window that was given up (an epoch was ended in its middle) are zeroed with the others."""

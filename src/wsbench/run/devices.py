@@ -1,0 +1,82 @@
+"""What a Trainer runs on: its options, looked at before anything is written, and how a GPU multiplies float32."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+
+from wsbench.errors import UserError
+
+#: torch's names, from exact to fast
+MATMUL = ("highest", "high", "medium")
+
+
+class TrainerOptionError(UserError, ValueError):
+    """Options of Lightning's Trainer that do not exist, do not fit this machine, or contradict each other."""
+
+
+#: options that are objects with a part in the run, or that would write
+_ASIDE = ("callbacks", "logger", "plugins", "profiler", "default_root_dir", "enable_checkpointing", "fast_dev_run")
+
+
+def require_trainer(options: Mapping[str, Any]) -> None:
+    """Make a Trainer of these options and let it go.
+
+    Raises:
+        TrainerOptionError: Lightning refuses them, in Lightning's words.
+    """
+    chosen = {name: value for name, value in options.items() if name not in _ASIDE and _is_plain(value)}
+    try:
+        Trainer(**chosen, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise TrainerOptionError(f"--trainer: {said}{_names(chosen, said)}") from error
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list)
+
+
+def _names(options: Mapping[str, Any], said: str) -> str:
+    """Which options the words may be about, where they name none."""
+    if any(f"`{name}" in said or f"({name}" in said for name in options):
+        return ""
+    where = ("accelerator", "strategy", "devices", "num_nodes", "precision")
+    return " (" + ", ".join(f"--trainer.{name} {options[name]}" for name in where if options.get(name)) + ")"
+
+
+def available_devices(accelerator: str) -> int:
+    """How many devices ``devices: auto`` means on this machine."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if accelerator in AcceleratorRegistry:
+        return int(AcceleratorRegistry.get(accelerator).auto_device_count())
+    return 1
+
+
+def dividing(devices: int, effective_batch: int, micro_batch: int) -> int:
+    """The most devices, at most ``devices``, that an effective batch divides among."""
+    return next(n for n in range(devices, 0, -1) if n == 1 or effective_batch % (n * micro_batch) == 0)
+
+
+def multiply_float32(matmul: str, tf32_convolutions: bool) -> None:
+    """Set how products of float32 are computed on GPUs that have TF32.
+
+    Args:
+        matmul: of :data:`MATMUL`, as ``torch.set_float32_matmul_precision``.
+        tf32_convolutions: whether cuDNN may round the factors to TF32; torch's own default.
+    """
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = tf32_convolutions
+
+
+def tf32_hint(device: torch.device, precision: str) -> list[str]:
+    """What a user of a GPU with TF32 may want to know, once; Lightning's own hint is not shown."""
+    if device.type != "cuda" or not precision.startswith("32") or torch.get_float32_matmul_precision() != "highest":
+        return []
+    if torch.cuda.get_device_capability(device)[0] < 8:
+        return []
+    return ["matrix products are in full float32; --matmul_precision high is faster on this GPU, and rounds to TF32"]
