@@ -565,6 +565,8 @@ def _quiet() -> None:
     """Leave out what Lightning says about itself; its warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # which process has ended, before the others are ended with it
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*LeafSpec.*",
         ".*exists and is not empty.*",  # config.yaml is there before the first checkpoint

@@ -454,6 +454,8 @@ class BenchmarkTask(LightningModule, ABC):
         if checkpoint.get("task") != self.task:
             raise RuntimeError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
         require_spec(checkpoint, self.spec)
+        if self._trainer is not None and self._trainer.precision == "64-true":
+            self.double()  # Lightning converts after it has loaded, and would round the weights to float32 before
         self.classes = tuple(checkpoint.get("classes", ()))
         self.started_from = checkpoint.get("started_from")
 

@@ -235,9 +235,9 @@ class COCODetection(BenchmarkTask):
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _floats(pictures: list[Tensor]) -> list[Tensor]:
-        return [picture.float() / 255 for picture in pictures]
+    def _floats(self, pictures: list[Tensor]) -> list[Tensor]:
+        wide = torch.promote_types(next(self.network.parameters()).dtype, torch.float32)
+        return [picture.to(wide) / 255 for picture in pictures]
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The detector's five losses (four without masks), times pictures, and their number."""
