@@ -41,6 +41,16 @@ _NOTHING = {
 }  # fmt: skip
 
 
+#: what raises on CUDA under ``torch.use_deterministic_algorithms``: torch's own list, and torchvision's
+_NONDETERMINISTIC = {
+    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
+    "fractional_max_pool2d_backward", "max_pool3d_with_indices_backward", "avg_pool3d_backward",
+    "upsample_bilinear2d_backward", "upsample_linear1d_backward", "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward", "reflection_pad1d_backward", "grid_sampler_2d_backward", "_ctc_loss_backward",
+    "_embedding_bag", "histc", "kthvalue", "median", "_roi_align_backward", "_ps_roi_align_backward",
+}  # fmt: skip
+
+
 class EmulatedTensor(Tensor):
     """A tensor of the CPU that says it is on ``cuda:0``."""
 
@@ -181,6 +191,10 @@ class _Mode(TorchDispatchMode):
                 )
             if strangers:
                 self.wait("host to device copy (indices)")
+        if torch.are_deterministic_algorithms_enabled():
+            sums = name == "nll_loss2d_forward" and args[3] != 0  # of many pixels, in any order
+            if sums or name in _NONDETERMINISTIC:
+                raise RuntimeError(f"{name} does not have a deterministic implementation")
         if name in _WAITING:
             self.wait(name)
         if name.startswith("index") and len(args) > 1 and _has_mask(args[1]):

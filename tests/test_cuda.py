@@ -225,6 +225,36 @@ def test_a_command_line_from_fit_to_prediction(
     assert record.cost.peak_memory_mib == 123.0
 
 
+# -- determinism ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Lightning sets it for the process and leaves it."""
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_deterministic_algorithms_are_enough(
+    task: str, tiny_roots: dict[str, Path], device: Counts, deterministic: None
+) -> None:
+    model, data = tiny.model(task, "gn+ws"), tiny.data(task, tiny_roots[task])
+    tiny.trainer(accelerator="cuda", devices=1, deterministic=True, inference_mode=False).fit(model, data)
+    assert model.evaluation is not None
+
+
+def test_an_operation_without_a_deterministic_form_is_noticed(device: Counts, deterministic: None) -> None:
+    logits = torch.randn(1, 3, 4, 4, device="cuda", requires_grad=True)
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64, device="cuda")
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(RuntimeError, match="nll_loss2d_forward does not have a deterministic"):
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    torch.nn.functional.cross_entropy(logits, labels, reduction="none").sum().backward()
+
+
 # -- precision ------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from tests import tiny
+from wsbench.records import read_record
 from wsbench.run.nodes import NodeError, meet, process_rank
 from wsbench.tasks.base import TaskOptionError
 
@@ -218,3 +219,21 @@ def test_two_nodes_without_a_launcher_share_a_folder(tmp_path: Path) -> None:
     assert [node.returncode for node in nodes] == [0, 0], said
     (record,) = tmp_path.glob("runs/imagenet/*/result.json")
     assert '"devices": 2' in record.read_text()
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_synchronized_bn_says_how_many_samples_it_sees(tmp_path: Path) -> None:
+    """By the Trainer's flag, on CPUs; Lightning converts BN when training starts, and back before the record."""
+    line = [sys.executable, "-m", "wsbench", "fit", "--task", "modelnet40", "--recipe", "mini", "--norm", "bn",
+            "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+            "--trainer.sync_batchnorm", "true", "--trainer.max_steps", "1",
+            "--trainer.limit_val_batches", "1"]  # fmt: skip
+    done = subprocess.run(
+        line, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("runs/modelnet40/*/result.json")
+    batch = read_record(path).batch
+    assert (batch.devices, batch.norm_batch) == (2, 2 * batch.micro_batch)
+    assert f"batch statistics over {batch.norm_batch}" in " ".join(done.stdout.split())

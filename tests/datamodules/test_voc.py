@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ from PIL import Image
 
 from wsbench.datamodules import VOC
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
+from wsbench.datamodules.palette import VOID
 from wsbench.datamodules.sampling import Draw
+from wsbench.datamodules.segmentation import collate
 from wsbench.datamodules.voc import place
 
 
@@ -159,3 +162,20 @@ def test_predictions_of_images_with_one_name_keep_apart(tmp_path: Path) -> None:
     data = VOC(pictures=str(tmp_path))
     data.setup("predict")
     assert [data.predict_data[i]["name"] for i in range(3)] == ["a.jpg", "a.png", "b"]
+
+
+def test_images_of_different_sizes_are_padded_to_the_largest() -> None:
+    shapes = ((30, 20), (25, 40))
+    batch: Any = collate(
+        [
+            {"image": torch.full((3, *shape), 7, dtype=torch.uint8), "mask": torch.ones(shape, dtype=torch.uint8),
+             "size": torch.tensor(shape)}
+            for shape in shapes
+        ]
+    )  # fmt: skip
+    assert batch["image"].shape == (2, 3, 30, 40)
+    for i, (height, width) in enumerate(shapes):
+        assert bool((batch["image"][i, :, :height, :width] == 7).all())
+        assert int((batch["mask"][i] == 1).sum()) == height * width
+        assert int((batch["mask"][i] == VOID).sum()) == 30 * 40 - height * width
+        assert batch["size"][i].tolist() == [height, width]

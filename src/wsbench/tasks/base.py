@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wsbench.datamodules.sampling import accumulation
 from wsbench.errors import UserError
 from wsbench.models.by_name import is_named
-from wsbench.norms import NormSpec, adaptive_clip_grad_, fold, normalize, require_spec, stamp_spec
+from wsbench.norms import NormSpec, WindowError, adaptive_clip_grad_, fold, normalize, require_spec, stamp_spec
 from wsbench.norms.layers import torch_class
 from wsbench.norms.recognize import is_norm
 from wsbench.records import BatchNumbers, MetricValue
@@ -335,6 +335,7 @@ class BenchmarkTask(LightningModule, ABC):
             assert self._window is not None
             assert self._window.window is not None
             self._window.window.refuse_unseen()
+            raise WindowError("on another device a weight was written inside an accumulation window without a trace")
         if not math.isfinite(loss):
             raise NotFiniteError(
                 f"the training loss is {loss} at step {self.global_step} with '{self.spec}'; lower the "
@@ -355,9 +356,11 @@ class BenchmarkTask(LightningModule, ABC):
 
     def _unseen_writes(self, dtype: torch.dtype) -> list[Tensor]:
         """How many weights were changed inside the accumulation window without a trace, 0-d."""
-        window = None if self._window is None else self._window.window
-        unseen = None if window is None else window.unseen
-        return [] if unseen is None else [unseen.sum(dtype=dtype)]
+        if self._window is None or self._window.window is None:
+            return []
+        unseen = self._window.window.unseen
+        assert self._sum is not None
+        return [self._sum.new_zeros((), dtype=dtype) if unseen is None else unseen.sum(dtype=dtype)]
 
     def _write_log(self, values: dict[str, float], step: int) -> None:
         """Log under the number of steps taken; Lightning's own count shifts by one when a run is resumed."""
