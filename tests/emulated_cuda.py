@@ -47,7 +47,7 @@ _NONDETERMINISTIC = {
     "fractional_max_pool2d_backward", "max_pool3d_with_indices_backward", "avg_pool3d_backward",
     "upsample_bilinear2d_backward", "upsample_linear1d_backward", "upsample_bicubic2d_backward",
     "upsample_trilinear3d_backward", "reflection_pad1d_backward", "grid_sampler_2d_backward", "_ctc_loss_backward",
-    "_embedding_bag", "histc", "kthvalue", "median", "_roi_align_backward", "_ps_roi_align_backward",
+    "_embedding_bag_dense_backward", "histc", "kthvalue", "median", "_roi_align_backward", "_ps_roi_align_backward",
 }  # fmt: skip
 
 
