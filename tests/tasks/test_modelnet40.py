@@ -31,7 +31,7 @@ def test_label_smoothing_of_both_codes() -> None:
 
 def test_metrics_are_scikit_learns() -> None:
     task: Any = tiny.model("modelnet40", "gn16")
-    task.confusion.reset(), task.evaluated.reset()
+    task.confusion.reset()
     logits, labels = torch.randn(50, 10), torch.randint(0, 7, (50,))  # three classes do not occur
     task.voted_logits = lambda batch: batch["cloud"]
     task.evaluate({"cloud": logits, "label": labels})

@@ -248,7 +248,8 @@ def figures(found: Sequence[Group], logs: Logs, width: int | str = "container") 
     settings = [s for s in settings_of(found) if not all(id(g) in swept for g in s)]
     for each in settings:
         table, words = each[0].table, _batch(each[0])
-        suffix = "" if sum(s[0].table == table for s in settings) == 1 else f"-{settings.index(each)}"
+        main = max((s for s in settings if s[0].table == table), key=len)  # the first of the largest
+        suffix = "" if each is main else f"-{settings.index(each)}"
         if {short(g.first.labelled_norm) for g in each} & set(MAIN):
             made.append(
                 Figure(
