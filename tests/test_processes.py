@@ -227,7 +227,7 @@ def test_synchronized_bn_says_how_many_samples_it_sees(tmp_path: Path) -> None:
     """By the Trainer's flag, on CPUs; Lightning converts BN when training starts, and back before the record."""
     line = [sys.executable, "-m", "wsbench", "fit", "--task", "modelnet40", "--recipe", "mini", "--norm", "bn",
             "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp",
-            "--trainer.sync_batchnorm", "true", "--trainer.max_steps", "1",
+            "--trainer.sync_batchnorm", "true", "--trainer.max_steps", "1", "--data.micro_batch", "8",
             "--trainer.limit_val_batches", "1"]  # fmt: skip
     done = subprocess.run(
         line, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
