@@ -229,8 +229,7 @@ class BenchmarkCLI(LightningCLI):
         if trainer.max_epochs is None and endless:  # Lightning would take 1,000 epochs
             raise UsageError("the run has no end: set --trainer.max_steps or --trainer.max_epochs (-1: until stopped)")
         if trainer.sync_batchnorm and ACTIVATIONS[NormSpec.parse(settings.norm).act].facts.across_devices:
-            raise UsageError(f"--norm {settings.norm} sees all devices by itself; leave --trainer.sync_batchnorm out, "
-                             "which would replace it by torch's layer")  # fmt: skip
+            raise UsageError(f"--norm {settings.norm} sees all devices by itself; leave --trainer.sync_batchnorm out")
         nodes.meet(int(trainer.num_nodes))
         check_options(settings.norm, settings.analysis, settings.snapshots, settings.model.compile, endless)
         self.folder = self._find_folder(settings)
