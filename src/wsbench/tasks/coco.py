@@ -335,6 +335,7 @@ class COCODetection(BenchmarkTask):
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """The twelve figures of boxes, and of masks."""
         found, seen = [f for picture in self._found for f in picture.result()], self._seen
+        self._found, self._seen = [], []  # a task that holds futures could not be copied
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(gathered, (found, seen))
