@@ -8,11 +8,13 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from torchvision.models import resnet50
 
 from tests import tiny
 from tests.emulated_cuda import Counts, emulated_cuda
 from tests.test_recipes import interrupt_second_epoch, samples_of
 from wsbench.__main__ import main
+from wsbench.norms import AccumulationWindow, normalize
 from wsbench.records import read_record
 from wsbench.tasks import BenchmarkTask
 
@@ -191,6 +193,30 @@ def test_the_host_does_not_wait(
     resumed.validate(again, data, ckpt_path=str(tmp_path / "x.ckpt"), verbose=False, weights_only=True)
     assert again.evaluation is not None
     assert again.evaluation.values == value
+
+
+@pytest.mark.parametrize(("spec", "opening", "ending"), [("gn+ws", 2, 4), ("gn+wn", 3, 6)])
+def test_kernels_at_the_ends_of_a_window(spec: str, opening: int, ending: int, device: Counts) -> None:
+    """Of each of ResNet-50's 53 layers, beside what gn alone takes."""
+    network = resnet50()
+    normalize(network, spec)
+    network.to("cuda")
+    window = AccumulationWindow(network, simple_loop=True)
+    images, labels = torch.randn(1, 3, 64, 64, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    found: dict[str, int] = {}
+    for first in (True, False, True, False):  # the first time constants are made
+        device.clear()
+        window.begin(last=not first)
+        found["opening" if first else "last opening"] = device.kernels
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        device.clear()
+        window.end(look_later=True)
+        found["middle" if first else "ending"] = device.kernels
+        if not first:
+            network.zero_grad()
+    assert found["opening"] / 53 <= opening
+    assert found["ending"] / 53 <= ending
+    assert found["last opening"] == found["middle"] == 0
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)

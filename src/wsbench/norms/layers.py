@@ -55,9 +55,9 @@ def rows_of(layer: nn.Module, weight: Tensor) -> Tensor:
     return to_rows(weight, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
 
 
-def shaped_as_weight(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Undo :func:`rows_of`."""
-    like = cast(Tensor, layer.weight)
+def shaped_as_weight(layer: nn.Module, rows: Tensor, like: Tensor | None = None) -> Tensor:
+    """Undo :func:`rows_of`; in the memory format of ``like``, by default the layer's weight."""
+    like = cast(Tensor, layer.weight) if like is None else like
     return from_rows(rows, like, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
 
 
@@ -65,8 +65,8 @@ class FanInError(ValueError):
     """A layer whose filters have too few values to normalize."""
 
 
-def _wide_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
-    rows = to_rows(weight, transposed, groups)
+def widened(rows: Tensor) -> Tensor:
+    """Rows in the precision that a method computes in: float32 or wider."""
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if rows.dtype == torch.float16 and wide.requires_grad:
         # 1 / eps of a constant filter is beyond what a float16 gradient can hold
@@ -79,7 +79,7 @@ def _compute(
     method: "WeightNorm", weight: Tensor, extra: Mapping[str, Tensor], transposed: bool, groups: int
 ) -> Tensor:
     with without_autocast(weight):
-        rows = _wide_rows(weight, transposed, groups)
+        rows = widened(to_rows(weight, transposed, groups))
         out = method.effective(rows, **{name: value.to(rows.dtype).flatten() for name, value in extra.items()})
         return from_rows(out.to(weight.dtype), weight, transposed, groups)
 
@@ -154,11 +154,16 @@ class NormalizedLayer(nn.Module):
                 getattr(self, name).copy_(value)
 
     @property
+    def filters(self) -> int:
+        """How many rows the weight has: one for each output channel."""
+        return self._groups * self.weight.shape[1] if self.transposed_weight else self.weight.shape[0]
+
+    @property
     def _groups(self) -> int:
         return int(getattr(self, "groups", 1))
 
     def _rows(self) -> Tensor:
-        return _wide_rows(self.weight.detach(), self.transposed_weight, self._groups)
+        return widened(to_rows(self.weight.detach(), self.transposed_weight, self._groups))
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with: shape and dtype of ``.weight``, computed in float32 or wider."""

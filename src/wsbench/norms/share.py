@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from wsbench.norms.layers import NormalizedLayer
 from wsbench.norms.reparametrized import reparametrization
-from wsbench.norms.tracing import accumulates, without_autocast
+from wsbench.norms.stamp import Stamp
+from wsbench.norms.tracing import accumulates
 
 
 class WindowError(RuntimeError):
     """A window that cannot give the exact gradient; the message names the layer and what to do."""
 
 
-def _autocast_dtype(weight: Tensor) -> torch.dtype:
+def autocast_dtype(weight: Tensor) -> torch.dtype:
     """What autocast turns a convolution's weight into; float64 is left alone by it."""
     device = weight.device.type
     if device == "meta" or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
@@ -24,86 +25,9 @@ def _autocast_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def _bits(weight: Tensor) -> Tensor:
-    """The values as integers: a NaN is equal to itself, 0 is not -0."""
-    sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return weight.detach().view(sizes[weight.element_size()])
-
-
-#: values of each weight that are looked at in every use on a CPU; each is a cache line to fetch
-_SAMPLE = 8
-
-
 def _has_hooks(parameter: Tensor) -> bool:
     """Whether something wants to see each gradient, and would be called with None for one that gathers."""
     return bool(parameter._backward_hooks) or bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
-
-
-def _is_dense(weight: Tensor) -> bool:
-    """Whether the values are those of the storage, from the offset on, in any order."""
-    if weight.layout != torch.strided or not weight.numel():
-        return False
-    span = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
-    return span == weight.numel() and 0 not in weight.stride()
-
-
-class _Stamp:
-    """What a weight, or a parameter beside it, was when the effective weight was computed."""
-
-    __slots__ = ("address", "parameter", "probe", "sample", "sums", "version")
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter, self.version, self.address = parameter, parameter._version, parameter.data_ptr()
-        self.sums = self._sums()
-        #: an alias of some of the weight's own memory, and what was there; reading it as a list is no kernel
-        self.probe: Tensor | None = None
-        self.sample: list[int] = []
-        if parameter.device.type == "cpu" and _is_dense(parameter):
-            bits = _bits(parameter)
-            count = min(_SAMPLE, bits.numel())
-            stride = bits.numel() // count
-            if stride > 1 and stride % 2 == 0:
-                stride -= 1  # a multiple of the kernel's size would look at one input channel only
-            self.probe = bits.as_strided((count,), (stride,))
-            self.sample = self.probe.tolist()
-
-    def _sums(self) -> Tensor:
-        """A sum of all bits for each filter, and the filters' products with fixed weights: two passes over the memory.
-
-        The first sees a single bit, the second sees what leaves sums as they are: values that change places or signs.
-        """
-        weight = self.parameter.detach()
-        bits = _bits(weight)
-        if bits.dim() < 2 or not bits.numel():
-            return bits.flatten().to(torch.int64)
-        wide = torch.int64 if bits.dtype == torch.int64 else torch.int32
-        rows = weight.flatten(1)
-        if rows.element_size() < 4:
-            rows = rows.float()
-        places = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).mul_(0.6180339887).frac_()
-        with without_autocast(rows):
-            products = rows @ places.add_(0.5)
-        return torch.cat((bits.flatten(1).sum(1, dtype=wide), _bits(products).to(wide)))
-
-    def holds(self, now: Tensor) -> bool:
-        """Whether ``now`` is the parameter, unchanged as far as can be seen without a kernel on a GPU."""
-        return (
-            now is self.parameter
-            and now._version == self.version
-            and now.data_ptr() == self.address
-            and (self.probe is None or self.probe.tolist() == self.sample)
-        )
-
-    def moved(self) -> bool:
-        """Whether torch has noted a change."""
-        return self.parameter._version != self.version or self.parameter.data_ptr() != self.address
-
-    def differs(self) -> Tensor:
-        """Whether a sum is another, 0-d; True for a parameter that is elsewhere or of another dtype."""
-        now = self._sums()
-        if (now.device, now.dtype, now.shape) != (self.sums.device, self.sums.dtype, self.sums.shape):
-            return torch.ones((), dtype=torch.bool, device=now.device)
-        return (now != self.sums).any()
 
 
 class Share:
@@ -127,7 +51,7 @@ class Share:
         self.total: Tensor | None = None
         #: which of the layer's parameters what gathers is for
         self.needs: tuple[bool, ...] = ()
-        self.stamps: tuple[_Stamp, ...] = ()
+        self.stamps: tuple[Stamp, ...] = ()
         self.last = False
         #: for a compiler, which cannot look at versions: what it may compute with until the micro-step ends
         self.held: Tensor | None = None
@@ -202,7 +126,7 @@ class Share:
         now = self._parameters()
         if any(s.parameter is not p for s, p in zip(self.stamps, now, strict=True)) or bool(self.differs()):
             return False
-        self.stamps, self.live, self.stale = tuple(_Stamp(p) for p in now), None, False
+        self.stamps, self.live, self.stale = tuple(Stamp(p) for p in now), None, False
         return True
 
     def changed(self) -> bool:
@@ -216,18 +140,28 @@ class Share:
         with torch.enable_grad():
             return self.layer.effective_weight_of(*self._parameters())
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Compute the effective weight, and hold it."""
         now = self._parameters()
-        self.needs = tuple(p.requires_grad for p in now)
         self.layer.refresh()
-        live = _Live(self.layer, now, self.needs)
-        dtype = _autocast_dtype(live.value)
-        leaf = live.value.detach().to(dtype).requires_grad_()
-        if dtype != live.value.dtype and self.simple_loop:
+        live = _Live(self.layer, now, tuple(p.requires_grad for p in now))
+        dtype = autocast_dtype(live.value)
+        self.hold(live.value.to(dtype), tuple(Stamp(p) for p in now))
+        self.live = live if dtype == live.value.dtype and any(self.needs) else None
+
+    def hold(self, effective: Tensor, stamps: tuple[Stamp, ...]) -> None:
+        """Hold the effective weight, from which on gradients gather.
+
+        Args:
+            effective: as it is now, in the dtype that the layer's operation wants.
+            stamps: of the parameters that it was computed from.
+        """
+        leaf = effective.detach().requires_grad_()
+        if leaf.dtype != self.layer.weight.dtype and self.simple_loop:
             # many small gradients in half precision: their sum is kept in float32
             leaf.register_post_accumulate_grad_hook(self._widen)  # type: ignore[no-untyped-call]
-        self.leaf, self.live = leaf, live if dtype == live.value.dtype and any(self.needs) else None
-        self.stamps, self.stale, self.used = tuple(_Stamp(p) for p in now), False, False
+        self.leaf, self.live, self.needs = leaf, None, tuple(s.parameter.requires_grad for s in stamps)
+        self.stamps, self.stale, self.used = stamps, False, False
 
     def _widen(self, leaf: Tensor) -> None:
         assert leaf.grad is not None
@@ -240,31 +174,34 @@ class Share:
         else:
             self.total.add_(grad)
 
-    def begin(self, last: bool) -> None:
-        """Before a micro-step: hold the effective weight. The last one of a window that is not open computes freely."""
+    def begin(self, last: bool) -> bool:
+        """Before a micro-step: whether the caller is to :meth:`open` it, and then to :meth:`ready` it.
+
+        The last one of a window that is not open computes freely.
+        """
         if self.layer._window is not self:
             self.layer._window = self
         self.last = last
         if self.compiled:
             self.was_compiled, self.compiled = True, False
         if not self.layer.training or torch.is_inference_mode_enabled():
-            return
+            return False
         if self.leaf is None:
-            if last and not self.was_compiled:  # what is compiled has been compiled for a window's last
-                return
-            self._open()
-        elif (self.stale or self.was_compiled) and not self._current(self._parameters()):
+            return not last or self.was_compiled  # what is compiled has been compiled for a window's last
+        if (self.stale or self.was_compiled) and not self._current(self._parameters()):
             if self.gathered:
-                if not self._restored():
-                    return
+                self._restored()
             elif last and not self.was_compiled:
                 self.drop()
-                return
             else:
-                self._open()
-        if not self.simple_loop:
+                return True
+        return False
+
+    def ready(self) -> None:
+        """Before a micro-step, after :meth:`begin`: what a compiled use will compute with."""
+        if not self.simple_loop or self.leaf is None or not self.layer.training or torch.is_inference_mode_enabled():
             return
-        if not last:
+        if not self.last:
             self.held = self.leaf
         elif self.was_compiled:
             now = self._parameters()
@@ -289,7 +226,7 @@ class Share:
             if not self._restored():
                 return None
         weight = now[0]
-        if leaf.dtype != weight.dtype and leaf.dtype != _autocast_dtype(weight):
+        if leaf.dtype != weight.dtype and leaf.dtype != autocast_dtype(weight):
             return None  # a part that autocast is switched off for, to be as precise as its weight
         needs = (weight.requires_grad,) if len(now) == 1 else tuple(p.requires_grad for p in now)
         if True not in needs:
@@ -335,7 +272,7 @@ class Share:
         return self._use(self._parameters())
 
     @contextmanager
-    def _asking(self, needs: Sequence[bool]) -> Iterator[None]:
+    def asking(self, needs: Sequence[bool]) -> Iterator[None]:
         """The parameters asking for gradients as they did then: autograd hands nothing to one that is frozen now."""
         parameters = self._parameters()
         kept = [p.requires_grad for p in parameters]
@@ -349,7 +286,7 @@ class Share:
                 if p.requires_grad != was:
                     p.requires_grad_(was)
 
-    def pull_back(self, grad: Tensor, needs: tuple[bool, ...], stamps: tuple[_Stamp, ...]) -> list[Tensor | None]:
+    def pull_back(self, grad: Tensor, needs: tuple[bool, ...], stamps: tuple[Stamp, ...]) -> list[Tensor | None]:
         """The gradients of the parameters from that of a use, with what has gathered; or gather it."""
         parameters = self._parameters()
         again = torch.is_grad_enabled()  # create_graph=True
@@ -382,7 +319,7 @@ class Share:
         gradient = self.take()
         if gradient is None:
             return
-        with self._asking(self.needs):
+        with self.asking(self.needs):
             live = self._compute()
             torch.autograd.backward(live, gradient.to(live.dtype))
 

@@ -28,6 +28,9 @@ class WeightNorm(ABC):
 
     #: The smallest fan-in I that the method is defined for.
     min_fan_in: ClassVar[int] = 1
+    #: Whether a row of the result is a function of the same row and of ``spec`` alone, so that the rows of several
+    #: layers can be given as one matrix. A subclass says so for itself.
+    rowwise: ClassVar[bool] = False
     facts: ClassVar[WeightFacts] = WeightFacts()
 
     def __init__(self, spec: NormSpec) -> None:
@@ -110,56 +113,55 @@ class _Standardize(torch.autograd.Function):
             contiguous[None], gain if inside else None, shift if inside else None, 1, channels, fan_in, channels, floor
         )
         out = out.view_as(contiguous)
-        if not inside:
-            scale = _relative(r.view(-1), damping, fan_in)
-            out.mul_((scale if gain is None else scale * gain).view(-1, 1))
+        relative = None if inside else _relative(r.view(-1), damping, fan_in)
+        if relative is not None:
+            out.mul_((relative if gain is None else relative * gain).view(-1, 1))
             if shift is not None:  # addcmul of what it has to spread takes twice as long
                 out.add_(shift.view(-1, 1))
         ctx.damping = damping
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(rows, gain, shift, mean, r)
+        ctx.save_for_backward(rows, gain, shift, mean, r, relative)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        rows, gain, shift, mean, r = ctx.saved_tensors
+        rows, gain, shift, mean, r, h_over_r = ctx.saved_tensors
         if grad is None:
             return (None,) * 4
         if torch.is_grad_enabled():  # create_graph=True: the fused backward has no derivative of its own
             out = _affine_rows(_standardize_rows(rows, ctx.damping), gain, shift)
             return (*_derivatives(out, grad, rows, gain, shift), None)
         channels, fan_in = rows.shape
-        h_over_r = _relative(r.view(-1), ctx.damping, fan_in)
-        root_q = _root_q(h_over_r, ctx.damping, fan_in)
-        inner = torch.ones_like(h_over_r) if gain is None else gain
+        if h_over_r is None:  # the kernel's own damping
+            r_inner, inner, outer = r, gain, None
+        else:
+            root_q = _root_q(h_over_r, ctx.damping, fan_in)
+            r_inner, outer = (r.view(-1) * root_q).view_as(r), h_over_r / root_q
+            inner = outer if gain is None else gain * outer
         to_rows, to_gain, to_shift = torch.ops.aten.native_group_norm_backward(
-            grad.contiguous()[None], rows.contiguous()[None], mean, (r.view(-1) * root_q).view_as(r),
-            inner * h_over_r / root_q, 1, channels, fan_in, channels,
+            grad.contiguous()[None], rows.contiguous()[None], mean, r_inner, inner, 1, channels, fan_in, channels,
             [ctx.needs_input_grad[0], gain is not None, shift is not None],
         )  # fmt: skip
         return (
             to_rows.view_as(rows) if ctx.needs_input_grad[0] else None,
-            None if gain is None else to_gain * (h_over_r / root_q),
+            None if gain is None else to_gain if outer is None else to_gain * outer,
             None if shift is None else to_shift,
             None,
         )
 
 
 def _relative(r: Tensor, damping: Damping, fan_in: int) -> Tensor:
-    """What h sigma of :class:`_Standardize` is, (O,), from r = 1/sigma."""
-    if damping.where == "inside":
-        return torch.ones_like(r)
+    """What h sigma of :class:`_Standardize` is, (O,), from r = 1/sigma; for damping that is not the kernel's own."""
     if damping.where == "outside":
-        return (r * damping.eps).add_(damping.k(fan_in)).reciprocal_()
+        return torch.rsub(r, damping.k(fan_in), alpha=-damping.eps).reciprocal_()  # k + eps r in one kernel
     return (r * math.sqrt(damping.eps)).clamp_(min=1).reciprocal_()
 
 
 def _root_q(h_over_r: Tensor, damping: Damping, fan_in: int) -> Tensor:
     """sqrt(q) of :class:`_Standardize`, (O,), from h sigma."""
-    if damping.where == "inside":
-        return torch.ones_like(h_over_r)
     if damping.where == "outside":
-        return (h_over_r * damping.k(fan_in)).sqrt_()
+        k = damping.k(fan_in)
+        return h_over_r.sqrt() if k == 1 else (h_over_r * k).sqrt_()
     # a q of 0 would leave the kernel without its gain; one of 1e-12 is 0 beside 1 in every precision that sums have
     return torch.where(h_over_r < 1, 1e-6, 1.0)
 
@@ -288,6 +290,7 @@ class WeightStandardization(WeightNorm):
     """
 
     min_fan_in = 2
+    rowwise = True
     facts = WeightFacts("Qiao et al., arXiv:1903.10520", 2019)
 
     def __init__(self, spec: NormSpec) -> None:
@@ -320,6 +323,7 @@ class WeightNormalization(WeightNorm):
     ``.weight`` is v, ``.weight_gain`` is g. A zero filter stays zero.
     """
 
+    rowwise = True
     facts = WeightFacts("Salimans & Kingma, NeurIPS", 2016)
 
     def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:
@@ -339,6 +343,7 @@ class CentredWeightNormalization(WeightNorm):
     """
 
     min_fan_in = 2
+    rowwise = True
     facts = WeightFacts("Huang et al., ICCV", 2017)
 
     def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:
@@ -367,6 +372,7 @@ class ScaledWeightStandardization(WeightNorm):
     """
 
     min_fan_in = 2
+    rowwise = True
     facts = WeightFacts("Brock et al., ICLR", 2021)
 
     def extra_parameters(self, rows: Tensor) -> dict[str, Tensor]:

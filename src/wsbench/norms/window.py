@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from wsbench.norms.layers import NormalizedLayer
 from wsbench.norms.share import Share, WindowError, changed
+from wsbench.norms.together import differ_together, first_differing, hand_on_together, open_together
 
 
 class AccumulationWindow:
@@ -53,9 +54,15 @@ class AccumulationWindow:
             the optimizer's step alone: no ``torch.autograd.grad`` with respect to weights, no ``inputs=``, no
             ``functional_call``, no perturbation. Then gradients gather with less bookkeeping, and layers under
             ``torch.compile``, which cannot look at a weight's version, hold their weights too.
+        together: compute layers of one fan-in as one matrix, in a window of a single micro-step, too: a tenth of the
+            kernels, and all effective weights at once in memory, until the last micro-step ends. In a simple loop on
+            one process only; by default there, where weights are on a GPU.
     """
 
-    def __init__(self, model: nn.Module, simple_loop: bool = False) -> None:
+    def __init__(self, model: nn.Module, simple_loop: bool = False, together: bool | None = None) -> None:
+        if together and not simple_loop:
+            raise WindowError("together=True takes a simple_loop=True: what it hands on is not seen before the end of "
+                              "the last micro-step")  # fmt: skip
         for layer in model.modules():  # a window that is forgotten while it is open has gradients to hand on
             if isinstance(layer, NormalizedLayer) and layer._window is not None and layer._window.gathered:
                 if layer._window.changed():
@@ -66,7 +73,8 @@ class AccumulationWindow:
         self._root: nn.Module = model if self._ddp is None else self._ddp.module
         self._shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
         self._last = False
-        self._unseen: tuple[list[str], Tensor] | None = None
+        self._simple_loop, self._together = simple_loop, together
+        self._unseen: tuple[list[Sequence[Share]], list[Tensor]] | None = None
         reference = weakref.ref(self)
 
         def before(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -137,13 +145,29 @@ class AccumulationWindow:
             self._joins = True
             self._handles.append(self._root.register_forward_hook(_JoinOutput(self)))
         try:
+            together = self._are_together()
+            closed = []
             for share in self._shares:
                 if last and share.changed():
                     raise WindowError(changed(share.name))
-                share.begin(last)
+                if share.begin(last and not together):
+                    closed.append(share)
+            if together:
+                open_together(closed)
+            else:
+                for share in closed:
+                    share.open()
+            for share in self._shares:
+                share.ready()
         except WindowError:
             self.drop()
             raise
+
+    def _are_together(self) -> bool:
+        """Whether layers are computed as one matrix, and the last micro-step is like any other until its end."""
+        if not self._simple_loop or self._together is False or _processes() > 1:
+            return False
+        return bool(self._together) or any(share.layer.weight.device.type != "cpu" for share in self._shares)
 
     def end(self, look_later: bool = False) -> None:
         """After the backward of a micro-step.
@@ -163,11 +187,11 @@ class AccumulationWindow:
                 share.require_unmoved()
         if not self._last:
             return
-        held, differ = self._differing(self._shares)
+        found = self._differing(self._shares)
         if look_later:
-            self._unseen = None if differ is None else ([share.name for share in held], differ)
+            self._unseen = found if found[1] else None
         else:
-            self._refuse([share.name for share in held], differ)
+            self._refuse(*found)
         left = self.gathered
         if left and _processes() > 1:
             self.drop()
@@ -220,8 +244,11 @@ class AccumulationWindow:
         for share in left:
             if share.changed():
                 raise WindowError(changed(share.name))
-        for share in left:
-            share.flush()
+        if self._are_together():
+            hand_on_together(left)
+        else:
+            for share in left:
+                share.flush()
 
     def forget(self) -> None:
         """Zero what gathered, as ``optimizer.zero_grad()`` zeroes what is in ``.grad``; the window stays open."""
@@ -239,11 +266,11 @@ class AccumulationWindow:
 
     @property
     def unseen(self) -> Tensor | None:
-        """Whether each weight of the window that has just ended was changed without a trace, bool (layers,).
+        """Whether weights of the window that has just ended were changed without a trace, bool (any number,).
 
         Of ``end(look_later=True)``; whoever finds a True in it calls :meth:`refuse_unseen`.
         """
-        return None if self._unseen is None else self._unseen[1]
+        return None if self._unseen is None else torch.cat([flags.flatten() for flags in self._unseen[1]])
 
     def refuse_unseen(self) -> None:
         """WindowError if :attr:`unseen` holds a True; forgets it."""
@@ -252,22 +279,20 @@ class AccumulationWindow:
             self._refuse(*found)
 
     @staticmethod
-    def _differing(shares: Sequence[Share]) -> tuple[list[Share], Tensor | None]:
-        """The layers that hold weights, but for those that are known to have changed; and whether any bit differs."""
-        held = [share for share in shares if share.stamps and not share.stale and not share.moved()]
-        return held, torch.stack([share.differs() for share in held]) if held else None
+    def _differing(shares: Sequence[Share]) -> tuple[list[Sequence[Share]], list[Tensor]]:
+        """Of the layers that hold weights, but for those that are known to have changed, whether any bit differs."""
+        return differ_together([share for share in shares if share.stamps and not share.stale and not share.moved()])
 
     def _require_no_trace(self, shares: Sequence[Share]) -> None:
-        held, differ = self._differing(shares)
-        self._refuse([share.name for share in held], differ)
+        self._refuse(*self._differing(shares))
 
-    def _refuse(self, held: Sequence[str], differ: Tensor | None) -> None:
-        if differ is None or not bool(differ.any()):
+    def _refuse(self, groups: Sequence[Sequence[Share]], flags: Sequence[Tensor]) -> None:
+        if not flags or not bool(torch.cat([flag.flatten() for flag in flags]).any()):
             return
-        names = [name for name, differs in zip(held, differ.tolist(), strict=True) if differs]
+        name = first_differing(groups, flags)
         self.drop()
         raise WindowError(
-            f"the weight of '{names[0]}' was written inside an accumulation window in a way that leaves no trace "
+            f"the weight of '{name}' was written inside an accumulation window in a way that leaves no trace "
             "(through .data), so gradients of this optimizer step may be wrong: zero them and start again; write it "
             "under torch.no_grad() instead, or call flush() of the window before"
         )

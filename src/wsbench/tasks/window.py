@@ -27,7 +27,9 @@ class WindowCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
-        window = AccumulationWindow(pl_module, self._simple_loop)
+        # gradients that a strategy shards or averages have to reach it in the backward
+        together = None if isinstance(trainer.strategy, SingleDeviceStrategy) else False
+        window = AccumulationWindow(pl_module, self._simple_loop, together)
         if not len(window):
             window.close()
             return
