@@ -4,6 +4,7 @@ For every task's network at the paper's sizes the time of a micro-step of K = 1,
 relative to plain GN: bn, sn, gn+ws with the accumulation window and without, by the authors' formula, gn+wn. A window
 of K costs a first micro-step (it opens), K - 2 in the middle and a last one (it closes); each kind is timed by itself
 in one interleaved run, and the figure for K is their mean with these weights. ``--whole TASK ...`` also runs all 64.
+``--device cuda`` does it on a GPU, waiting for it before each look at the clock.
 
 Then peak memory above weights and gradients (each in a process of its own; Linux), the window's own work timed
 directly, the kernels of a micro-step, what Lightning's loop adds to the bare one, and inference of folded networks.
@@ -16,7 +17,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import time
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.contenders import BASE, FORMS, NETWORKS, Contender
-from benchmarks.timing import Kernels, interleaved, keep_freed_memory, peak_resident_mib, return_freed_memory
+from benchmarks.timing import Kernels, clock, interleaved, keep_freed_memory, peak_resident_mib, return_freed_memory
 from wsbench.norms import AccumulationWindow, fold
 from wsbench.tasks.window import WindowCallback
 
@@ -44,10 +44,10 @@ def kinds(contenders: dict[str, Contender], rounds: int) -> dict[str, dict[str, 
             for kind in ("first", "middle", "last", "only"):
                 if kind in ("first", "only"):
                     c.zero()
-                start = time.perf_counter()
+                start = clock()
                 c.micro_step(last=kind in ("last", "only"))
                 if i:
-                    times[name][kind].append(time.perf_counter() - start)
+                    times[name][kind].append(clock() - start)
             c.zero()
     return {name: {k: statistics.median(v) for k, v in row.items()} for name, row in times.items()}
 
@@ -66,24 +66,35 @@ def whole_windows(contenders: dict[str, Contender], count: int, rounds: int) -> 
 # -- memory, kernels, the window's own work -------------------------------------------------------------------------
 
 
-def _peak(out: "multiprocessing.Queue[float]", threads: int, task: str, form: str) -> None:
+def _peak(out: "multiprocessing.Queue[float]", threads: int, device: str, task: str, form: str) -> None:
     torch.set_num_threads(threads)
+    torch.set_default_device(device)
     return_freed_memory()
     c = Contender(task, form)
     for p in c.network.parameters():
         p.grad = torch.zeros_like(p)  # weights and gradients are there before
-    before = peak_resident_mib(reset=True)
+    before = _peak_mib(device, reset=True)
     for p in c.network.parameters():
         p.grad = None
     c.whole(4)
-    out.put(peak_resident_mib() - before)
+    out.put(_peak_mib(device) - before)
+
+
+def _peak_mib(device: str, reset: bool = False) -> float:
+    if device == "cpu":
+        return peak_resident_mib(reset)
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def peak_memory_mib(task: str, form: str) -> float:
     """Peak memory of an optimizer step of four micro-steps above weights and gradients, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     out: multiprocessing.Queue[float] = context.Queue()
-    process = context.Process(target=_peak, args=(out, torch.get_num_threads(), task, form))
+    process = context.Process(
+        target=_peak, args=(out, torch.get_num_threads(), torch.get_default_device().type, task, form)
+    )
     process.start()
     value = out.get(timeout=1800)  # raises if the process was killed
     process.join()
@@ -107,19 +118,19 @@ def own_work(task: str, rounds: int) -> dict[str, float]:
     window = cast(AccumulationWindow, c.window)
     opened, steady, closed = [], [], []
     for i in range(rounds + 1):
-        start = time.perf_counter()
+        start = clock()
         window.begin(last=False)
-        middle = time.perf_counter()
+        middle = clock()
         window.begin(last=False)
         for share in window._shares:
             share.in_use(share.layer.normalized_parameters)
         window.end()
-        again = time.perf_counter()
+        again = clock()
         gradients = [torch.ones_like(cast(Tensor, share.leaf)) for share in window._shares if share.leaf is not None]
         for share, gradient in zip(window._shares, gradients, strict=True):
             cast(Tensor, share.leaf).grad = gradient
         adding = [torch.ones_like(g) for g in gradients]
-        stop = time.perf_counter()
+        stop = clock()
         window.begin(last=True)
         uses = [cast(Tensor, share.in_use(share.layer.normalized_parameters)) for share in window._shares]
         torch.autograd.backward(uses, adding)
@@ -127,7 +138,7 @@ def own_work(task: str, rounds: int) -> dict[str, float]:
         if i:
             opened.append(middle - start)
             steady.append(again - middle)
-            closed.append(time.perf_counter() - stop)
+            closed.append(clock() - stop)
         c.zero()
     return {"open": statistics.median(opened), "each": statistics.median(steady), "close": statistics.median(closed)}
 
@@ -142,11 +153,11 @@ class _Clock(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start."""
-        self.seconds -= time.perf_counter()
+        self.seconds -= clock()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop."""
-        self.seconds += time.perf_counter()
+        self.seconds += clock()
 
 
 class _Loop(LightningModule):
@@ -182,16 +193,17 @@ def lightning_overhead(task: str, count: int, rounds: int) -> float:
 
     times: dict[str, list[float]] = {"bare": [], "lightning": []}
     for i in range(rounds + 1):
-        start = time.perf_counter()
+        start = clock()
         loop()
-        middle = time.perf_counter()
-        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                          enable_model_summary=False, max_epochs=1, accumulate_grad_batches=count,
-                          callbacks=[WindowCallback(simple_loop=True), clock := _Clock()])  # fmt: skip
+        middle = clock()
+        ticking, where = _Clock(), torch.get_default_device().type
+        trainer = Trainer(accelerator=where, devices=1, logger=False, enable_checkpointing=False, max_epochs=1,
+                          enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=count,
+                          callbacks=[WindowCallback(simple_loop=True), ticking])  # fmt: skip
         trainer.fit(module, data)
         if i:
             times["bare"].append(middle - start)
-            times["lightning"].append(clock.seconds)
+            times["lightning"].append(ticking.seconds)
     return statistics.median(times["lightning"]) / statistics.median(times["bare"])
 
 
@@ -300,11 +312,14 @@ def main() -> None:
     parser.add_argument("--compile", nargs="*", default=[], choices=list(NETWORKS))
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip the processes for peak memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     keep_freed_memory()
-    machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "threads": args.threads,
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+    machine = {"machine": f"{name}, {os.cpu_count()} cores", "threads": args.threads,
                "torch": torch.__version__, "batch": 1}  # fmt: skip
     if not args.json:
         print(", ".join(f"{k} {v}" for k, v in machine.items()))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -40,6 +41,13 @@ def peak_resident_mib(reset: bool = False) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
+def clock() -> float:
+    """Seconds, once the default device has done what it was told."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, float]:
     """Median seconds of each contender.
 
@@ -53,10 +61,10 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
     try:
         for i in range(warmup + rounds):
             for name, work in contenders.items():
-                start = time.perf_counter()
+                start = clock()
                 work()
                 if i >= warmup:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(clock() - start)
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}

@@ -263,7 +263,8 @@ def emulated_cuda() -> Iterator[Counts]:
         "_lazy_init": nothing, "manual_seed_all": nothing, "manual_seed": nothing, "synchronize": nothing,
         "empty_cache": nothing, "max_memory_allocated": lambda device=None: 123 << 20,
         "memory_stats": lambda device=None: {},
-        "reset_peak_memory_stats": nothing, "get_rng_state_all": lambda: [], "set_rng_state_all": nothing,
+        "reset_peak_memory_stats": nothing, "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": nothing, "get_rng_state_all": lambda: [], "set_rng_state_all": nothing,
         "memory_allocated": lambda device=None: 100 << 20, "is_current_stream_capturing": lambda: False,
     }  # fmt: skip
     for name, value in settings.items():

@@ -1,6 +1,7 @@
 """Runs on a CUDA device: emulated (tests/emulated_cuda.py), so that they run anywhere."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torchvision.models import resnet50
 
 from tests import tiny
 from tests.emulated_cuda import Counts, emulated_cuda
-from tests.test_recipes import interrupt_second_epoch, samples_of
+from tests.on_device import SMALL, from_fit_to_prediction
 from wsbench.__main__ import main
 from wsbench.norms import AccumulationWindow, normalize
 from wsbench.records import read_record
@@ -22,13 +23,6 @@ NORMS = ("gn+ws", "bn", "sn", "in", "gn+wn")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: an emulated tensor that is made in inference mode has no version, and cannot be detached
 PLAIN_EVALUATION = ("--trainer.inference_mode", "false")
-SMALL: dict[str, tuple[str, ...]] = {
-    "imagenet": ("--data.crop", "32", "--data.resize", "32"),
-    "something": ("--data.crop", "32", "--data.resize", "32"),
-    "voc": ("--data.crop", "33", "--model.aspp_width", "32"),
-    "coco": ("--model.width", "32", "--model.rois", "16"),
-    "modelnet40": ("--data.points", "32", "--model.k", "4"),
-}
 
 
 @pytest.fixture
@@ -219,32 +213,26 @@ def test_kernels_at_the_ends_of_a_window(spec: str, opening: int, ending: int, d
     assert found["last opening"] == found["middle"] == 0
 
 
-@pytest.mark.parametrize("task", tiny.TASKS)
+#: a norm and a precision for each task; the others with pytest -m long
+DIAGONAL = tuple(zip(tiny.TASKS, NORMS, (*PRECISIONS, *PRECISIONS), strict=False))
+
+
+@pytest.mark.parametrize(
+    ("task", "norm", "precision"),
+    [
+        pytest.param(*cell, marks=() if cell in DIAGONAL else pytest.mark.long)
+        for cell in product(tiny.TASKS, NORMS, PRECISIONS)
+    ],
+)
 def test_a_command_line_from_fit_to_prediction(
-    task: str, tiny_roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    task: str, norm: str, precision: str, tiny_roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    root = tiny_roots[task]
-    line = ["fit", "--task", task, "--recipe", "mini", "--data.miniature", "false", "--norm", "gn+ws",
-            "--data.root", str(root), "--trainer.max_steps", "2", "--data.steps_per_epoch", "1",
-            *SMALL[task], *PLAIN_EVALUATION]  # fmt: skip
     with emulated_cuda():
-        assert main([*line, "--runs", "whole"]) == 0
-        (folder,) = Path("whole", task).iterdir()
-        record = read_record(folder / "result.json")
-        with monkeypatch.context() as patch:
-            interrupt_second_epoch(patch)
-            with pytest.raises(SystemExit):
-                main(line)
-        assert main([*line, "--ckpt_path", "last"]) == 0
-        (cut,) = Path("runs", task).iterdir()
-        pictures = samples_of(task, root, Path("mine"))
-        capsys.readouterr()
-        options = ["--data.pictures", str(pictures), "--output", "out", *PLAIN_EVALUATION]
-        assert main(["predict", "--ckpt_path", str(folder / "last.ckpt"), *options]) == 0
-    assert read_record(cut / "result.json").metrics == record.metrics
-    assert len(Path("out/predictions.csv").read_text().splitlines()) == 3
+        record = from_fit_to_prediction(
+            task, norm, precision, tiny_roots[task], monkeypatch, capsys, [*SMALL[task], *PLAIN_EVALUATION]
+        )
     assert record.provenance.hardware == "Emulated GPU, 8192 MiB"
     assert record.provenance.cuda == torch.version.cuda
     assert record.provenance.float32 == "matmul highest, convolutions tf32"
