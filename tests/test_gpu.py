@@ -1,4 +1,4 @@
-"""On a real CUDA device: ``pytest -m gpu``. What test_cuda.py does on an emulated one, and what only a real one says."""
+"""On a real CUDA device, ``pytest -m gpu``: what test_cuda.py does emulated, and what only a real one says."""
 
 import subprocess
 import sys

@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from wsbench.norms import AccumulationWindow, normalize
 
+#: the lowest torch, whose compiler is another
+OLD = torch.__version__.startswith("2.8.")
 SPECS = ["gn+ws", "gn+wn", "bn+ws-mo", "ln+ws-do", "gn+ws-af", "gn+ws@authors", "sn+ws@timm", "in+ws@bit"]
 
 

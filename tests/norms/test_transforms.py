@@ -264,8 +264,7 @@ def test_fx_quantization_of_a_folded_network(spec: str) -> None:
 
 
 def lora(model: nn.Module, *names: str) -> Any:
-    import peft
-
+    peft = pytest.importorskip("peft", exc_type=ImportError)
     config = peft.LoraConfig(r=2, target_modules=list(names), init_lora_weights=False)
     torch.manual_seed(3)
     return peft.get_peft_model(model, config)

@@ -297,7 +297,8 @@ def test_no_more_than_the_weight_is_saved_for_backward() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         standardize(weight)
-    assert sum(n for p, n in saved.items() if p != weight.untyped_storage().data_ptr()) <= 2 * 64
+    others = sum(n for p, n in saved.items() if p != weight.untyped_storage().data_ptr())
+    assert others <= 3 * 64, "mean, 1 / sigma and its damping"
 
 
 def test_rejects_other_layers() -> None:

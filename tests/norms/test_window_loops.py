@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.optim import SGD
 
-from tests.norms.nets import SPECS, Net, batches, both, difference, gradients, net, step
+from tests.norms.nets import OLD, SPECS, Net, batches, both, difference, gradients, net, step
 from wsbench.norms import AccumulationWindow, WindowError
 
 # -- two networks: a discriminator that is frozen while the generator's loss passes through it -----------------------
@@ -382,6 +382,7 @@ def compiled(spec: str = "gn+ws") -> Net:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(OLD, reason="compiled by torch 2.8 a layer standardizes by itself, so there is nothing to see")
 def test_a_change_that_a_compiled_network_cannot_see_is_an_error() -> None:
     model = compiled()
     window = AccumulationWindow(model, simple_loop=True)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import resnet50
@@ -17,6 +16,8 @@ from wsbench.norms import NormMismatchError
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import read_checkpoint
 from wsbench.tasks.imagenet import ImageNetClassification
+
+ConvWS2d = pytest.importorskip("mmcv.cnn.bricks.conv_ws").ConvWS2d
 
 PICTURE = torch.randn(1, 3, 64, 64)
 

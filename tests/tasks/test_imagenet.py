@@ -93,9 +93,8 @@ def test_the_order_of_classes_is_checked(tiny_roots: dict[str, Path], tmp_path: 
         (other / split / "n00000003").rename(other / split / "n00000033")
     with pytest.raises(TaskOptionError, match="class 3 is 'n00000003' there and 'n00000004' here"):
         tiny.trainer().validate(
-            tiny.model("imagenet", "gn"), tiny.data("imagenet", other), ckpt_path=str(tmp_path / "x.ckpt"),
-            weights_only=True,
-        )  # fmt: skip
+            tiny.model("imagenet", "gn"), tiny.data("imagenet", other), ckpt_path=str(tmp_path / "x.ckpt")
+        )
 
 
 def test_predictions_are_five_classes(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_the_releases_optimizer_is_a_cosine(tiny_roots: dict[str, Path]) -> None
 
 
 def test_a_prediction_is_a_page_with_the_cloud(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
     task: Any = tiny.model("modelnet40", "gn16").eval()
     task.classes = tuple("abcdefghij")
     prediction = task.predict_step({"cloud": torch.randn(1, 32, 3), "path": "x/chair_1.off", "name": "chair_1"}, 0)

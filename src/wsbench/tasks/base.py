@@ -106,6 +106,11 @@ class BenchmarkTask(LightningModule, ABC):
             raise TaskOptionError(f"--model.agc {agc}: expected a number above 0, such as 0.01, or 0 for none")
         self._agc = agc
         self.spec = NormSpec.parse(norm)
+        if compile and self.spec.act == "sn" and str(torch.__version__).startswith("2.8."):
+            raise TaskOptionError(
+                f"--model.compile true with --norm {self.spec}: what torch {torch.__version__} compiles for it writes "
+                "beyond its memory on a CPU; take a later torch, or leave the option out"
+            )
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
         self.wholly_initialized = False
         self.evaluation: Evaluation | None = None
