@@ -1,6 +1,7 @@
 """What all datamodules share: where the data is, the training stream, evaluation that counts every sample once."""
 
 import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -347,8 +348,9 @@ class BenchmarkData(LightningDataModule, ABC):
     def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         workers = self.num_workers
         return DataLoader(
-            data, num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), **kwargs
-        )
+            data, num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals, **kwargs,
+        )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of ``micro_batch``."""
@@ -369,3 +371,12 @@ class BenchmarkData(LightningDataModule, ABC):
         """The user's samples, one at a time."""
         sampler = UnpaddedSampler(len(self.predict_data), *self._rank())
         return self._loader(self.predict_data, batch_size=1, sampler=sampler, collate_fn=type(self).collate_prediction)
+
+
+def _leave_signals(worker: int) -> None:
+    """A terminal and a scheduler signal all processes; only the run itself is to decide when it ends.
+
+    It still needs its samples then, to end with a whole step. Workers end when their loader, or the run, is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from wsbench import plugins
@@ -48,11 +50,13 @@ from wsbench.records import (
 )
 from wsbench.run import devices, identity, lock, nodes, report
 from wsbench.run import folder as run_folder
+from wsbench.run.checkpoints import WholeCheckpoints, remove_parts
 from wsbench.run.loggers import finish, loggers
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import machine as machine_of
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics, weights_digest
+from wsbench.run.stopping import Every, Interrupted, Stopping, seconds_of
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.formats import read_run_checkpoint
 from wsbench.tasks.sync_batch_norm import SyncBatchNorms
@@ -106,6 +110,15 @@ def canonical_norm(text: str) -> str:
         return str(NormSpec.parse(text))
     except SpecError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def checkpoint_interval(text: str) -> str:
+    """How often checkpoints are written: 10m, 500, never."""
+    try:
+        Every.parse(str(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"--checkpoint_every {error}") from error
+    return str(text)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -183,6 +196,12 @@ class BenchmarkCLI(LightningCLI):
         parser.add_argument(
             "--tf32_convolutions", type=bool, default=True, help="cuDNN may round float32 to TF32 (torch's default)"
         )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=checkpoint_interval,
+            default="10m",
+            help="between epochs: a time (10m, 1h30m), a number of optimizer steps (500), or never",
+        )
         parser.add_argument("--snapshots", type=int, default=0, help="keep the weights of so many steps for analyze")
         for target, source in run_folder.LINKS.items():
             if target == "model.num_classes":
@@ -237,7 +256,10 @@ class BenchmarkCLI(LightningCLI):
         self._find_checkpoint(settings)
         model = ENTRIES[self.choice.task].model
         always: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False, "save_top_k": 1}
-        callbacks: list[Callback] = [self.recorder]
+        trains = settings.trainer.fast_dev_run in (False, 0)
+        saves = self.folder if trains and settings.trainer.enable_checkpointing is not False else None
+        stopping = Stopping(saves, Every.parse(settings.checkpoint_every), seconds_of(settings.trainer.max_time))
+        callbacks: list[Callback] = [self.recorder, stopping]
         if settings.analysis:
             callbacks.append(GradientShares(None if settings.trainer.fast_dev_run else self.folder))
         if settings.snapshots and not settings.trainer.fast_dev_run:
@@ -278,6 +300,7 @@ class BenchmarkCLI(LightningCLI):
             settings.model.num_classes = self._prepared.num_classes
         settings.trainer.enable_checkpointing = False
         if self.subcommand != "predict":
+            self.trainer_defaults["callbacks"] = [Stopping(None, Every())]
             return
         output = Path(settings.output).expanduser()
         if output.exists() and not output.is_dir():
@@ -285,7 +308,7 @@ class BenchmarkCLI(LightningCLI):
         if settings.data.pictures and output.resolve() == Path(settings.data.pictures).expanduser().resolve():
             raise UsageError("--output and --data.pictures are the same folder; masks would overwrite your pictures")
         self.prediction_files = PredictionFiles(output)
-        self.trainer_defaults["callbacks"] = [self.prediction_files]
+        self.trainer_defaults["callbacks"] = [self.prediction_files, Stopping(None, Every())]
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(progress_callback())
         settings.return_predictions = False
@@ -335,13 +358,15 @@ class BenchmarkCLI(LightningCLI):
             parser.default_config_files = before
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer; BN is synchronized by wsbench's layer."""
+        """Make the Trainer; BN is synchronized by wsbench's layer, checkpoints are written by it, and it keeps time."""
         settings = self._get(self.config_init, "trainer")
+        plugins_given = settings.plugins or []
+        given = list(plugins_given) if isinstance(plugins_given, list | tuple) else [plugins_given]
         if settings.sync_batchnorm:
-            plugins_given = settings.plugins or []
-            given = plugins_given if isinstance(plugins_given, list) else [plugins_given]
-            kwargs["plugins"] = [*given, SyncBatchNorms()]
-        return super().instantiate_trainer(**kwargs)
+            given.append(SyncBatchNorms())
+        if not any(isinstance(plugin, CheckpointIO) for plugin in given):
+            given.append(WholeCheckpoints())
+        return super().instantiate_trainer(**kwargs | {"plugins": given, "max_time": None})
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer; data that was read to find out what the run is stays the run's."""
@@ -352,11 +377,11 @@ class BenchmarkCLI(LightningCLI):
     def _find_checkpoint(self, settings: Namespace) -> None:
         assert self.folder is not None
         if settings.ckpt_path == "auto":
-            unfinished = (self.folder / run_folder.LAST).exists() and not (self.folder / RECORD_NAME).exists()
+            unfinished = run_folder.resumable(self.folder) and not (self.folder / RECORD_NAME).exists()
             settings.ckpt_path = "last" if unfinished else None
         resume = settings.ckpt_path is not None
         if settings.ckpt_path == "last":
-            settings.ckpt_path = str(self.folder / run_folder.LAST)
+            settings.ckpt_path = self._last_whole_one()
         if resume and not Path(settings.ckpt_path).is_file():
             raise FileNotFoundError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
         if resume:
@@ -366,9 +391,23 @@ class BenchmarkCLI(LightningCLI):
             return
         if not nodes.process_rank():
             lock.hold(self.folder)
+            remove_parts(self.folder)
         if (self.folder / RECORD_NAME).exists() and not settings.overwrite:
             raise FinishedError(self.folder)
         run_folder.claim(self.folder, resume, settings.overwrite, nodes.process_rank())
+
+    def _last_whole_one(self) -> str:
+        """The run's last checkpoint; the one before where that is damaged, with a sentence."""
+        folder = cast(Path, self.folder)
+        last, previous = folder / run_folder.LAST, folder / run_folder.PREVIOUS
+        if not previous.is_file():
+            return str(last)
+        try:
+            read_run_checkpoint(last)
+        except (ValueError, OSError) as error:
+            self._device_notes.append(f"{error}; resuming from the one before it, '{previous}'")
+            return str(previous)
+        return str(last)
 
     def _same_run(self, path: str) -> None:
         """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
@@ -433,7 +472,8 @@ class BenchmarkCLI(LightningCLI):
                 "classes": report.classes_line(cast(BenchmarkData, self.datamodule).classes),
                 "norm": task.norm_report.summary(),
                 "batch": report.batch_line(task.batch_numbers(settings.trainer.sync_batchnorm)),
-                "steps": f"{task.planned_steps()}, seed {settings.seed_everything}, precision {precision}",
+                "steps": f"{task.planned_steps()}, seed {settings.seed_everything}, precision {precision}"
+                + ("" if self._resumed_at is None else f"; resumes after step {self._resumed_at}"),
                 "run": str(self.folder),
             },
             [
@@ -574,8 +614,10 @@ def _quiet() -> None:
         ".*callbacks used to create the checkpoint.*",  # evaluating needs none of them
         ".*dirpath has changed.*",
         ".*The `srun` command is available on your system but is not used.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the stream goes on where it was
     ):
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # its report is a message of its logger
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
 
 
@@ -600,6 +642,10 @@ def _run(argv: Sequence[str]) -> Path | None:
     cast(Any, rank_zero_only).rank = nodes.process_rank()  # Lightning's own guess does not know NODE_RANK
     try:
         return BenchmarkCLI(choice, argv).folder
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes 1 of it
+            raise Interrupted("stopped by SIGINT", 128 + signal.SIGINT) from None
+        raise
     except RuntimeError as error:
         if nodes.has_lost_a_process(error) and not isinstance(error, UserError):
             raise nodes.NodeError(
@@ -627,5 +673,13 @@ def main(argv: Sequence[str]) -> int:
         except FinishedError as finished:
             report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
             show(finished.folder)
+        except Interrupted as interrupted:
+            stopped.append(interrupted)
 
-    return report.exit_status(run, USER_ERRORS)
+    stopped: list[Interrupted] = []
+    status = report.exit_status(run, USER_ERRORS)
+    for interrupted in stopped:
+        if not nodes.process_rank():
+            print(f"wsbench: {interrupted}", file=sys.stderr)
+        return interrupted.exit_status
+    return status

@@ -14,7 +14,7 @@ import wsbench
 from wsbench import plugins
 from wsbench.grid.definition import ALIASES
 from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
-from wsbench.run.folder import LAST, METRICS
+from wsbench.run.folder import METRICS, resumable
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import append_line, read_lines
 from wsbench.run.lock import holder, is_locked
@@ -78,7 +78,7 @@ class Cell:
         further: tuple[str, ...] = ()
         if recorded and self.renew:
             further = ("--overwrite", "true")
-        elif not recorded and (self.folder / LAST).exists():
+        elif not recorded and resumable(self.folder) is not None:
             further = ("--ckpt_path", "last")
         imports = [word for name in self.imports for word in (plugins.OPTION, name)]
         return ["fit", *self.argv, *imports, *further]
@@ -228,7 +228,7 @@ def status(cell: Cell, former: Mapping[str, str] | None = None) -> Status:
         return Status("done", "", record.cost.total_seconds, when)
     if events:
         return _unfinished(cell, events)
-    if (cell.folder / LAST).exists():
+    if resumable(cell.folder) is not None:
         return Status("missing", f"an unfinished run, {_step(cell)}, will be resumed")
     old = (former or {}).get(json.dumps(cell.options, sort_keys=True))
     if old and old != cell.id and (replace_id(cell, old).folder / RECORD_NAME).exists():
@@ -247,7 +247,7 @@ def _unfinished(cell: Cell, events: Sequence[Mapping[str, Any]]) -> Status:
         if before["event"] == "start" and after["event"] in ("end", "queued"):
             total += _seconds(before["time"], after["time"])
     last = events[-1]
-    resumes = f"; resumes at {_step(cell)}" if (cell.folder / LAST).exists() else ""
+    resumes = f"; resumes at {_step(cell)}" if resumable(cell.folder) is not None else ""
     if last["event"] == "queued":
         return Status("missing", f"queued as {last['where']}{resumes}", total or None, last["time"])
     if last["event"] == "start":

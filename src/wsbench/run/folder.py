@@ -11,13 +11,15 @@ from wsbench.run.identity import flatten
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LAST = "last.ckpt"
+#: the last one but one, for when the last is damaged
+PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 NORMS = "norms.txt"
 ANALYSIS = "analysis.jsonl"
 CHANNELS = "analysis"
 #: what services of tracking call the run
 TRACKING = "tracking.json"
-FILES = (CONFIG, NORMS, METRICS, ANALYSIS, LAST, BEST)
+FILES = (CONFIG, NORMS, METRICS, ANALYSIS, LAST, PREVIOUS, BEST)
 
 #: Fields of the model that follow another field. A saved configuration has only the other one.
 LINKS = {"model.norm": "norm", "model.num_classes": "data.num_classes", "model.segments": "data.segments"}
@@ -57,6 +59,11 @@ def snapshots(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"))
 
 
+def resumable(folder: Path) -> Path | None:
+    """The checkpoint that a run in ``folder`` resumes from: the last, or where that is not there the one before."""
+    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()), None)
+
+
 def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
     """Make ``folder`` ready for a run that starts, or that resumes.
 
@@ -67,7 +74,7 @@ def claim(folder: Path, resume: bool, overwrite: bool, rank: int = 0) -> None:
     """
     if resume:
         return
-    if (folder / LAST).exists() and not overwrite:
+    if resumable(folder) is not None and not overwrite:
         raise RunExistsError(
             f"an unfinished run of exactly this configuration lies in '{folder}'; resume it with --ckpt_path last, or "
             "start over with --overwrite true"

@@ -23,7 +23,7 @@ IDENTIFIED = 4
 
 #: The Trainer's fields that change numbers. How evaluation is cut into epochs, for instance, says which one is best.
 TRAINER = (
-    "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "overfit_batches", "limit_train_batches",
+    "max_steps", "max_epochs", "min_steps", "min_epochs", "overfit_batches", "limit_train_batches",
     "limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "gradient_clip_val",
     "gradient_clip_algorithm", "precision", "sync_batchnorm", "reload_dataloaders_every_n_epochs", "callbacks",
     "plugins",

@@ -47,6 +47,7 @@ class Recorder(Callback):
         self.machine = machine(device, trainer.world_size)
         reset_peak_memory(device)
         self._counting = trainer.optimizers[0].register_step_post_hook(self._count_step)
+        self._running_since = time.monotonic()  # an epoch that is resumed in its middle does not start
 
     def _count_step(self, *args: Any) -> None:
         self._taken += 1

@@ -4,7 +4,7 @@ import inspect
 import math
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -127,6 +128,9 @@ class BenchmarkTask(LightningModule, ABC):
         self._window = (
             WindowCallback(simple_loop=True, look_later=True) if window and self.spec.weight is not None else None
         )
+        #: what this device asks of all, and what any of them has asked in the step that was taken (run/stopping.py)
+        self.asks: Callable[[], Sequence[bool]] | None = None
+        self.asked: tuple[bool, ...] | None = None
         self._compile, self._memory_format = compile, memory_format
         self._execution: dict[str, str] = {}
         self._evaluated = 0
@@ -332,10 +336,17 @@ class BenchmarkTask(LightningModule, ABC):
         assert self._number is not None
         assert self._scale is not None
         wide = torch.float32 if self._sum.device.type == "mps" else torch.float64
-        window = torch.stack([self._sum.to(wide), self._number.to(wide), *self._unseen_writes(wide)])
+        asks = self.asks() if self.asks is not None else ()
+        base = self.trainer.world_size + 1  # one number for all that is asked: a digit for each, how many ask
+        code = sum(base**i for i, ask in enumerate(asks) if ask)
+        window = torch.stack(
+            [self._sum.to(wide), self._number.to(wide), self._sum.new_full((), code, dtype=wide),
+             *self._unseen_writes(wide)]
+        )  # fmt: skip
         window = self.trainer.strategy.reduce(window, reduce_op="sum")
         self._sum = self._number = None
-        loss, number, *unseen = window.tolist()  # the one time in a step that the host waits for the device
+        loss, number, answer, *unseen = window.tolist()  # the one time in a step that the host waits for the device
+        self.asked = tuple(bool(int(answer) // base**i % base) for i in range(len(asks))) if asks else None
         if unseen and unseen[0]:
             assert self._window is not None
             assert self._window.window is not None
@@ -466,6 +477,39 @@ class BenchmarkTask(LightningModule, ABC):
             self.double()  # Lightning converts after it has loaded, and would round the weights to float32 before
         self.classes = tuple(checkpoint.get("classes", ()))
         self.started_from = checkpoint.get("started_from")
+        if self._trainer is not None and self._trainer.state.fn == "fit" and "loops" in checkpoint:
+            self._begin_at_a_window(checkpoint)
+
+    def _begin_at_a_window(self, checkpoint: dict[str, Any]) -> None:
+        """Of a checkpoint from the middle of an optimizer step: run that step again from its first sample.
+
+        What had gathered for it is not in the file. Weights and optimizer are as they were when it began.
+
+        Raises:
+            TaskOptionError: the network has statistics, which the samples that it saw have moved already.
+        """
+        assert self._trainer is not None
+        accumulate = self._trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = progress["current"]["processed"]
+        inside = done % accumulate
+        if not inside:
+            return
+        weights = {name for name, _ in self.named_parameters()}
+        moved = [name for name in checkpoint["state_dict"] if name not in weights]
+        said = (
+            f"the checkpoint was written in the middle of an optimizer step, after {inside} of {accumulate} micro-steps"
+        )
+        if moved:
+            raise TaskOptionError(
+                f"{said}, whose gradients are lost, and those samples have moved statistics such as '{moved[0]}': what "
+                "goes on from it would be another run; use one from between two steps, such as last.ckpt"
+            )
+        rank_zero_warn(f"{said}: that step is run again from its first sample, which changes nothing")
+        checkpoint.pop("training_sums", None)  # which have counted its first samples
+        for part in ("current", "total"):
+            start = progress[part]["processed"] - inside
+            progress[part].update(dict.fromkeys(("ready", "started", "processed", "completed"), start))
 
     def _check_classes(self) -> None:
         """Where the data names its classes: the weights were trained for an order of them, the data must have it."""

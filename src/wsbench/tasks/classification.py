@@ -30,7 +30,7 @@ class Classification(BenchmarkTask):
         if not 0 <= label_smoothing < 1:
             raise TaskOptionError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
         self._label_smoothing = label_smoothing
-        self._training_hits: dict[str, int | Tensor] = {}
+        self._training_hits: dict[str, float | Tensor] = {}
         self._training_count = 0
 
     def inputs(self, batch: Any) -> Tensor:
@@ -65,16 +65,22 @@ class Classification(BenchmarkTask):
         """The training metrics of an epoch begin."""
         self._training_hits, self._training_count = {}, 0
 
+    def _training_sums(self) -> tuple[list[str], list[float]]:
+        """Names of the training metrics, and their sums over all devices, the number of samples last."""
+        names = sorted(self._training_hits)
+        sums = [torch.as_tensor(self._training_hits[n], dtype=torch.float64).cpu() for n in names]
+        sums.append(torch.tensor(self._training_count, dtype=torch.float64))
+        over_all = self.trainer.strategy.reduce(torch.stack(sums).to(self.device), reduce_op="sum")
+        return names, over_all.tolist()
+
     def on_train_epoch_end(self) -> None:
         """Log the training metrics of the epoch: of the weights as they were while it ran, on augmented samples."""
         if not self._training_count:  # a run that is resumed at its end trains nothing
             return
-        names = sorted(self._training_hits)
-        sums = torch.stack([torch.as_tensor(self._training_hits[n], dtype=torch.float64).cpu() for n in names])
-        sums = torch.cat([sums, torch.tensor([self._training_count], dtype=torch.float64)]).to(self.device)
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        values = {n: float(sums[i] / sums[-1]) for i, n in enumerate(names)}
-        count = int(sums[-1])
+        names, (*sums, whole) = self._training_sums()
+        values = {n: total / whole for n, total in zip(names, sums, strict=True)}
+        count = int(whole)
+        self._training_hits, self._training_count = {}, 0
         self.training_metrics = {
             f"train_{n}": MetricValue(value=round(v, 4), n_eval=count, step=self.global_step) for n, v in values.items()
         }
@@ -85,8 +91,10 @@ class Classification(BenchmarkTask):
             self.best_training_metrics = self.training_metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the training metrics too."""
+        """Store the training metrics too, and what there is of an epoch that has begun."""
         super().on_save_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.training and self._training_count:
+            checkpoint["training_sums"] = self._training_sums()
         checkpoint["training_metrics"] = {
             "last": {n: m.model_dump() for n, m in self.training_metrics.items()},
             "best": {n: m.model_dump() for n, m in self.best_training_metrics.items()},
@@ -95,6 +103,11 @@ class Classification(BenchmarkTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them along."""
         super().on_load_checkpoint(checkpoint)
+        if "training_sums" in checkpoint and self._trainer is not None:
+            names, (*sums, whole) = checkpoint["training_sums"]
+            if self._trainer.global_rank:  # they are of all devices
+                sums, whole = [0.0] * len(names), 0
+            self._training_hits, self._training_count = dict(zip(names, sums, strict=True)), int(whole)
         stored = checkpoint.get("training_metrics", {})
         self.training_metrics = {n: MetricValue(**m) for n, m in stored.get("last", {}).items()}
         self.best_training_metrics = {n: MetricValue(**m) for n, m in stored.get("best", {}).items()}

@@ -15,6 +15,11 @@ from torch import Tensor
 
 from wsbench.norms import stamp_spec
 
+#: what the readers raise on files that are no checkpoints: a pickle's opcodes may be any bytes
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error, SafetensorError, zipfile.BadZipFile,
+    LookupError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError,
+)  # fmt: skip
 _BIT_LAYERS = {"a": "1", "b": "2", "c": "3"}
 
 
@@ -30,10 +35,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return {"state_dict": load_file(path)}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error, SafetensorError, zipfile.BadZipFile
-    ) as error:  # fmt: skip
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if isinstance(error, ValueError | RuntimeError) and str(error) else (
+            f"its content cannot be read ({type(error).__name__})"
+        )  # fmt: skip
         raise ValueError(f"'{path}' is not a checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' is not a checkpoint: it holds a {type(content).__name__}")

@@ -1,0 +1,155 @@
+"""A checkpoint is whole, or the one before: whatever the file system does, and wherever a process is killed."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.run.test_stopping import at_micro_step, kill, line, same, weights
+from wsbench.__main__ import main
+from wsbench.run.checkpoints import CheckpointError, WholeCheckpoints, remove_parts, size_of
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def content(step: int) -> dict[str, Any]:
+    return {"state_dict": {"w": torch.full((4, 4), float(step))}, "global_step": step}
+
+
+def saved(folder: Path) -> dict[str, int]:
+    return {p.name: torch.load(p, weights_only=True)["global_step"] for p in folder.glob("[!.]*.ckpt")}
+
+
+def test_the_last_but_one_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        WholeCheckpoints().save_checkpoint(content(step), tmp_path / "last.ckpt")
+        WholeCheckpoints().save_checkpoint(content(step), tmp_path / "best.ckpt")
+    assert saved(tmp_path) == {"last.ckpt": 3, "previous.ckpt": 2, "best.ckpt": 3}
+    assert not [*tmp_path.glob(".part-*")]
+
+
+def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*args: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    test_the_last_but_one_is_kept(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [("save", errno.ENOSPC), ("fsync", errno.EDQUOT), ("replace", errno.EROFS), ("fsync", errno.EIO)],
+)
+def test_what_the_file_system_refuses(place: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    WholeCheckpoints().save_checkpoint(content(1), tmp_path / "last.ckpt")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*{"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (os, "replace")}[place], refuse)
+    with pytest.raises(CheckpointError, match=rf"last.ckpt' cannot be written: {os.strerror(number)}; .*as it was"):
+        WholeCheckpoints().save_checkpoint(content(2), tmp_path / "last.ckpt")
+    monkeypatch.undo()
+    assert saved(tmp_path)["last.ckpt"] == 1
+    assert not [*tmp_path.glob(".part-*")]
+
+
+def test_room_is_looked_for_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = {"state_dict": {"w": torch.zeros(1 << 20)}, "again": torch.zeros(4)}
+    assert size_of(big) == (4 << 20) + 16
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10, 9, 1 << 20))
+    monkeypatch.setattr(torch, "save", lambda *a: pytest.fail("it was begun"))
+    with pytest.raises(CheckpointError, match="it takes 4 MiB, 1 MiB are free; there is none before it"):
+        WholeCheckpoints().save_checkpoint(big, tmp_path / "last.ckpt")
+
+
+#: a child that is killed at each system call by which a checkpoint gets onto the disk
+KILLED = """
+import os, signal, sys
+import torch
+from pathlib import Path
+from wsbench.run.checkpoints import WholeCheckpoints
+place, folder = int(sys.argv[1]), Path(sys.argv[2])
+seen = [0]
+def counted(function):
+    def call(*args, **kwargs):
+        seen[0] += 1
+        if seen[0] == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+save = WholeCheckpoints().save_checkpoint
+save({"state_dict": {}, "global_step": 1}, folder / "last.ckpt")
+save({"state_dict": {}, "global_step": 2}, folder / "last.ckpt")
+for module, name in ((torch, "save"), (os, "fsync"), (os, "link"), (os, "replace"), (os, "open")):
+    setattr(module, name, counted(getattr(module, name)))
+save({"state_dict": {}, "global_step": 3}, folder / "last.ckpt")
+sys.exit(9)
+"""
+
+
+def test_killed_at_any_call(tmp_path: Path) -> None:
+    for place in range(1, 12):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        done = subprocess.run([sys.executable, "-c", KILLED, str(place), str(folder)], check=False)
+        found = saved(folder)
+        assert found["last.ckpt"] in (2, 3)
+        assert found.get("previous.ckpt") in (1, 2)
+        remove_parts(folder)
+        assert not [*folder.glob(".part-*")]
+        if done.returncode == 9:  # it was not killed: that were all calls
+            break
+    else:
+        pytest.fail("more calls than thought")
+    assert place > 5
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "x.ckpt")
+    with pytest.raises(Exception, match="weights_only"):
+        WholeCheckpoints().load_checkpoint(tmp_path / "x.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "gone", "text"])
+def test_a_damaged_last_one_is_replaced_by_the_one_before(
+    damage: str, tiny_roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tiny_roots["imagenet"]
+    try:
+        assert main(line(root, "--runs", "whole")) == 0
+        with monkeypatch.context() as patch:
+            at_micro_step(patch, 11, kill(15))
+            assert main([*line(root), "--checkpoint_every", "1"]) == 143
+        (folder,) = Path("runs/imagenet").iterdir()
+        last = folder / "last.ckpt"
+        if damage == "gone":
+            last.unlink()
+        else:
+            last.write_bytes({"cut off": last.read_bytes()[:-5000], "empty": b"", "text": b"hello"}[damage])
+        (folder / ".part-123-last.ckpt").write_bytes(b"x")
+        capsys.readouterr()
+        assert main([*line(root), "--ckpt_path", "auto"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "resuming from the one before it" in said
+        assert "resumes after step" in said
+        assert not [*folder.glob(".part-*")]
+        assert same(weights("runs"), weights("whole"))
+    finally:
+        torch.set_num_threads(before)
