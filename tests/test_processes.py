@@ -186,6 +186,12 @@ def test_one_place_tells_the_rank(environment: dict[str, str], rank: int) -> Non
     assert bool(process_rank(environment)) == bool(rank)
 
 
+@pytest.mark.parametrize("name", ["RANK", "NODE_RANK", "LOCAL_RANK"])
+def test_a_rank_that_is_no_number(name: str) -> None:
+    with pytest.raises(NodeError, match=f"{name}=x in the environment: expected a number"):
+        process_rank({name: "x"})
+
+
 def test_nodes_that_cannot_meet_are_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

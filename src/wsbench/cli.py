@@ -533,7 +533,7 @@ class BenchmarkCLI(LightningCLI):
             best=recorder.best | task.best_training_metrics,
             per_class={} if task.evaluation is None else task.evaluation.per_class,
             converted=task.norm_report.counts(),
-            definitions=task.definitions(),
+            definitions=task.definitions() | recorder.definitions(),
             analysis=analysis_log.points(folder),
             cost=recorder.cost(task, trainer.global_step * batch.effective_batch),
             provenance=provenance([*self.argv, *plugins.options()], machine, str(trainer.precision_plugin.precision)),
@@ -638,8 +638,8 @@ def fit(argv: Sequence[str]) -> Path:
 
 def _run(argv: Sequence[str]) -> Path | None:
     """Run a subcommand; returns the folder of a run that was fitted, which this process lets go of."""
-    choice = choose(argv[1:], find_dataset)
     cast(Any, rank_zero_only).rank = nodes.process_rank()  # Lightning's own guess does not know NODE_RANK
+    choice = choose(argv[1:], find_dataset)
     try:
         return BenchmarkCLI(choice, argv).folder
     except SystemExit as error:

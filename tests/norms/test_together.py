@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from benchmarks.timing import Kernels
-from tests.norms.nets import SPECS, Net, accumulate, batches, difference, gradients, net
+from tests.norms.nets import SPECS, Net, accumulate, batches, difference, gradients, net, step
 from wsbench.norms import AccumulationWindow, NormalizedLayer, WindowError, normalize
+from wsbench.norms.layers import normalized
 from wsbench.norms.stamp import Stamp, row_sums
 from wsbench.norms.weight import WeightStandardization
 
@@ -73,8 +75,8 @@ def test_weights_after_several_steps() -> None:
         model = net()
         window = together(model) if on else None
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
-        for step in range(3):
-            accumulate(model, batches(2 + step, seed=step), window)
+        for number in range(3):
+            accumulate(model, batches(2 + number, seed=number), window)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -148,6 +150,53 @@ def test_a_write_without_a_trace_is_refused_by_name(
     ):
         F.cross_entropy(model(x2), y2).backward()
     assert all(p.grad is None or not layer.startswith(n) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("signs", [[1, -1, -1, 1], [1, -1, -1, 1, -1, 1, 1, -1]])
+def test_values_exchanged_in_a_pattern_are_seen(joined: bool, signs: list[int]) -> None:
+    model = nn.Sequential(normalized(nn.Conv2d(16, 8, 3), "none+ws"))
+    row = torch.tensor([-0.2 + 0.5 * sign for sign in signs])
+    other = torch.tensor([-0.2 - 0.5 * sign for sign in signs])
+    weight = model[0].weight
+    with torch.no_grad():
+        weight.view(8, -1)[0, : len(signs)] = row
+    window = AccumulationWindow(model, simple_loop=True, together=joined)
+    with window.micro_step(last=False):
+        model(torch.randn(1, 16, 4, 4)).sum().backward()
+    for stamp in (stamp for share in window._shares for stamp in share.stamps):
+        stamp.probe = None
+    weight.data.view(8, -1)[0, : len(signs)] = other
+    with pytest.raises(WindowError, match="written inside"), window.micro_step(last=True):
+        model(torch.randn(1, 16, 4, 4)).sum().backward()
+
+
+def test_a_memory_format_that_changes_is_no_change() -> None:
+    found = []
+    for on in (True, False):
+        model = net()
+        window = together(model) if on else None
+        for i, (x, y) in enumerate(batches(3)):
+            if i == 1:
+                model.to(memory_format=torch.channels_last)
+            if i == 2:
+                model.to(memory_format=torch.contiguous_format)
+            with step(window, i == 2):
+                F.cross_entropy(model(x), y).backward()
+        found.append(gradients(model))
+    assert difference(*found) < 1e-12
+
+
+def test_a_weight_that_something_else_computes_by_now_is_named() -> None:
+    model = nn.Sequential(normalized(nn.Conv2d(3, 8, 3), "none+ws"))
+    window = together(model)
+    prune.random_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(WindowError, match="the weight of '0' is computed by"):
+        window.begin(last=False)
+
+
+def test_spectral_normalization_without_accumulation_moves_as_without_a_window() -> None:
+    assert compare(lambda model: None, "gn+spectral", 1) < 1e-12
 
 
 def test_sums_do_not_depend_on_what_stands_beside() -> None:

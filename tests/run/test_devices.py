@@ -9,6 +9,7 @@ import torch
 
 from wsbench.__main__ import main
 from wsbench.run import devices, provenance
+from wsbench.run.devices import TrainerOptionError, require_trainer
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,14 @@ def test_the_drivers_version_is_read(tmp_path: Path) -> None:
 
 def test_several_devices_are_counted() -> None:
     assert provenance.hardware(torch.device("cpu"), 2).startswith("2 x ")
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_processes_that_keep_their_results_are_refused(strategy: str) -> None:
+    with pytest.raises(TrainerOptionError, match=f"--trainer.strategy {strategy}: its processes keep"):
+        require_trainer({"strategy": strategy, "devices": 2, "accelerator": "cpu"})
+
+
+def test_a_profiler_that_is_none() -> None:
+    with pytest.raises(TrainerOptionError, match=r"--trainer.profiler bogus: choose from simple, advanced, pytorch"):
+        require_trainer({"profiler": "bogus"})

@@ -290,3 +290,20 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path) -> None:
     assert process.returncode == 143, out
     assert "stopped by SIGTERM at step" in out
     assert len([*log.glob("imagenet/*/last.ckpt")]) == 1
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_resumed_on_another_number_of_devices_the_record_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        at_micro_step(patch, 6, kill(signal.SIGTERM))
+        assert main(line(root, "--trainer.accelerator", "cpu")) == 143
+    command = [sys.executable, "-m", "wsbench", *line(root, "--trainer.accelerator", "cpu"), "--ckpt_path", "auto",
+               "--trainer.devices", "2", "--trainer.strategy", "ddp"]  # fmt: skip
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    record = read_record(next(Path("runs").glob("*/*/result.json")))
+    assert record.batch.devices == 2
+    assert record.definitions["devices"] == "to step 2 on 1 device"

@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     from wsbench.norms.weight import WeightNorm
 
 
-def to_rows(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+def to_rows(weight: Tensor, transposed: bool, groups: int, contiguous: bool | None = None) -> Tensor:
     """View a weight as (O, I): one row of fan-in values for each output channel.
 
     The order within a row is that of memory where it can be, so contiguous and channels_last weights are not copied.
-    A transposed weight is (C_in, C_out / groups, *): its rows run over dimension 0 within a group.
+    A transposed weight is (C_in, C_out / groups, *): its rows run over dimension 0 within a group. ``contiguous`` says
+    whose order is wanted where it is not the weight's own: that of contiguous memory, or of channels_last.
     """
     if transposed:
         split = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return split.transpose(1, 2).reshape(groups * weight.shape[1], -1)
-    if weight.dim() > 2 and not weight.is_contiguous():
+    if weight.dim() > 2 and not (weight.is_contiguous() if contiguous is None else contiguous):
         return weight.movedim(1, -1).flatten(1)
     return weight.flatten(1)
 
@@ -50,9 +51,9 @@ def from_rows(rows: Tensor, like: Tensor, transposed: bool, groups: int) -> Tens
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def rows_of(layer: nn.Module, weight: Tensor) -> Tensor:
+def rows_of(layer: nn.Module, weight: Tensor, contiguous: bool | None = None) -> Tensor:
     """:func:`to_rows` of a tensor in the shape of a convolution's or linear layer's weight, standardized or plain."""
-    return to_rows(weight, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
+    return to_rows(weight, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)), contiguous)
 
 
 def shaped_as_weight(layer: nn.Module, rows: Tensor, like: Tensor | None = None) -> Tensor:

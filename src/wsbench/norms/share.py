@@ -97,7 +97,8 @@ class Share:
 
     # -- the weights, then and now ----------------------------------------------------------------------------------
 
-    def _parameters(self) -> tuple[nn.Parameter, ...]:
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """What the effective weight is computed from; WindowError if something else computes the weight now."""
         try:
             return self.layer.normalized_parameters
         except KeyError:
@@ -113,7 +114,7 @@ class Share:
 
     def moved(self) -> bool:
         """Whether torch has noted a change of the weights, or other parameters are registered."""
-        now = self._parameters()
+        now = self.parameters()
         return any(s.parameter is not p or s.moved() for s, p in zip(self.stamps, now, strict=True))
 
     def differs(self) -> Tensor:
@@ -123,7 +124,7 @@ class Share:
 
     def _restored(self) -> bool:
         """Whether a weight that has moved holds what it held, to the last bit; it is taken for unmoved then."""
-        now = self._parameters()
+        now = self.parameters()
         if any(s.parameter is not p for s, p in zip(self.stamps, now, strict=True)) or bool(self.differs()):
             return False
         self.stamps, self.live, self.stale = tuple(Stamp(p) for p in now), None, False
@@ -131,18 +132,18 @@ class Share:
 
     def changed(self) -> bool:
         """Whether the weights are seen not to be what gradients have gathered for, all bits aside."""
-        return self.gathered and not self._current(self._parameters()) and not self._restored()
+        return self.gathered and not self._current(self.parameters()) and not self._restored()
 
     # -- what the layer computes with -------------------------------------------------------------------------------
 
     def _compute(self) -> Tensor:
         """The effective weight with its graph, from the weight as it is now."""
         with torch.enable_grad():
-            return self.layer.effective_weight_of(*self._parameters())
+            return self.layer.effective_weight_of(*self.parameters())
 
     def open(self) -> None:
         """Compute the effective weight, and hold it."""
-        now = self._parameters()
+        now = self.parameters()
         self.layer.refresh()
         live = _Live(self.layer, now, tuple(p.requires_grad for p in now))
         dtype = autocast_dtype(live.value)
@@ -188,7 +189,7 @@ class Share:
             return False
         if self.leaf is None:
             return not last or self.was_compiled  # what is compiled has been compiled for a window's last
-        if (self.stale or self.was_compiled) and not self._current(self._parameters()):
+        if (self.stale or self.was_compiled) and not self._current(self.parameters()):
             if self.gathered:
                 self._restored()
             elif last and not self.was_compiled:
@@ -204,7 +205,7 @@ class Share:
         if not self.last:
             self.held = self.leaf
         elif self.was_compiled:
-            now = self._parameters()
+            now = self.parameters()
             if any(p.requires_grad for p in now):
                 self.held = self._use(now)
 
@@ -269,12 +270,12 @@ class Share:
 
     def handed_on(self) -> Tensor:
         """A use of the last micro-step that is connected with nothing yet."""
-        return self._use(self._parameters())
+        return self._use(self.parameters())
 
     @contextmanager
     def asking(self, needs: Sequence[bool]) -> Iterator[None]:
         """The parameters asking for gradients as they did then: autograd hands nothing to one that is frozen now."""
-        parameters = self._parameters()
+        parameters = self.parameters()
         kept = [p.requires_grad for p in parameters]
         for p, need in zip(parameters, needs, strict=True):
             if p.requires_grad != need:
@@ -288,7 +289,7 @@ class Share:
 
     def pull_back(self, grad: Tensor, needs: tuple[bool, ...], stamps: tuple[Stamp, ...]) -> list[Tensor | None]:
         """The gradients of the parameters from that of a use, with what has gathered; or gather it."""
-        parameters = self._parameters()
+        parameters = self.parameters()
         again = torch.is_grad_enabled()  # create_graph=True
         current = stamps is self.stamps and needs == self.needs and accumulates(parameters, needs)
         self.pending -= 1

@@ -60,9 +60,10 @@ class Stamp:
         rows = weight.flatten(1)
         if rows.element_size() < 4:
             rows = rows.float()
-        places = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).mul_(0.6180339887).frac_()
+        # no weights in a row: they would not see values that are exchanged in patterns
+        places = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).square_().sin_()
         with without_autocast(rows):
-            products = rows @ places.add_(0.5)
+            products = rows @ places.add_(1.5)
         return torch.cat((bits.flatten(1).sum(1, dtype=wide), bits_of(products).to(wide)))
 
     def holds(self, now: Tensor) -> bool:
@@ -101,8 +102,15 @@ def row_sums(rows: Tensor, out: Tensor) -> None:
 
 @lru_cache(maxsize=256)
 def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    """Fixed weights of a row's values, int64 (count,); products with bits wrap around, which loses nothing."""
-    return torch.arange(1, 2 * count, 2, device=device).mul_(0x5851F42D4C957F2D)
+    """Fixed weights of a row's values, int64 (count,); products with bits wrap around, which loses nothing.
+
+    The mixing of SplitMix64 (Steele et al., OOPSLA 2014): weights in a row would not see values that are exchanged in
+    patterns.
+    """
+    mixed = torch.arange(1, count + 1, device=device).mul_(-0x61C8864680B583EB)
+    mixed = (mixed ^ (mixed >> 30)).mul_(-0x40A7B892E31B1A47)
+    mixed = (mixed ^ (mixed >> 27)).mul_(-0x6B2FB644ECCEEE15)
+    return (mixed ^ (mixed >> 31)) | 1
 
 
 class RowStamp(Stamp):
@@ -127,10 +135,14 @@ class RowStamp(Stamp):
         super().__init__(parameter, whole[kinds, filters])
 
     def _sums(self) -> Tensor:
-        now = self.parameter.detach()
         if self.rows is None:
-            return bits_of(now).flatten().to(torch.int64)[None]
-        rows = self.rows(now)
+            return bits_of(self.parameter).flatten().to(torch.int64)[None]
+        rows = self.rows_now()
         sums = torch.empty(2, rows.shape[0], dtype=torch.int64, device=rows.device)
         row_sums(rows, sums)
         return sums
+
+    def rows_now(self) -> Tensor:
+        """The weight's rows (O, I) as it is now, in the order that their sums were taken in."""
+        assert self.rows is not None
+        return self.rows(self.parameter.detach())

@@ -22,9 +22,9 @@ from wsbench.norms.tracing import without_autocast
 _ALIGNED = 8
 
 
-def _alone(share: Share) -> bool:
-    """Whether the layer has to be computed by itself."""
-    return not vars(type(share.layer.method)).get("rowwise", False) or bool(share.layer._remembered)
+def can_join(share: Share) -> bool:
+    """Whether the layer can be computed together with others."""
+    return bool(vars(type(share.layer.method)).get("rowwise", False)) and not share.layer._remembered
 
 
 def _groups(shares: Sequence[Share], needs: Sequence[tuple[bool, ...]]) -> list[list[Share]]:
@@ -42,7 +42,7 @@ def _groups(shares: Sequence[Share], needs: Sequence[tuple[bool, ...]]) -> list[
 def _effective(shares: Sequence[Share], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """The weights' rows (sum of O, I), and the layers' effective weights in ``dtype``, as views of one matrix."""
     layers = [share.layer for share in shares]
-    parameters = [layer.normalized_parameters for layer in layers]
+    parameters = [share.parameters() for share in shares]
     weight = parameters[0][0]
     with without_autocast(weight):
         parts = [rows_of(layer, own[0]) for layer, own in zip(layers, parameters, strict=True)]
@@ -63,7 +63,7 @@ def _sums(shares: Sequence[Share], raw: Tensor) -> Tensor:
     sums = torch.empty(2 + extra, raw.shape[0], dtype=torch.int64, device=raw.device)
     row_sums(raw.detach(), sums[:2])
     for i in range(extra):
-        values = [share.layer.normalized_parameters[1 + i].detach().flatten() for share in shares]
+        values = [share.parameters()[1 + i].detach().flatten() for share in shares]
         sums[2 + i].copy_(bits_of(torch.cat(values)))
     return sums
 
@@ -80,8 +80,8 @@ def _sums_then(shares: Sequence[Share]) -> Tensor:
 
 def open_together(shares: Sequence[Share]) -> None:
     """:meth:`Share.open` of several, with as few kernels as can be."""
-    joining = [share for share in shares if not _alone(share)]
-    for group in _groups(joining, [tuple(p.requires_grad for p in s.layer.normalized_parameters) for s in joining]):
+    joining = [share for share in shares if can_join(share)]
+    for group in _groups(joining, [tuple(p.requires_grad for p in s.parameters()) for s in joining]):
         with torch.no_grad():
             raw, values = _effective(group, autocast_dtype(group[0].layer.weight))
             sums = _sums(group, raw)
@@ -89,13 +89,21 @@ def open_together(shares: Sequence[Share]) -> None:
         for share, value in zip(group, values, strict=True):
             layer = share.layer
             end = start + layer.filters
-            weight, *others = layer.normalized_parameters
-            stamps = [RowStamp(weight, sums, slice(2), slice(start, end), partial(rows_of, layer))]
+            weight, *others = share.parameters()
+            stamps = [
+                RowStamp(
+                    weight,
+                    sums,
+                    slice(2),
+                    slice(start, end),
+                    partial(rows_of, layer, contiguous=weight.is_contiguous()),
+                )
+            ]
             stamps += [RowStamp(p, sums, slice(i, i + 1), slice(start, end)) for i, p in enumerate(others, 2)]
             share.hold(value, tuple(stamps))
             start = end
     for share in shares:
-        if _alone(share):
+        if not can_join(share):
             share.open()
 
 
@@ -108,7 +116,8 @@ def differ_together(shares: Sequence[Share]) -> tuple[list[Sequence[Share]], lis
     flags: list[Tensor] = []
     joined = [share for share in shares if isinstance(share.stamps[0], RowStamp)]
     for group in _groups(joined, [()] * len(joined)):
-        now = _sums(group, torch.cat([rows_of(s.layer, s.layer.weight.detach()) for s in group]))
+        stamps = [cast(RowStamp, share.stamps[0]) for share in group]
+        now = _sums(group, torch.cat([stamp.rows_now() for stamp in stamps]))
         groups.append(group)
         flags.append(now != _sums_then(group))
     for share in shares:
@@ -131,7 +140,7 @@ def first_differing(groups: Sequence[Sequence[Share]], flags: Sequence[Tensor]) 
 
 def hand_on_together(shares: Sequence[Share]) -> None:
     """:meth:`Share.flush` of several, whose weights have been found unchanged."""
-    joining = [share for share in shares if not _alone(share)]
+    joining = [share for share in shares if can_join(share)]
     for group in _groups(joining, [share.needs for share in joining]):
         gradients = [share.take() for share in group]
         with ExitStack() as stack:
@@ -142,5 +151,5 @@ def hand_on_together(shares: Sequence[Share]) -> None:
                 _, values = _effective(group, dtype)
             torch.autograd.backward(values, [g.to(dtype) for g in gradients if g is not None])
     for share in shares:
-        if _alone(share):
+        if not can_join(share):
             share.flush()

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from wsbench.norms.layers import NormalizedLayer
 from wsbench.norms.share import Share, WindowError, changed
-from wsbench.norms.together import differ_together, first_differing, hand_on_together, open_together
+from wsbench.norms.together import can_join, differ_together, first_differing, hand_on_together, open_together
 
 
 class AccumulationWindow:
@@ -150,7 +150,7 @@ class AccumulationWindow:
             for share in self._shares:
                 if last and share.changed():
                     raise WindowError(changed(share.name))
-                if share.begin(last and not together):
+                if share.begin(last and not (together and can_join(share))):
                     closed.append(share)
             if together:
                 open_together(closed)
@@ -270,7 +270,7 @@ class AccumulationWindow:
 
         Of ``end(look_later=True)``; whoever finds a True in it calls :meth:`refuse_unseen`.
         """
-        return None if self._unseen is None else torch.cat([flags.flatten() for flags in self._unseen[1]])
+        return None if self._unseen is None else _all(self._unseen[1])
 
     def refuse_unseen(self) -> None:
         """WindowError if :attr:`unseen` holds a True; forgets it."""
@@ -287,7 +287,7 @@ class AccumulationWindow:
         self._refuse(*self._differing(shares))
 
     def _refuse(self, groups: Sequence[Sequence[Share]], flags: Sequence[Tensor]) -> None:
-        if not flags or not bool(torch.cat([flag.flatten() for flag in flags]).any()):
+        if not flags or not bool(_all(flags).any()):
             return
         name = first_differing(groups, flags)
         self.drop()
@@ -323,6 +323,11 @@ class AccumulationWindow:
         if left:
             raise WindowError(f"the optimizer has stepped without the gradients of '{left[0]}', which waited in an "
                               "accumulation window; run the last micro-step with last=True")  # fmt: skip
+
+
+def _all(flags: Sequence[Tensor]) -> Tensor:
+    """All flags as one vector, on the device of the first: a model may be split over several."""
+    return torch.cat([flag.flatten().to(flags[0].device) for flag in flags])
 
 
 def _processes() -> int:

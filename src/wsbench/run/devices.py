@@ -18,6 +18,8 @@ class TrainerOptionError(UserError, ValueError):
     """Options of Lightning's Trainer that do not exist, do not fit this machine, or contradict each other."""
 
 
+#: Lightning's names
+PROFILERS = ("simple", "advanced", "pytorch")
 #: options that are objects with a part in the run, or that would write
 _ASIDE = ("callbacks", "logger", "plugins", "profiler", "default_root_dir", "enable_checkpointing", "fast_dev_run")
 
@@ -28,6 +30,15 @@ def require_trainer(options: Mapping[str, Any]) -> None:
     Raises:
         TrainerOptionError: Lightning refuses them, in Lightning's words.
     """
+    strategy = str(options.get("strategy"))
+    if "spawn" in strategy or "fork" in strategy or "notebook" in strategy:
+        raise TrainerOptionError(
+            f"--trainer.strategy {strategy}: its processes keep what a run has to know at its end; ddp starts them "
+            "another way"
+        )
+    profiler = options.get("profiler")
+    if isinstance(profiler, str) and profiler not in PROFILERS:
+        raise TrainerOptionError(f"--trainer.profiler {profiler}: choose from {', '.join(PROFILERS)}")
     chosen = {name: value for name, value in options.items() if name not in _ASIDE and _is_plain(value)}
     try:
         Trainer(**chosen, logger=False, enable_checkpointing=False)

@@ -16,6 +16,8 @@ LOCK = "run.lock"
 PATIENCE = 2.0
 
 _held: dict[Path, int] = {}
+#: folders that were not there before; only these go again
+_made: set[Path] = set()
 
 
 class RunBusyError(RuntimeError):
@@ -50,7 +52,9 @@ def hold(folder: Path) -> None:
 
 def _try(path: Path) -> int | None:
     """A handle on the locked file; None if somebody else has it, or has just removed it."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    _made.update(missing)
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except FileNotFoundError:  # the folder went between the two lines: a run that failed leaves none
@@ -66,13 +70,16 @@ def _try(path: Path) -> int | None:
 
 
 def release() -> None:
-    """Let go of every folder that this process has; a folder in which nothing was written goes too."""
+    """Let go of every folder that this process has; one that it made and wrote nothing in goes too."""
     while _held:
         path, handle = _held.popitem()
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: then it stays
-            for folder in path.parents[:3]:
+            for folder in path.parents:
+                if folder not in _made:
+                    break
                 folder.rmdir()
+                _made.discard(folder)
         fcntl.flock(handle, fcntl.LOCK_UN)  # for data loading workers that inherited the handle, too
         os.close(handle)
 

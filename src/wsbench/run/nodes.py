@@ -30,12 +30,19 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> int:
     hand with ``NODE_RANK=1`` has no ``LOCAL_RANK`` yet, and is not the first process all the same.
     """
     if "RANK" in environment:
-        return int(environment["RANK"])
-    local = environment.get("LOCAL_RANK")
-    if local is None and "SLURM_PROCID" in environment and "NODE_RANK" not in environment:
-        return int(environment["SLURM_PROCID"])
-    node = int(environment.get("NODE_RANK", environment.get("GROUP_RANK", "0")))
-    return node + int(local or 0)
+        return _number(environment, "RANK")
+    if "LOCAL_RANK" not in environment and "SLURM_PROCID" in environment and "NODE_RANK" not in environment:
+        return _number(environment, "SLURM_PROCID")
+    node = _number(environment, "NODE_RANK" if "NODE_RANK" in environment else "GROUP_RANK")
+    return node + _number(environment, "LOCAL_RANK")
+
+
+def _number(environment: Mapping[str, str], name: str, default: float = 0) -> int:
+    """A variable of the environment that is to be a whole number; NodeError if it is none."""
+    text = environment.get(name, str(int(default)))
+    if not text.isdecimal():
+        raise NodeError(f"{name}={text} in the environment: expected a number, 0 or more")
+    return int(text)
 
 
 #: the store of a run's nodes, which lives as long as the process
@@ -51,7 +58,7 @@ def meet(num_nodes: int) -> None:
     Raises:
         NodeError: MASTER_ADDR, MASTER_PORT or NODE_RANK is missing or wrong, or a node does not come in time.
     """
-    if num_nodes < 2 or _STORES or int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if num_nodes < 2 or _STORES or _number(os.environ, "LOCAL_RANK") != 0:
         return
     if TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
         return
@@ -65,16 +72,17 @@ def meet(num_nodes: int) -> None:
     address, port, node = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["NODE_RANK"]
     if not port.isdecimal() or not node.isdecimal() or int(node) >= num_nodes:
         raise NodeError(f"MASTER_PORT={port} NODE_RANK={node}: expected a port, and a node from 0 to {num_nodes - 1}")
-    patience = datetime.timedelta(seconds=float(os.environ.get(PATIENCE, DEFAULT_PATIENCE)))
+    seconds = _number(os.environ, PATIENCE, DEFAULT_PATIENCE)
+    patience = datetime.timedelta(seconds=seconds)
     try:
         store = TCPStore(address, int(port), is_master=node == "0", timeout=patience, wait_for_workers=False)
         store.set(f"wsbench/node/{node}", "here")
         store.wait([f"wsbench/node/{other}" for other in range(num_nodes)], patience)
     except RuntimeError as error:  # of which the errors of torch.distributed are kinds
         raise NodeError(
-            f"not all {num_nodes} nodes met at {address}:{port} within {patience.seconds} s (this is node {node}): "
+            f"not all {num_nodes} nodes met at {address}:{port} within {seconds} s (this is node {node}): "
             f"start the same command with NODE_RANK=0 to {num_nodes - 1} on each, and look whether the first can be "
-            f"reached; {PATIENCE} sets the seconds"
+            f"reached and the port is free; {PATIENCE} sets the seconds"
         ) from error
     _STORES.append(store)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch.distributed joins this store instead of making one

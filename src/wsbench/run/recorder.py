@@ -34,6 +34,9 @@ class Recorder(Callback):
         self.batch: BatchNumbers | None = None
         #: as of :func:`~wsbench.run.provenance.machine`
         self.machine: dict[str, Any] = {}
+        #: up to which step a run that was resumed elsewhere ran on how many devices
+        self._parts: list[tuple[int, int]] = []
+        self._devices: int | None = None
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:
@@ -45,6 +48,9 @@ class Recorder(Callback):
         device = trainer.strategy.root_device
         self.batch = cast(Any, pl_module).batch_numbers() if hasattr(pl_module, "batch_numbers") else None
         self.machine = machine(device, trainer.world_size)
+        if self._devices not in (None, trainer.world_size):
+            self._parts.append((trainer.global_step, self._devices))
+        self._devices = trainer.world_size
         reset_peak_memory(device)
         self._counting = trainer.optimizers[0].register_step_post_hook(self._count_step)
         self._running_since = time.monotonic()  # an epoch that is resumed in its middle does not start
@@ -94,6 +100,11 @@ class Recorder(Callback):
             self._counting.remove()
             self._counting = None
 
+    def definitions(self) -> dict[str, str]:
+        """On what the run ran before it was resumed on another number of devices, for the record."""
+        parts = [f"to step {step} on {devices} device{'s' * (devices > 1)}" for step, devices in self._parts]
+        return {"devices": ", ".join(parts)} if parts else {}
+
     def cost(self, task: LightningModule, samples: int) -> Cost:
         """What the run has cost so far, for ``samples`` training samples."""
         return Cost(
@@ -110,6 +121,8 @@ class Recorder(Callback):
             "train_seconds": self._train_seconds,
             "total_seconds": self._earlier_seconds + time.monotonic() - self._session_start,
             "peak": self._peak,
+            "devices": self._devices,
+            "parts": self._parts,
             "skipped": self.skipped_steps,
             "best": {name: value.model_dump() for name, value in self.best.items()},
         }
@@ -118,6 +131,7 @@ class Recorder(Callback):
         """From the checkpoint."""
         self._train_seconds, self._earlier_seconds = state_dict["train_seconds"], state_dict["total_seconds"]
         self._peak = state_dict["peak"]
+        self._devices, self._parts = state_dict.get("devices"), [tuple(p) for p in state_dict.get("parts", ())]
         self._attempts, self._taken = state_dict.get("skipped", 0), 0
         self.best = {name: MetricValue(**value) for name, value in state_dict["best"].items()}
 
