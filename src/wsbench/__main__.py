@@ -1,8 +1,12 @@
 """The door: chooses a subcommand before anything heavy is imported."""
 
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+
+from wsbench.errors import UserError
 
 TRAINER = ("fit", "validate", "test", "predict")
 HELP = """\
@@ -147,7 +151,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] in TRAINER and {"-h", "--help"} & set(argv) and not any(a.startswith(("--task", "--c")) for a in argv):
         print(HELP, end="")  # which fields there are depends on the task
         return 0
-    return COMMANDS[argv[0]](argv)
+    try:
+        return COMMANDS[argv[0]](argv)
+    except UserError as error:
+        if os.environ.get("WSBENCH_DEBUG"):
+            raise
+        print(f"wsbench: error: {error}", file=sys.stderr)
+        return int(getattr(error, "exit_status", 2))
+    except KeyboardInterrupt:
+        if os.environ.get("WSBENCH_DEBUG"):
+            raise
+        print("wsbench: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

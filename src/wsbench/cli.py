@@ -57,6 +57,7 @@ from wsbench.run.provenance import machine as machine_of
 from wsbench.run.provenance import provenance
 from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics, weights_digest
 from wsbench.run.stopping import Every, Interrupted, Stopping, seconds_of
+from wsbench.run.wrong_options import ShortErrors
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.formats import read_run_checkpoint
 from wsbench.tasks.sync_batch_norm import SyncBatchNorms
@@ -166,6 +167,13 @@ class BenchmarkCLI(LightningCLI):
             },
             parser_kwargs={name: {"default_config_files": list(choice.configs)} for name in self.subcommands()},
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose errors are one sentence."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = ShortErrors
+        parser.allow_abbrev = False  # an abbreviation is a typo
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options beside trainer, model and data."""

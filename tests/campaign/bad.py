@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import signal
 import time
 import traceback
 import warnings
@@ -20,6 +21,8 @@ from tests import tiny
 from tests.on_device import SMALL
 from wsbench.__main__ import main
 
+#: seconds for one input
+LONGEST = 30
 #: options of Lightning's Trainer, each with values that cannot work
 TRAINER: dict[str, tuple[str, ...]] = {
     "devices": ("0", "-2", "abc", "1.5", "[0,0]", "[]", "two"),
@@ -269,6 +272,14 @@ def tree(*folders: Path) -> dict[str, float]:
     return {str(p): p.stat().st_mtime for folder in folders for p in folder.rglob("*")}
 
 
+class TooLong(BaseException):
+    """An input that has not been refused by now is being run."""
+
+
+def _too_long(number: int, frame: Any) -> None:
+    raise TooLong(f"nothing was said within {LONGEST} s")
+
+
 def run(world: World, line: Sequence[str]) -> Outcome:
     """Run a line as the command would."""
     before = tree(world.folder, world.run.parents[2])
@@ -277,6 +288,8 @@ def run(world: World, line: Sequence[str]) -> Outcome:
     start = time.perf_counter()
     old = Path.cwd()
     os.chdir(world.folder)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(LONGEST)
     try:
         with quiet() as out:
             try:
@@ -286,6 +299,7 @@ def run(world: World, line: Sequence[str]) -> Outcome:
             except BaseException:  # noqa: BLE001  # whatever comes is what the campaign looks for
                 failed = traceback.format_exc()
     finally:
+        signal.alarm(0)
         os.chdir(old)
     after = tree(world.folder, world.run.parents[2])
     left = [name for name, when in after.items() if before.get(name) is None]

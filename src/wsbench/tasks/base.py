@@ -61,6 +61,20 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+#: least and most of an optimizer's options: beyond them a run is a slip of the pen
+_SENSIBLE = {"lr": (0.0, 1e3), "momentum": (0.0, 1.0), "weight_decay": (0.0, 1e3)}
+
+
+def _require_sensible(options: Mapping[str, Any]) -> None:
+    """TaskOptionError for a learning rate and its like that cannot be meant, NaN among them."""
+    for name, (least, most) in _SENSIBLE.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise TaskOptionError(f"--model.{name} {value}: expected a number from {least:g} to {most:g}")
+    if any(milestone < 1 for milestone in options.get("milestones") or ()):
+        raise TaskOptionError(f"--model.milestones {list(options['milestones'])}: expected epochs from 1 on, ascending")
+
+
 class BenchmarkTask(LightningModule, ABC):
     """A network under one normalization, its loss and its metrics.
 
@@ -146,6 +160,7 @@ class BenchmarkTask(LightningModule, ABC):
             options["init_from"] = None
         if isinstance(options.get("norm"), NormSpec):
             options["norm"] = str(options["norm"])
+        _require_sensible(options)
         self.save_hyperparameters(options, logger=False)
 
     @property
