@@ -1,5 +1,6 @@
 """A run that is told to stop ends with a whole step, says how it goes on, and goes on as if nothing had happened."""
 
+import json
 import os
 import signal
 import subprocess
@@ -295,10 +296,13 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path) -> None:
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_resumed_on_another_number_of_devices_the_record_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it takes the same steps, and evaluates where it would have."""
+    calm = ("--trainer.accelerator", "cpu", "--trainer.precision", "64-true", "--model.lr", "0.001")
+    assert main(line(root, "--runs", "whole", *calm)) == 0
     with monkeypatch.context() as patch:
         at_micro_step(patch, 6, kill(signal.SIGTERM))
-        assert main(line(root, "--trainer.accelerator", "cpu")) == 143
-    command = [sys.executable, "-m", "wsbench", *line(root, "--trainer.accelerator", "cpu"), "--ckpt_path", "auto",
+        assert main(line(root, *calm)) == 143
+    command = [sys.executable, "-m", "wsbench", *line(root, *calm), "--ckpt_path", "auto",
                "--trainer.devices", "2", "--trainer.strategy", "ddp"]  # fmt: skip
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
@@ -307,3 +311,11 @@ def test_resumed_on_another_number_of_devices_the_record_says_so(root: Path, mon
     record = read_record(next(Path("runs").glob("*/*/result.json")))
     assert record.batch.devices == 2
     assert record.definitions["devices"] == "to step 2 on 1 device"
+    evaluated = [
+        [row["step"] for row in map(json.loads, path.read_text().splitlines()) if "val/top1_error" in row]
+        for path in (next(Path(runs).glob("*/*/metrics.jsonl")) for runs in ("runs", "whole"))
+    ]
+    assert evaluated == [[3, 6], [3, 6]]
+    whole = weights("whole")
+    for name, weight in weights("runs").items():
+        torch.testing.assert_close(weight, whole[name], rtol=1e-8, atol=1e-9)

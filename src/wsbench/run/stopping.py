@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -238,8 +238,9 @@ class Stopping(Callback):
     on_train_end = on_train_epoch_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Listen no more; a copy of the task takes nothing of this along."""
         self._let_go()
+        cast(Any, pl_module).asks = None
 
 
 def _by(number: int) -> tuple[int, str]:

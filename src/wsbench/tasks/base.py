@@ -476,6 +476,8 @@ class BenchmarkTask(LightningModule, ABC):
         stamp_spec(checkpoint, self.spec)
         checkpoint["task"], checkpoint["run_id"] = self.task, self.run_id
         checkpoint["classes"] = list(self.classes)
+        if self._trainer is not None:
+            checkpoint["accumulate"] = self._trainer.accumulate_grad_batches
         if self.started_from is not None:
             checkpoint["started_from"] = self.started_from
         if "optimizer_states" in checkpoint:  # it numbers its parameters; the doctor wants their names
@@ -496,19 +498,24 @@ class BenchmarkTask(LightningModule, ABC):
             self._begin_at_a_window(checkpoint)
 
     def _begin_at_a_window(self, checkpoint: dict[str, Any]) -> None:
-        """Of a checkpoint from the middle of an optimizer step: run that step again from its first sample.
+        """Let the loop go on between two optimizer steps, counted in micro-steps of now.
 
-        What had gathered for it is not in the file. Weights and optimizer are as they were when it began.
+        A checkpoint from the middle of a step lacks what had gathered for it; weights and optimizer are as they were
+        when it began, so that step is run again from its first sample.
 
         Raises:
             TaskOptionError: the network has statistics, which the samples that it saw have moved already.
         """
         assert self._trainer is not None
-        accumulate = self._trainer.accumulate_grad_batches
+        now = self._trainer.accumulate_grad_batches
+        accumulate = checkpoint.get("accumulate", now)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done = progress["current"]["processed"]
-        inside = done % accumulate
+        inside = progress["current"]["processed"] % accumulate
         if not inside:
+            for part in (progress["current"], progress["total"]) if accumulate != now else ():
+                # on another number of devices a step has another number of micro-steps
+                waiting, done = part["processed"] - part["completed"], part["processed"] // accumulate * now
+                part.update(dict.fromkeys(("ready", "started", "processed"), done), completed=done - waiting)
             return
         weights = {name for name, _ in self.named_parameters()}
         moved = [name for name in checkpoint["state_dict"] if name not in weights]
@@ -523,7 +530,7 @@ class BenchmarkTask(LightningModule, ABC):
         rank_zero_warn(f"{said}: that step is run again from its first sample, which changes nothing")
         checkpoint.pop("training_sums", None)  # which have counted its first samples
         for part in ("current", "total"):
-            start = progress[part]["processed"] - inside
+            start = progress[part]["processed"] // accumulate * now
             progress[part].update(dict.fromkeys(("ready", "started", "processed", "completed"), start))
 
     def _check_classes(self) -> None:
