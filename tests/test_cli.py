@@ -152,7 +152,16 @@ def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.Capt
     ):
         assert part in out, part
     folder = only_run()
-    names = {"result.json", "config.yaml", "norms.txt", "metrics.jsonl", "last.ckpt", "best.ckpt", "hparams.yaml"}
+    names = {
+        "result.json",
+        "config.yaml",
+        "norms.txt",
+        "metrics.jsonl",
+        "last.ckpt",
+        "previous.ckpt",
+        "best.ckpt",
+        "hparams.yaml",
+    }
     (events,) = folder.glob("events.out.tfevents.*")  # TensorBoard's, as hparams.yaml
     assert {p.name for p in folder.iterdir()} == {*names, events.name}
     assert "no normalization layer consumes its output" in (folder / "norms.txt").read_text()

@@ -111,8 +111,7 @@ def test_a_recipe_from_data_to_export(
 
     with monkeypatch.context() as patch:
         interrupt_second_epoch(patch)
-        with pytest.raises(SystemExit):
-            main(line(task, recipe, root))
+        assert main(line(task, recipe, root)) == 130
     (cut,) = Path("runs", task).iterdir()
     assert not (cut / "result.json").exists()
     assert main(line(task, recipe, root, "--ckpt_path", "last")) == 0

@@ -1,5 +1,6 @@
 """What is said about an option that does not exist or has a wrong value: one sentence, not the parser's usage."""
 
+import argparse
 import difflib
 import re
 import sys
@@ -19,9 +20,12 @@ class ShortErrors(LightningArgumentParser):
     """A parser that says what is wrong, and the nearest right name."""
 
     def error(self, message: Any, ex: Exception | None = None) -> NoReturn:
-        """Say it and exit with status 2."""
+        """Say it and exit with status 2; an ArgumentError where ``exit_on_error`` is off."""
         names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        print(f"wsbench: error: {sentence(str(message), names)}", file=sys.stderr)
+        said = sentence(str(message), names)
+        if not self.exit_on_error:
+            raise argparse.ArgumentError(None, said) from ex
+        print(f"wsbench: error: {said}", file=sys.stderr)
         raise SystemExit(2) from ex
 
 

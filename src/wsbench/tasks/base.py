@@ -71,8 +71,8 @@ def _require_sensible(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if isinstance(value, int | float) and not least <= value <= most:
             raise TaskOptionError(f"--model.{name} {value}: expected a number from {least:g} to {most:g}")
-    if any(milestone < 1 for milestone in options.get("milestones") or ()):
-        raise TaskOptionError(f"--model.milestones {list(options['milestones'])}: expected epochs from 1 on, ascending")
+    if any(milestone <= 0 for milestone in options.get("milestones") or ()):
+        raise TaskOptionError(f"--model.milestones {list(options['milestones'])}: expected numbers above 0, ascending")
 
 
 class BenchmarkTask(LightningModule, ABC):
