@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from wsbench.errors import UserError
+from wsbench.errors import exit_status
 
 TRAINER = ("fit", "validate", "test", "predict")
 HELP = """\
@@ -152,12 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP, end="")  # which fields there are depends on the task
         return 0
     try:
-        return COMMANDS[argv[0]](argv)
-    except UserError as error:
-        if os.environ.get("WSBENCH_DEBUG"):
-            raise
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return int(getattr(error, "exit_status", 2))
+        status: list[int] = []
+        return exit_status(lambda: status.append(COMMANDS[argv[0]](argv))) or status[0]
     except KeyboardInterrupt:
         if os.environ.get("WSBENCH_DEBUG"):
             raise

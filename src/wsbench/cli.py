@@ -27,7 +27,7 @@ from wsbench.analysis.shares import SharesError
 from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
 from wsbench.datamodules.base import BenchmarkData
-from wsbench.errors import UserError
+from wsbench.errors import UserError, exit_status
 from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.show import show
 from wsbench.norms import (
@@ -650,6 +650,10 @@ def _run(argv: Sequence[str]) -> Path | None:
     choice = choose(argv[1:], find_dataset)
     try:
         return BenchmarkCLI(choice, argv).folder
+    except Interrupted as interrupted:
+        if nodes.process_rank():  # the first process says it
+            raise SystemExit(interrupted.exit_status) from None
+        raise
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes 1 of it
             raise Interrupted("stopped by SIGINT", 128 + signal.SIGINT) from None
@@ -681,13 +685,5 @@ def main(argv: Sequence[str]) -> int:
         except FinishedError as finished:
             report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
             show(finished.folder)
-        except Interrupted as interrupted:
-            stopped.append(interrupted)
 
-    stopped: list[Interrupted] = []
-    status = report.exit_status(run, USER_ERRORS)
-    for interrupted in stopped:
-        if not nodes.process_rank():
-            print(f"wsbench: {interrupted}", file=sys.stderr)
-        return interrupted.exit_status
-    return status
+    return exit_status(run, USER_ERRORS)

@@ -19,8 +19,8 @@ from wsbench.datamodules.prepare import imagenet, voc
 from wsbench.datamodules.prepare.checks import Finding
 from wsbench.datamodules.prepare.verify import verify
 from wsbench.datamodules.voc import list_file, place
-from wsbench.errors import UserError
-from wsbench.run.report import console, exit_status
+from wsbench.errors import UserError, exit_status
+from wsbench.run.report import console
 
 #: of a cloud, in the paper's recipe
 POINTS = 1024

@@ -19,11 +19,12 @@ from wsbench.analysis.problem import ProblemError
 from wsbench.analysis.shares import PARTS
 from wsbench.choose import TASKS, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
+from wsbench.errors import exit_status
 from wsbench.norms import NormSpec, SpecError
 from wsbench.records import RECORD_NAME, write_text_atomically
 from wsbench.run.folder import ANALYSIS, CONFIG, snapshots
 from wsbench.run.provenance import commit_of_tree
-from wsbench.run.report import console, exit_status
+from wsbench.run.report import console
 
 DATA = "analysis.json"
 #: the four models of the paper's case study

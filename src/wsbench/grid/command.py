@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsbench.choose import RECIPES, ChoiceError
+from wsbench.errors import exit_status
 from wsbench.grid import plan as plans
 from wsbench.grid import show
 from wsbench.grid.cells import Cell, Status, now, status
@@ -19,7 +20,7 @@ from wsbench.parts import MissingPartError
 from wsbench.records import RecordError
 from wsbench.run.lines import append_line
 from wsbench.run.progress import duration
-from wsbench.run.report import console, exit_status
+from wsbench.run.report import console
 
 LAUNCHERS = ("local", "slurm", "ray")
 HISTORY = "history.jsonl"

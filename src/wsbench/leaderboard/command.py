@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from wsbench.errors import exit_status
 from wsbench.leaderboard.check import check
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.derive import update
@@ -13,7 +14,7 @@ from wsbench.leaderboard.submit import submit
 from wsbench.leaderboard.tables import PAPER, LeaderboardError, find_records
 from wsbench.leaderboard.wide import Group, groups
 from wsbench.records import RecordError
-from wsbench.run.report import console, exit_status
+from wsbench.run.report import console
 
 ERRORS = (LeaderboardError, RecordError)
 

@@ -56,9 +56,9 @@ def rows_of(layer: nn.Module, weight: Tensor, contiguous: bool | None = None) ->
     return to_rows(weight, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)), contiguous)
 
 
-def shaped_as_weight(layer: nn.Module, rows: Tensor, like: Tensor | None = None) -> Tensor:
-    """Undo :func:`rows_of`; in the memory format of ``like``, by default the layer's weight."""
-    like = cast(Tensor, layer.weight) if like is None else like
+def shaped_as_weight(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Undo :func:`rows_of`."""
+    like = cast(Tensor, layer.weight)
     return from_rows(rows, like, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
 
 

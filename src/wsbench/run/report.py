@@ -1,8 +1,6 @@
 """What a run says: what it is before it starts, and its results at the end."""
 
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,22 +14,6 @@ def console() -> Console:
     """Standard output; in a file wide enough that lines do not break."""
     out = Console()
     return out if out.is_terminal else Console(width=120, highlight=False)
-
-
-def exit_status(work: Callable[[], object], errors: tuple[type[Exception], ...]) -> int:
-    """Do ``work`` and return the exit status.
-
-    0, or where it raised one of ``errors`` that error's ``exit_status`` (2 if it has none), said in a line (with a
-    traceback under WSBENCH_DEBUG=1).
-    """
-    try:
-        work()
-    except errors as error:
-        if os.environ.get("WSBENCH_DEBUG"):
-            raise
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return int(getattr(error, "exit_status", 2))
-    return 0
 
 
 def batch_line(batch: BatchNumbers) -> str:

@@ -34,6 +34,8 @@ class Interrupted(UserError):
         exit_status: of the process: 128 + N for signal N, as shells and schedulers count.
     """
 
+    label = ""  # nothing is wrong
+
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsbench.errors import exit_status
 from wsbench.leaderboard.check import METRICS_SUFFIX
 from wsbench.leaderboard.page.charts import Logs, Series, figures
 from wsbench.leaderboard.page.render import render
@@ -13,7 +14,7 @@ from wsbench.parts import MissingPartError, vl_convert
 from wsbench.records import RecordError, write_atomically, write_text_atomically
 from wsbench.run.folder import METRICS
 from wsbench.run.lines import read_metrics
-from wsbench.run.report import console, exit_status
+from wsbench.run.report import console
 
 #: pixels: the width of a column of a paper at 300 dpi is about this, doubled
 _WIDTH, _SCALE = 420, 3
