@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch._dynamo  # looks at torch.cuda's functions when it is imported
+import torch.utils._triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -272,6 +273,8 @@ def emulated_cuda() -> Iterator[Counts]:
     patch.setattr(torch.backends.cudnn, "enabled", False)  # its operations have no form for CPUs
     patch.setattr(Tensor, "pin_memory", _pin)
     patch.setattr(torch.accelerator, "is_available", lambda *args, **kwargs: True)
+    # asked once a process; torchvision takes its deterministic form only where there is one
+    torch.utils._triton.has_triton.cache_clear()
     torch.ones((), requires_grad=True).backward()  # autograd's threads, of which there are none for a device yet
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -288,3 +291,4 @@ def emulated_cuda() -> Iterator[Counts]:
         torch._C._set_only_lift_cpu_tensors(lifted)
         torch.__future__.set_overwrite_module_params_on_conversion(before)
         patch.undo()
+        torch.utils._triton.has_triton.cache_clear()
