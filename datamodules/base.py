@@ -3,7 +3,7 @@
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +57,8 @@ class BenchmarkData(LightningDataModule, ABC):
         pictures: a folder of what ``predict`` is to look at.
         recursive: whether ``predict`` looks into the folders in it.
         max_dropped: share of a split's samples that may be left out (clips without frames); more is an error.
+        tuning: share of the training samples that are held out and evaluated on in place of val, which then stays
+            unseen: for choosing learning rates. None: train on all, evaluate on val.
         seed: of shuffling and augmentation; the run's seed on the command line.
     """
 
@@ -90,6 +92,7 @@ class BenchmarkData(LightningDataModule, ABC):
         pictures: str | None = None,
         recursive: bool = False,
         max_dropped: float = 0.01,
+        tuning: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -101,6 +104,10 @@ class BenchmarkData(LightningDataModule, ABC):
         if num_classes == 0:
             raise BatchError("--data.num_classes must be at least 1, got 0")
         self.require_probability(max_dropped=max_dropped)
+        if tuning is not None and not 0 < tuning < 1:
+            raise DatasetError(
+                f"--data.tuning is the share of training samples to hold out, between 0 and 1; got {tuning}"
+            )
         if num_workers < 0:
             raise BatchError(f"--data.num_workers must be 0 or more, got {num_workers}")
         self.miniature, self.num_classes, self.pictures, self.seed = miniature, num_classes, pictures, seed
@@ -108,6 +115,7 @@ class BenchmarkData(LightningDataModule, ABC):
         self.micro_batch, self.effective_batch, self.eval_batch = micro_batch, effective_batch, eval_batch
         self.steps_per_epoch, self.min_steps_per_epoch = steps_per_epoch, min_steps_per_epoch
         self.num_workers, self.recursive, self.max_dropped = num_workers, recursive, max_dropped
+        self.tuning = tuning
         self._root = root
         #: names of the classes, in the order of their numbers; empty before the data is read
         self.classes: tuple[str, ...] = ()
@@ -205,7 +213,34 @@ class BenchmarkData(LightningDataModule, ABC):
             if self.predict_data is None:
                 self.predict_data = self.read_predictions()
         elif self.val_data is None or (stage == "fit" and self.train_data is None):
-            self.read(stage == "fit")
+            self.read(stage == "fit" or self.tuning is not None)
+            if self.tuning is not None:
+                self._hold_out(self.tuning)
+
+    def _hold_out(self, share: float) -> None:
+        """Take samples out of the training list and evaluate on them; val is not evaluated on.
+
+        Which ones follows from their names alone: all norms, rates and seeds are scored on the same samples.
+        """
+        whole = self.describe()["train"]
+        names, official = list(whole.names), self.is_official
+        count = round(share * len(names))
+        if not 0 < count < len(names):
+            raise DatasetError(
+                f"--data.tuning {share} of {len(names)} training samples is {count}; both parts need some"
+            )
+        drawn = sorted(range(len(names)), key=lambda i: checksum([f"tuning {names[i]}"]))
+        held, kept = sorted(drawn[:count]), sorted(drawn[count:])
+        self.train_data, self.val_data = self.part(kept, train=True), self.part(held, train=False)
+        listed = f"{whole.listed}, held out {share:g}"
+        parts = {"train": (f"{listed}: the rest", kept, whole.dropped), "val": (f"{listed}: tuning", held, ())}
+        splits = {split: Split(listed, [names[i] for i in chosen], whole.labels, dropped)
+                  for split, (listed, chosen, dropped) in parts.items()}  # fmt: skip
+        self._take_identity(splits, official)
+
+    @abstractmethod
+    def part(self, indices: Sequence[int], train: bool) -> Dataset[Any]:
+        """Some samples of the training list, as training or as evaluation sees them."""
 
     @abstractmethod
     def read(self, train: bool) -> None:
@@ -290,16 +325,20 @@ class BenchmarkData(LightningDataModule, ABC):
     def identity(self) -> DataIdentity:
         """What the data is, with its labels; after ``setup("fit")``."""
         if self._identity is None:
-            classes = checksum(self.classes)
-            parts = {}
-            for name, split in self.describe().items():
-                names = list(split.names)
-                labels = checksum([classes, split.labels])
-                parts[name] = SplitIdentity(list=split.listed, count=len(names), checksum=checksum(names),
-                                            labels=labels, dropped=len(split.dropped))  # fmt: skip
-            title = self.mini.NAME if self.miniature else self.official if self.is_official else "custom"
-            self._identity = DataIdentity(name=title, splits=parts)
+            self._take_identity(self.describe(), self.is_official)
+            assert self._identity is not None
         return self._identity
+
+    def _take_identity(self, splits: Mapping[str, Split], official: bool) -> None:
+        classes = checksum(self.classes)
+        parts = {}
+        for name, split in splits.items():
+            names = list(split.names)
+            labels = checksum([classes, split.labels])
+            parts[name] = SplitIdentity(list=split.listed, count=len(names), checksum=checksum(names),
+                                        labels=labels, dropped=len(split.dropped))  # fmt: skip
+        title = self.mini.NAME if self.miniature else self.official if official else "custom"
+        self._identity = DataIdentity(name=title, splits=parts)
 
     def user_folder(self, what: str) -> Path:
         """The folder named by --data.pictures; DatasetError if none was given or there is none."""

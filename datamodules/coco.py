@@ -1,5 +1,6 @@
 """COCO detection and instance segmentation: images, and ``annotations/instances_*2017.json``; or one's own."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -287,6 +288,14 @@ class COCO(BenchmarkData):
             except ValueError as error:
                 raise BatchError(f"--data.group_by_aspect: {error}; set it to false") from error
         return sampler
+
+    def part(self, indices: Sequence[int], train: bool) -> CocoDataset:
+        """Some samples of the training list."""
+        chosen: CocoDataset = copy.copy(self.train_data)
+        chosen.ids = [chosen.ids[i] for i in indices]
+        if not train:
+            chosen.train, chosen.flip, chosen.masks = False, 0.0, False
+        return chosen
 
     def describe(self) -> dict[str, Split]:
         """Samples are image ids with the number of their instances; labels are what the annotations say."""

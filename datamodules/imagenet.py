@@ -1,9 +1,10 @@
 """ImageNet classification: ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``, or any dataset in class folders."""
 
+import copy
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,10 @@ class FolderDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def take(self, indices: Sequence[int]) -> None:
+        """Keep these samples only."""
+        self._names, self._labels = self._names[list(indices)], self._labels[list(indices)]
+
     def path(self, index: int) -> Path:
         """The file of a sample."""
         name: str = self._names[index].decode("utf-8", "surrogateescape")
@@ -265,6 +270,14 @@ class ImageNet(BenchmarkData):
     def _read(self, path: Path) -> Tensor:
         image: Tensor = self.val_transform(read_picture(path, upright=True))
         return image
+
+    def part(self, indices: Sequence[int], train: bool) -> FolderDataset:
+        """Some samples of the training list."""
+        chosen: FolderDataset = copy.copy(self.train_data)
+        chosen.take(indices)
+        if not train:
+            chosen.transform = self.val_transform
+        return chosen
 
     def describe(self) -> dict[str, Split]:
         """Samples are relative paths; labels are the classes, which the paths hold, and the files' sizes."""

@@ -1,6 +1,8 @@
 """ModelNet40: the HDF5 release ``modelnet40_ply_hdf5_2048``, or meshes in ``<class>/{train,test}``; or one's own."""
 
+import copy
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -203,6 +205,15 @@ class ModelNet40(BenchmarkData):
         """Meshes below ``pictures``."""
         read = partial(_read_cloud, points=self.points, up=self.up)
         return self.user_predictions(MESH_SUFFIXES, "meshes", "cloud", read)
+
+    def part(self, indices: Sequence[int], train: bool) -> CloudDataset:
+        """Some samples of the training list."""
+        chosen: CloudDataset = copy.copy(self.train_data)
+        chosen.clouds, chosen.labels = chosen.clouds[list(indices)], chosen.labels[list(indices)]
+        chosen.files = [chosen.files[i] for i in indices]
+        if not train:
+            chosen.augment = None
+        return chosen
 
     def describe(self) -> dict[str, Split]:
         """The release has no names: a sample is called by label and first point. Labels are all points and labels."""

@@ -1,5 +1,6 @@
 """Something-Something V1: folders of frames as shipped, the official CSV files, or the lists of TRN and TSM."""
 
+import copy
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -298,6 +299,14 @@ class SomethingSomething(BenchmarkData):
         return centre_crop(
             read_frames(folder, evaluation_frames(frames, self.segments), naming), self.resize, self.crop
         )
+
+    def part(self, indices: Sequence[int], train: bool) -> ClipDataset:
+        """Some samples of the training list."""
+        chosen: ClipDataset = copy.copy(self.train_data)
+        chosen.clips = [chosen.clips[i] for i in indices]
+        if not train:
+            chosen.transform = None
+        return chosen
 
     def describe(self) -> dict[str, Split]:
         """Samples are clips with their frames and class numbers, so the order of classes is part of it."""

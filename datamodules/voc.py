@@ -1,5 +1,6 @@
 """PASCAL VOC 2012 segmentation: ``VOCdevkit/VOC2012`` as it is unpacked, or any dataset in that layout."""
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -263,6 +264,14 @@ class VOC(BenchmarkData):
     def read_predictions(self) -> PredictionFolder:
         """Images below ``pictures``."""
         return self.user_predictions(PICTURES, "images", "image", partial(read_padded, side=self.crop))
+
+    def part(self, indices: Sequence[int], train: bool) -> SegmentationDataset:
+        """Some samples of the training list."""
+        chosen: SegmentationDataset = copy.copy(self.train_data)
+        chosen.images, chosen.masks = ([paths[i] for i in indices] for paths in (chosen.images, chosen.masks))
+        if not train:
+            chosen.transform, chosen.pad = None, self.crop
+        return chosen
 
     def describe(self) -> dict[str, Split]:
         """Samples are the names of the lists; labels are the bytes of the masks; and whose masks trainaug has."""
