@@ -20,6 +20,9 @@ from wsbench.datamodules.pictures import PredictionFolder, user_files
 from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
+#: samples of an optimizer step; a step of more would end in years, and is a slip of the pen
+MOST_IN_A_STEP = 1 << 20
+
 
 @dataclass(frozen=True)
 class Split:
@@ -101,6 +104,8 @@ class BenchmarkData(LightningDataModule, ABC):
         self.require_positive(micro_batch=micro_batch, effective_batch=effective_batch, eval_batch=eval_batch,
                               num_classes=num_classes or 1, steps_per_epoch=1 if steps_per_epoch is None else
                               steps_per_epoch, min_steps_per_epoch=min_steps_per_epoch)  # fmt: skip
+        if effective_batch > MOST_IN_A_STEP:
+            raise BatchError(f"--data.effective_batch {effective_batch}: at most {MOST_IN_A_STEP:,}")
         if num_classes == 0:
             raise BatchError("--data.num_classes must be at least 1, got 0")
         self.require_probability(max_dropped=max_dropped)
@@ -176,11 +181,11 @@ class BenchmarkData(LightningDataModule, ABC):
         """The folder that is the dataset.
 
         Raises:
-            DatasetNotFoundError: there is none; what was looked for, what is there, and the layout.
+            DatasetNotFoundError: there is none; what was looked for, and what is there.
         """
         found = None if root is None or not root.is_dir() else cls.place(root)
         if found is None:
-            raise DatasetNotFoundError.under(cls.title, root, cls.looked_for, cls.layout, cls.task)
+            raise DatasetNotFoundError.under(cls.title, root, cls.looked_for, cls.task)
         return found
 
     @property

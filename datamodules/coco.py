@@ -203,7 +203,7 @@ class COCO(BenchmarkData):
     fewest_classes = 1
     title = "A detection dataset (COCO 2017, or one in its format)"
     layout = LAYOUT
-    looked_for = "annotations/instances_train2017.json and instances_val2017.json, or the names of the layout below"
+    looked_for = "annotations/instances_train2017.json and instances_val2017.json, or other names"
     mini: ClassVar[ModuleType] = mini
     collate = staticmethod(collate)
     collate_prediction = staticmethod(collate_one)

@@ -31,16 +31,17 @@ class DatasetNotFoundError(DatasetError):
     """No dataset where the user says that there is one, or none was named."""
 
     @classmethod
-    def under(cls, dataset: str, root: Path | None, looked_for: str, layout: str, task: str) -> "DatasetNotFoundError":
-        """The error of a root that does not hold the dataset: what was looked for, what is there, the layout."""
+    def under(cls, dataset: str, root: Path | None, looked_for: str, task: str) -> "DatasetNotFoundError":
+        """The error of a root that does not hold the dataset: what was looked for, what is there."""
         if root is None:
             return cls(
                 f"{dataset} was not found: neither --data.root nor $WSBENCH_DATA is set. Point --data.root to it "
                 f"(`python -m wsbench data {task}` shows the layout), or use the miniature by --recipe mini"
             )
         return cls(
-            f"{dataset} was not found under '{root}': looked for {looked_for}; {contents(root)}. The layout is\n"
-            f"{layout}\nPoint --data.root (or $WSBENCH_DATA) to such a folder, or use the miniature by --recipe mini"
+            f"{dataset} was not found under '{root}': looked for {looked_for}; {contents(root)}. "
+            f"`python -m wsbench data {task}` shows the layout; point --data.root (or $WSBENCH_DATA) to such a folder, "
+            "or use the miniature by --recipe mini"
         )
 
 

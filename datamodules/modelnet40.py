@@ -147,8 +147,10 @@ class ModelNet40(BenchmarkData):
             for split, other in (("train", "test"), ("test", "train")):
                 found = next((c for c in folders_in(folder) if _meshes_in(c / split)), None)
                 if found is not None:
-                    raise DatasetError(f"'{found / split}' has meshes, and no class folder in '{folder}' has '{other}' "
-                                       f"beside '{split}'; the layout is\n{LAYOUT}")  # fmt: skip
+                    raise DatasetError(
+                        f"'{found / split}' has meshes, and no class folder in '{folder}' has '{other}' beside "
+                        f"'{split}'; `python -m wsbench data modelnet40` shows the layout"
+                    )
         return None
 
     def read(self, train: bool) -> None:

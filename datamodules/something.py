@@ -79,7 +79,7 @@ def place(root: Path) -> Path | None:
         )
     for form, absent in zip(forms, missing, strict=True):
         if clips is not None and len(absent) < len(form):
-            raise DatasetError(f"'{absent[0]}' is missing; the layout is\n{LAYOUT}")
+            raise DatasetError(f"'{absent[0]}' is missing; `python -m wsbench data something` shows the layout")
     return None
 
 

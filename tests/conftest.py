@@ -100,6 +100,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A current folder and an argv of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["wsbench"])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # modules of this folder are of this test
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from tests.running import fit, only_run
 from wsbench.__main__ import main
 from wsbench.choose import ChoiceError, choose
 from wsbench.cli import find_dataset
+from wsbench.commands import PARSERS
 from wsbench.datamodules.errors import DatasetNotFoundError
 from wsbench.records import read_record
 from wsbench.run.lines import read_metrics
@@ -26,23 +27,27 @@ pytestmark = pytest.mark.usefixtures("in_a_folder")
 # -- the door -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--help"], [], ["leaderboard", "--help"]])
-def test_help_imports_no_torch_and_is_quick(argv: list[str]) -> None:
+LIGHT = [
+    [], ["--help"], ["--version"], ["fit", "--help"], ["fit", "--task", "voc", "--help"], ["fit", "--help", "trainer"],
+    ["fit", "--task", "voc", "--nrom", "gn"], ["predict", "--task", "coco", "--recipe", "mini", "--help"],
+    ["sweep", "list"], ["sweep", "status"], ["sweep", "nothing"], ["leaderboard", "--fuo"], ["fot"],
+    *([*name.split(), "--help"] for name in PARSERS), *([*name.split(), "--typo"] for name in PARSERS),
+]  # fmt: skip
+
+
+def test_help_and_typos_import_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys, time; t = time.perf_counter()\n"
+        "import sys\n"
         "from wsbench.__main__ import main\n"
-        f"try: main({argv})\n"
-        "except SystemExit: pass\n"
-        "print(time.perf_counter() - t, 'torch' in sys.modules, 'lightning' in sys.modules)"
+        f"for argv in {LIGHT}:\n"
+        "    try: main(argv)\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'lightning', 'numpy', 'sklearn', 'matplotlib', 'jsonargparse'} & set(sys.modules)\n"
+        "    assert not heavy, (argv, heavy)\n"
     )
-    seconds = []
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        taken, torch_loaded, lightning_loaded = done.stdout.splitlines()[-1].split()
-        assert (torch_loaded, lightning_loaded) == ("False", "False")
-        seconds.append(float(taken))
-    if argv != ["leaderboard", "--help"]:
-        assert min(seconds) < 0.3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
 
 
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,9 +104,7 @@ def test_choice_of_recipe(root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_wrong_options_are_refused_before_anything_runs(
     root: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        fit(root, *options)
-    assert stop.value.code == 2
+    assert fit(root, *options) == 2
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
 
@@ -196,7 +199,7 @@ def test_a_root_without_the_dataset_is_refused(recipe: list[str], capsys: pytest
     assert main(["fit", "--task", "voc", "--data.root", "/nowhere", *recipe, *options]) == 2
     error = capsys.readouterr().err
     assert "was not found under '/nowhere': looked for VOCdevkit/VOC2012/" in error
-    assert "there is no such folder. The layout is" in error
+    assert "there is no such folder. `python -m wsbench data voc` shows the layout" in error
     assert "Traceback" not in error
 
 
@@ -210,9 +213,7 @@ def test_without_bar_checkpoints_or_with_a_sanity_check(root: Path) -> None:
 def test_help_of_a_command_without_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--help"]) == 0
     assert "--recipe NAME" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--task", "voc", "--help"])
-    assert stop.value.code == 0
+    assert main(["fit", "--task", "voc", "--help"]) == 0
     assert "--model.aspp_rates" in capsys.readouterr().out
 
 
@@ -326,6 +327,6 @@ def test_bar_on_a_terminal(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_durations() -> None:
-    from wsbench.run.progress import duration
+    from wsbench.run.report import duration
 
     assert [duration(s) for s in (5, 65, 3725.4)] == ["0:05", "1:05", "1:02:05"]

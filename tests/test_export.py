@@ -168,7 +168,7 @@ def test_wrong_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     config.write_text(yaml.safe_dump(settings))
     assert "do not belong together" in fails("--ckpt_path", str(alone), "--config", str(config))
     config.write_text("[]")
-    assert "is not a run's configuration" in fails("--ckpt_path", str(alone), "--config", str(config))
+    assert "holds no settings" in fails("--ckpt_path", str(alone), "--config", str(config))
     alone.write_bytes(b"junk")
     assert "is not a checkpoint" in fails("--ckpt_path", str(alone), "--config", str(config))
 

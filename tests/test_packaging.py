@@ -14,21 +14,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BOTTOM = ("errors", "parts", "plugins", "records", "seeds")
 BELOW = {
-    "norms": {"norms", "plugins"},
+    "norms": {"norms", "plugins", "errors"},
     "plugins": {"errors"},
     "errors": set(),
+    "options": {"errors"},
     "migration": set(),
     "seeds": set(),
     "parts": {"errors"},
     "records": {"errors", "migration"},
-    "models": {"models", "norms", "parts"},
+    "models": {"models", "norms", "parts", "plugins"},
     "datamodules": {"datamodules", *BOTTOM},
-    "run": {"run", "migration", "__init__", *BOTTOM},
+    "run": {"run", "migration", "options", "__init__", *BOTTOM},
     "tasks": {"tasks", "models", "norms", "datamodules", *BOTTOM},
-    "load": {"choose", "datamodules", "norms", "run", "tasks", *BOTTOM},
+    "load": {"__init__", "choose", "fields", "datamodules", "norms", "run", "tasks", *BOTTOM},
     "analysis": {"analysis", "choose", "datamodules", "load", "models", "norms", "run", "tasks", "__init__", *BOTTOM},
     "leaderboard": {"leaderboard", "run", "__init__", *BOTTOM},
     "grid": {"grid", "choose", "norms", "run", "__init__", *BOTTOM},
+    "choose": {"options", "run", *BOTTOM},
+    "fields": {"choose", "options"},
+    "commands": {"choose", "grid", "options"},
 }
 
 

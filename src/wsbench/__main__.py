@@ -1,12 +1,23 @@
 """The door: chooses a subcommand before anything heavy is imported."""
 
-import io
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
 
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+    del sys.path[0]  # `python -m` looks there first: a file in a stranger's folder may be called as a module is
+
+import difflib
+import io
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from wsbench import commands, fields, plugins
 from wsbench.errors import exit_status
+from wsbench.options import UsageError
+
+if TYPE_CHECKING:
+    from wsbench.grid.plan import Resolve
 
 TRAINER = ("fit", "validate", "test", "predict")
 HELP = """\
@@ -29,8 +40,10 @@ commands
   report       leaderboards as one HTML page               report
   norms        every normalization: paper, what it sees, cost
   doctor       versions, devices, optional parts           doctor
+  completion   of commands and options, for a shell        source <(python -m wsbench completion bash)
 
-options of fit, validate, test and predict (COMMAND --task voc --help shows every field)
+options of fit, validate, test and predict (COMMAND --task voc --help shows every field,
+COMMAND --help trainer those of Lightning's Trainer)
   --task NAME         imagenet, something, voc, modelnet40, coco
   --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
   --data.root FOLDER  the dataset (default: $WSBENCH_DATA); it is used or refused. Without one: the miniature
@@ -45,64 +58,97 @@ options of fit, validate, test and predict (COMMAND --task voc --help shows ever
 
 
 def _trainer(argv: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        of_task = "trainer" in argv or any(word.startswith("--task") for word in argv)
+        print(fields.help_text(argv) if of_task else HELP, end="")  # which fields there are depends on the task
+        return 0
+    fields.require_known(argv[1:])
     from wsbench.cli import main
 
     return main(argv)
 
 
 def _export(argv: Sequence[str]) -> int:
+    args = commands.export().parse_args(argv[1:])
     from wsbench.export.command import main
 
-    return main(argv)
+    return main(args)
 
 
 def _analyze(argv: Sequence[str]) -> int:
     if argv[1:2] == ["doctor"]:
+        subject = commands.analyze_doctor().parse_args(argv[2:])
         from wsbench.analysis.doctor import main as doctor
 
-        return doctor(argv[2:])
+        return doctor(subject)
+    args, rest = commands.analyze().parse_known_args(argv[1:])
     from wsbench.analysis.command import main
-    from wsbench.cli import USER_ERRORS, fit
+    from wsbench.cli import fit
 
-    return main(argv, fit, USER_ERRORS)
+    return main(args, rest, fit)
 
 
 def _data(argv: Sequence[str]) -> int:
+    args = commands.data().parse_args(argv[1:])
     from wsbench.prepare import main
 
-    return main(argv)
+    return main(args)
 
 
 def _sweep(argv: Sequence[str]) -> int:
-    from wsbench.cli import USER_ERRORS
+    line, further = list(argv[1:]), []
+    if "--" in line:
+        at = line.index("--")
+        line, further = line[:at], line[at + 1 :]
+    args = commands.sweep().parse_args(line)
     from wsbench.grid.command import main
+
+    return main(args, further, _resolver)
+
+
+def _resolver() -> "Resolve":
     from wsbench.resolve import Resolver
 
-    return main(argv, Resolver, USER_ERRORS)
+    return Resolver()
 
 
 def _leaderboard(argv: Sequence[str]) -> int:
+    command, rest = "leaderboard", argv[1:]
+    if f"leaderboard {' '.join(rest[:1])}" in commands.PARSERS:
+        command, rest = f"leaderboard {rest[0]}", rest[1:]
+    args = commands.PARSERS[command]().parse_args(rest)
     from wsbench.leaderboard.command import main
 
-    return main(argv[1:])
+    return main(command, args)
 
 
 def _report(argv: Sequence[str]) -> int:
+    args = commands.report().parse_args(argv[1:])
     from wsbench.leaderboard.page.command import main
 
-    return main(argv)
+    return main(args)
 
 
 def _norms(argv: Sequence[str]) -> int:
+    args = commands.norms().parse_args(argv[1:])
     from wsbench.catalogue import main
 
-    return main(argv)
+    return main(args)
 
 
 def _doctor(argv: Sequence[str]) -> int:
+    commands.doctor().parse_args(argv[1:])
     from wsbench.doctor import main
 
-    return main(argv)
+    return main()
+
+
+def _completion(argv: Sequence[str]) -> int:
+    args = commands.completion().parse_args(argv[1:])
+    from wsbench.completion import script
+
+    print(script(args.shell, TRAINER))
+    return 0
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -115,7 +161,23 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "norms": _norms,
     "doctor": _doctor,
+    "completion": _completion,
 }
+
+
+def _command(argv: Sequence[str]) -> int:
+    """Run the command that the line names.
+
+    Raises:
+        UserError: whatever is wrong.
+    """
+    argv = plugins.request(argv)
+    sys.argv[1:] = argv  # the processes of DDP have the modules from the environment
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? There are" if near else "choose from"
+        raise UsageError(f"unknown command '{argv[0]}'; {hint} {', '.join(COMMANDS)}")
+    return COMMANDS[argv[0]](argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,23 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"wsbench {__version__}")
         return 0
-    from wsbench import plugins
-
     try:
-        argv = plugins.request(argv)
-        sys.argv[1:] = argv  # the processes of DDP have the modules from the environment
-    except plugins.PluginError as error:
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
-    if argv[0] not in COMMANDS:
-        print(f"wsbench: error: unknown command '{argv[0]}'; choose from {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    if argv[0] in TRAINER and {"-h", "--help"} & set(argv) and not any(a.startswith(("--task", "--c")) for a in argv):
-        print(HELP, end="")  # which fields there are depends on the task
-        return 0
-    try:
-        status: list[int] = []
-        return exit_status(lambda: status.append(COMMANDS[argv[0]](argv))) or status[0]
+        return exit_status(lambda: _command(argv))
     except KeyboardInterrupt:
         if os.environ.get("WSBENCH_DEBUG"):
             raise

@@ -137,17 +137,9 @@ def _print(title: str, rows: Sequence[Entry], cost: str) -> None:
     console().print(table)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Print the catalogue; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m wsbench norms", description=__doc__)
-    parser.add_argument("--no-cost", action="store_true", help="do not measure, which takes some seconds")
-    parser.add_argument("--json", action="store_true", help="all fields, as JSON")
-    args = parser.parse_args(argv[1:])
-    try:
-        acts, weights = entries(not args.no_cost)
-    except plugins.PluginError as error:
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
+    acts, weights = entries(not args.no_cost)
     if args.json:
         print(json.dumps({"activation": [asdict(a) for a in acts], "weight": [asdict(w) for w in weights]}, indent=1))
     else:

@@ -1,7 +1,9 @@
 """Which task and recipe a command line means, before a parser for them is built."""
 
 import argparse
+import atexit
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -11,11 +13,15 @@ from typing import Any
 import yaml
 
 from wsbench.errors import UserError
+from wsbench.options import Parser
 from wsbench.plugins import OPTION, requested
 from wsbench.run.folder import CONFIG
+from wsbench.run.foreign import ConfigurationError, described, read_yaml, require_harmless_network
 
 TASKS = ("imagenet", "something", "voc", "modelnet40", "coco")
 RECIPES = ("paper", "small", "mini")
+#: the four models of the paper's case study, which analyze trains
+CASE_STUDY = "gn,gn+ws-mo,gn+ws-do,gn+ws"
 
 
 class ChoiceError(UserError, ValueError):
@@ -30,7 +36,7 @@ class Choice:
     recipe: str
     reason: str
     configs: tuple[str, ...]
-    """Config files below those of the command line: the recipe, and the run's own behind a checkpoint."""
+    """Config files below those of the command line: the recipe, and what is taken of the run's behind a checkpoint."""
 
     def recipe_content(self) -> dict[str, Any]:
         """The recipe's YAML."""
@@ -38,8 +44,8 @@ class Choice:
 
 
 def _sniff(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
-    for name in ("--task", "--recipe", "--ckpt_path", "--data.root"):
+    parser = Parser(add_help=False, argument_default=None)
+    for name in ("--task", "--recipe", "--ckpt_path", "--data.root", "--model.network"):
         parser.add_argument(name)
     parser.add_argument("--config", action="append", default=[])
     known, _ = parser.parse_known_args(list(argv))
@@ -48,14 +54,9 @@ def _sniff(argv: Sequence[str]) -> argparse.Namespace:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ChoiceError(f"cannot read --config '{path}': {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ChoiceError(f"--config '{path}' is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ChoiceError(f"--config '{path}' holds no settings")
-    return content
+        return read_yaml(Path(path), "--config")
+    except ConfigurationError as error:
+        raise ChoiceError(str(error)) from error
 
 
 def recipe_path(task: str, recipe: str) -> str:
@@ -69,22 +70,44 @@ def recipe_content(task: str, recipe: str) -> dict[str, Any]:
     return _read(recipe_path(task, recipe))
 
 
+def _at(layer: dict[str, Any], room: str, name: str) -> Any:
+    fields = layer.get(room)
+    return fields.get(name) if isinstance(fields, dict) else None
+
+
 def _require_imports(layers: Sequence[dict[str, Any]]) -> None:
     """Nothing is imported because a file says so: whoever starts a run names the modules."""
     for layer in layers:
-        for name in layer.get(OPTION.removeprefix("--")) or []:
+        names = layer.get(OPTION.removeprefix("--")) or []
+        for name in names if isinstance(names, list) else [names]:
             if name not in requested():
                 raise ChoiceError(f"the configuration was made with {OPTION} {name}, a module that would be run; if "
                                   f"you trust it, add {OPTION} {name}")  # fmt: skip
 
 
-def _one_of(value: str, choices: Sequence[str], option: str) -> str:
-    if value not in choices:
+def _one_of(value: Any, choices: Sequence[str], option: str) -> str:
+    if value not in tuple(choices):
         raise ChoiceError(f"{option} {value}: choose from {', '.join(choices)}")
-    return value
+    return str(value)
 
 
-def choose(argv: Sequence[str], locate: Callable[[str, Path], object]) -> Choice:
+#: what was taken of a run's configuration, and the file that it was written into for the parser
+_TAKEN: dict[str, str] = {}
+
+
+def _as_file(content: dict[str, Any]) -> str:
+    """A file with these settings, which is there until the process ends."""
+    text = yaml.safe_dump(content, sort_keys=True)
+    if text not in _TAKEN:
+        handle, path = tempfile.mkstemp(prefix="wsbench-", suffix=".yaml")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        atexit.register(Path(path).unlink, missing_ok=True)
+        _TAKEN[text] = path
+    return _TAKEN[text]
+
+
+def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: str = "fit") -> Choice:
     """Task and recipe from the command line, its --config files, or the run behind its --ckpt_path.
 
     Without a recipe it is ``paper`` where --data.root or $WSBENCH_DATA is set, and ``mini`` where neither is: a folder
@@ -93,19 +116,31 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object]) -> Choice
     Args:
         argv: the arguments behind the subcommand.
         locate: finds a task's dataset under a folder, or raises what says why not.
+        command: the subcommand; ``fit`` takes more of the run behind a checkpoint.
 
     Raises:
         ChoiceError: there is no task, or no such task or recipe.
+        ConfigurationError: the run behind the checkpoint has a configuration that is none, or that asks for code.
         Exception: what ``locate`` raises.
     """
     known = _sniff(argv)
     layers = [_read(path) for path in known.config]
     beside: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
     if known.ckpt_path and known.ckpt_path not in ("last", "auto"):
         config = Path(known.ckpt_path).expanduser().resolve().parent / CONFIG
         if config.is_file():
             beside = (str(config),)
-            layers = [_read(str(config)), *layers]
+            content = read_yaml(config, "the run's configuration")
+            _require_imports([content])
+            own = (getattr(known, "model.network"), *(_at(layer, "model", "network") for layer in layers))
+            if not any(own):
+                meant = known.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
+                network = _at(content, "model", "network")
+                require_harmless_network(content, config, meant, f"say --model.network {network}")
+            layer = described(content, config, training=command == "fit")
+            taken = (_as_file(layer),)
+            layers = [layer, *layers]
 
     _require_imports(layers)
 
@@ -121,12 +156,12 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object]) -> Choice
     _one_of(task, TASKS, "--task")
     if recipe is not None:
         source = "--recipe" if known.recipe else f"'{(*beside, *known.config)[-1]}'"
-        return Choice(task, _one_of(recipe, RECIPES, "--recipe"), f"by {source}", (recipe_path(task, recipe), *beside))
+        return Choice(task, _one_of(recipe, RECIPES, "--recipe"), f"by {source}", (recipe_path(task, recipe), *taken))
 
-    roots = [vars(known)["data.root"], *((layer.get("data") or {}).get("root") for layer in reversed(layers))]
+    roots = [vars(known)["data.root"], *(_at(layer, "data", "root") for layer in reversed(layers))]
     root = next((r for r in roots if r), os.environ.get("WSBENCH_DATA"))
     recipe, reason = "mini", "neither --data.root nor $WSBENCH_DATA names a dataset"
     if root:
         locate(task, Path(str(root)).expanduser())
         recipe, reason = "paper", f"the dataset is under '{root}'"
-    return Choice(task, recipe, reason, (recipe_path(task, recipe), *beside))
+    return Choice(task, recipe, reason, (recipe_path(task, recipe), *taken))

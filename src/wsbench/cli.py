@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -20,37 +21,34 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from wsbench import plugins
+from wsbench import fields, plugins
 from wsbench.analysis import log as analysis_log
 from wsbench.analysis.callback import GradientShares, Snapshots, check_options
-from wsbench.analysis.shares import SharesError
-from wsbench.choose import RECIPES, TASKS, Choice, ChoiceError, choose
+from wsbench.choose import TASKS, Choice, choose
 from wsbench.datamodules import DATA_CLASSES
 from wsbench.datamodules.base import BenchmarkData
-from wsbench.errors import UserError, exit_status
+from wsbench.errors import UserError, shortened
 from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.show import show
 from wsbench.norms import (
     ACTIVATIONS,
-    ConversionError,
-    FanInError,
-    GroupsError,
-    NormMismatchError,
     NormSpec,
-    PatternError,
     SpecError,
-    WindowError,
 )
+from wsbench.options import UsageError
 from wsbench.records import (
     RECORD_NAME,
     DataIdentity,
     RunRecord,
+    read_record,
     write_record,
     write_text_atomically,
 )
 from wsbench.run import devices, identity, lock, nodes, report
 from wsbench.run import folder as run_folder
+from wsbench.run.callbacks import require_callbacks
 from wsbench.run.checkpoints import WholeCheckpoints, remove_parts
+from wsbench.run.foreign import read_yaml
 from wsbench.run.loggers import finish, loggers
 from wsbench.run.progress import progress_callback
 from wsbench.run.provenance import machine as machine_of
@@ -61,12 +59,6 @@ from wsbench.run.wrong_options import ShortErrors
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.formats import read_run_checkpoint
 from wsbench.tasks.sync_batch_norm import SyncBatchNorms
-
-#: Errors whose message is for the user; anything else is a defect and keeps its traceback.
-USER_ERRORS = (
-    UserError, ConversionError, FanInError, FileNotFoundError, GroupsError, NormMismatchError, PatternError,
-    SharesError, WindowError, lock.RunBusyError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,10 +93,6 @@ class FinishedError(Exception):
         self.folder = folder
 
 
-class UsageError(ChoiceError):
-    """Options that contradict each other or are missing."""
-
-
 def canonical_norm(text: str) -> str:
     """A normalization spec such as gn+ws."""
     try:
@@ -120,6 +108,19 @@ def checkpoint_interval(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"--checkpoint_every {error}") from error
     return str(text)
+
+
+#: what the parser says about a class that cannot be made of what was given; the first reason is the class's own
+_OF_CLASS = re.compile(r"Does not validate against.*?Errors:\s+- (.+?)\n", re.DOTALL)
+
+
+#: of the options in :data:`wsbench.fields.RUN`
+_TYPES: dict[str, Any] = {
+    "task": str, "recipe": str, "norm": canonical_norm, "import": list[str], "runs": str, "overwrite": bool,
+    "output": str, "analysis": bool, "tensorboard": bool, "wandb": bool, "mlflow": bool,
+    "matmul_precision": Literal[devices.MATMUL], "tf32_convolutions": bool, "checkpoint_every": checkpoint_interval,
+    "snapshots": int,
+}  # fmt: skip
 
 
 class SaveConfig(SaveConfigCallback):
@@ -177,40 +178,15 @@ class BenchmarkCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options beside trainer, model and data."""
-        parser.add_argument("--task", type=str, default=self.choice.task, help=f"one of {', '.join(TASKS)}")
-        parser.add_argument("--recipe", type=str, default=self.choice.recipe, help=f"one of {', '.join(RECIPES)}")
-        parser.add_argument("--norm", type=canonical_norm, default="gn+ws", help="normalization spec")
-        parser.add_argument(
-            plugins.OPTION,
-            type=list[str],
-            default=plugins.requested(),
-            help="a module with norms of your own (docs/plugin.md)",
-        )
-        parser.add_argument("--runs", type=str, default="runs", help="folder of run folders")
-        parser.add_argument("--overwrite", type=bool, default=False, help="start an unfinished or finished run over")
-        parser.add_argument("--output", type=str, default="predictions", help="folder that predict writes to")
-        parser.add_argument("--analysis", type=bool, default=False, help="measure gradient shares (docs/analysis.md)")
-        parser.add_argument(
-            "--tensorboard", type=bool, default=True, help="write TensorBoard's files into the run's folder"
-        )
-        parser.add_argument("--wandb", type=bool, default=False, help="log to Weights & Biases (extra wandb)")
-        parser.add_argument("--mlflow", type=bool, default=False, help="log to MLflow (extra mlflow)")
-        parser.add_argument(
-            "--matmul_precision",
-            type=Literal[devices.MATMUL],
-            default="highest",
-            help="of float32 on GPUs: highest is float32, high and medium round factors (torch)",
-        )
-        parser.add_argument(
-            "--tf32_convolutions", type=bool, default=True, help="cuDNN may round float32 to TF32 (torch's default)"
-        )
-        parser.add_argument(
-            "--checkpoint_every",
-            type=checkpoint_interval,
-            default="10m",
-            help="between epochs: a time (10m, 1h30m), a number of optimizer steps (500), or never",
-        )
-        parser.add_argument("--snapshots", type=int, default=0, help="keep the weights of so many steps for analyze")
+        defaults: dict[str, Any] = {
+            "task": self.choice.task,
+            "recipe": self.choice.recipe,
+            "import": plugins.requested(),
+        }
+        for field in fields.RUN:
+            kind = _TYPES[field.name]
+            default = defaults.get(field.name, yaml.safe_load(field.default) if kind in (bool, int) else field.default)
+            parser.add_argument(f"--{field.name}", type=kind, default=default, help=field.help)
         for target, source in run_folder.LINKS.items():
             if target == "model.num_classes":
                 parser.link_arguments(source, target, compute_fn=partial(_classes_or_default, self.choice.task))
@@ -246,8 +222,8 @@ class BenchmarkCLI(LightningCLI):
         settings.task, settings.recipe = self.choice.task, self.choice.recipe
         self._init_from = settings.model.init_from
         devices.multiply_float32(settings.matmul_precision, settings.tf32_convolutions)
-        self._choose_devices(settings)
         devices.require_trainer(settings.trainer.as_dict())
+        self._choose_devices(settings)
         if self.subcommand != "fit":
             self._before_evaluation(settings)
             return
@@ -323,7 +299,7 @@ class BenchmarkCLI(LightningCLI):
 
     def _before_checkpoint(self, settings: Namespace) -> None:
         if not Path(settings.ckpt_path).expanduser().is_file():
-            raise FileNotFoundError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
+            raise UsageError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
         classes = _read_checkpoint(settings.ckpt_path).get("classes")
         given = settings.data.num_classes
         before = self.choice.task == "coco" and given == len(classes or ()) + 1  # its first version counted background
@@ -378,7 +354,13 @@ class BenchmarkCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer; data that was read to find out what the run is stays the run's."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            why = _OF_CLASS.search(str(error))
+            if isinstance(error, UserError) or why is None:
+                raise
+            raise UsageError(f"a class that an option names cannot be made: {shortened(why[1])}") from error
         if self._prepared is not None:
             self.datamodule = self._prepared
 
@@ -391,7 +373,7 @@ class BenchmarkCLI(LightningCLI):
         if settings.ckpt_path == "last":
             settings.ckpt_path = self._last_whole_one()
         if resume and not Path(settings.ckpt_path).is_file():
-            raise FileNotFoundError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
+            raise UsageError(f"no checkpoint to resume at '{settings.ckpt_path}'; start without --ckpt_path")
         if resume:
             self._same_run(settings.ckpt_path)
             settings.model.init_from = None  # the checkpoint has the weights; set back once the model is built
@@ -427,7 +409,7 @@ class BenchmarkCLI(LightningCLI):
         beside = Path(path).expanduser().resolve().parent / run_folder.CONFIG
         differ = ""
         if beside.is_file():
-            theirs = yaml.safe_load(beside.read_text(encoding="utf-8"))
+            theirs = read_yaml(beside, "the run's configuration")
             fields = identity.differences(plain(self.settings), theirs)
             differ = f"; they differ in {', '.join(sorted(fields)) or 'the data'}"
         raise UsageError(
@@ -446,6 +428,9 @@ class BenchmarkCLI(LightningCLI):
         cast(Any, self.trainer).datamodule = self.datamodule
         self.task.derive_accumulation(self.trainer)
         self.task.require_evaluation(self.trainer)
+        always = {id(callback) for callback in self.trainer_defaults["callbacks"]}
+        given = [c for c in cast(Any, self.trainer).callbacks if id(c) not in always]
+        require_callbacks(given, self.task.monitored(), self.trainer)
         assert self.folder is not None
         if not self.settings.trainer.fast_dev_run:
             settings = self.settings
@@ -547,13 +532,7 @@ class BenchmarkCLI(LightningCLI):
             provenance=provenance([*self.argv, *plugins.options()], machine, str(trainer.precision_plugin.precision)),
         )
         write_record(record, folder / RECORD_NAME)
-        runs = Path(self.settings.runs)
-        try:
-            written = update([runs], runs / "leaderboards", of=record)
-        except UserError as error:
-            written = []
-            print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)
-        show(folder, written)
+        _derive_tables(folder)
 
     # -- the others -----------------------------------------------------------------------------------------------
 
@@ -578,6 +557,17 @@ class BenchmarkCLI(LightningCLI):
             out.print(f"passed over {len(passed)} files: {named}", soft_wrap=True, markup=False)
 
 
+def _derive_tables(folder: Path) -> None:
+    """Bring the tables beside a finished run up to date, and show the run; a kill may have come between."""
+    runs = folder.parents[1]
+    written: list[Path] = []
+    try:
+        written = update([runs], runs / "leaderboards", of=read_record(folder / RECORD_NAME))
+    except (UserError, OSError) as error:
+        print(f"wsbench: warning: leaderboards are not updated: {error}", file=sys.stderr)
+    show(folder, written)
+
+
 def _read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint of a run; UsageError if it is none."""
     try:
@@ -595,6 +585,8 @@ def _classes_or_default(task: str, given: int | None) -> int:
 def _seed(value: bool | int) -> int:
     if isinstance(value, bool):
         raise ValueError("--seed_everything must be a number: it is part of the run's identity")
+    if not 0 <= value < 2**32:
+        raise UsageError(f"--seed_everything {value}: expected a number from 0 to {2**32 - 1}")
     return value
 
 
@@ -633,7 +625,7 @@ def fit(argv: Sequence[str]) -> Path:
     """Run ``fit`` with these options, or find it finished; returns the run's folder.
 
     Raises:
-        Exception: one of ``USER_ERRORS``, for the user.
+        UserError: something is wrong that the user can mend.
     """
     _quiet()
     line = ["fit", *argv]
@@ -647,9 +639,11 @@ def fit(argv: Sequence[str]) -> Path:
 def _run(argv: Sequence[str]) -> Path | None:
     """Run a subcommand; returns the folder of a run that was fitted, which this process lets go of."""
     cast(Any, rank_zero_only).rank = nodes.process_rank()  # Lightning's own guess does not know NODE_RANK
-    choice = choose(argv[1:], find_dataset)
+    choice = choose(argv[1:], find_dataset, argv[0])
     try:
         return BenchmarkCLI(choice, argv).folder
+    except argparse.ArgumentTypeError as error:  # a value in a configuration, which the parser takes as a default
+        raise UsageError(str(error)) from error
     except Interrupted as interrupted:
         if nodes.process_rank():  # the first process says it
             raise SystemExit(interrupted.exit_status) from None
@@ -659,6 +653,8 @@ def _run(argv: Sequence[str]) -> Path | None:
             raise Interrupted("stopped by SIGINT", 128 + signal.SIGINT) from None
         raise
     except RuntimeError as error:
+        if str(error).startswith("Error(s) in loading state_dict"):
+            raise UsageError(f"the checkpoint does not fit the network: {shortened(str(error))}") from error
         if nodes.has_lost_a_process(error) and not isinstance(error, UserError):
             raise nodes.NodeError(
                 f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}); its own "
@@ -678,12 +674,9 @@ def _run(argv: Sequence[str]) -> Path | None:
 def main(argv: Sequence[str]) -> int:
     """Run fit, validate, test or predict; returns the exit status."""
     _quiet()
-
-    def run() -> None:
-        try:
-            _run(argv)
-        except FinishedError as finished:
-            report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
-            show(finished.folder)
-
-    return exit_status(run, USER_ERRORS)
+    try:
+        _run(argv)
+    except FinishedError as finished:
+        report.console().print(f"this run is finished: {finished.folder}; --overwrite true runs it again")
+        _derive_tables(finished.folder)
+    return 0

@@ -1,10 +1,11 @@
 """``python -m wsbench doctor``: versions, devices, optional parts, and what installs those that are missing."""
 
-import argparse
 import ctypes
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
+from wsbench.errors import shortened
 from wsbench.parts import OPEN3D_LIBRARIES
 from wsbench.run.report import console
 
@@ -101,16 +103,64 @@ def _optional(libraries: dict[str, str]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def main(argv: Sequence[str]) -> int:
+#: what wsbench imports of each package that it needs, where the name is another
+_MODULES = {
+    "scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "jsonargparse": "jsonargparse",
+    "pycocotools": "pycocotools.mask", "torchvision": "torchvision.ops", "lightning": "lightning.pytorch",
+    "tensorboard": "tensorboard.summary",
+}  # fmt: skip
+#: seconds that an import may take
+_PATIENCE = 120
+#: what a package that is there and cannot be imported needs
+_REMEDIES = {
+    "torchvision": "torch and torchvision must be of one build (both for CPUs, or both for one CUDA): install them "
+    "together, from one index",
+}
+
+
+def broken(names: Sequence[str]) -> dict[str, str]:
+    """``{package: why}`` of those that are installed and cannot be imported, each tried in a process of its own.
+
+    A library of another build than its partner's (torch for CPUs beside torchvision for CUDA) may end the process.
+    """
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-P", "-c", f"import {_MODULES.get(name, name)}"], stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for name in names
+    }  # fmt: skip
+    found = {}
+    for name, process in started.items():
+        try:
+            _, said = process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            found[name] = f"its import does not end within {_PATIENCE} s"
+            continue
+        if process.returncode:
+            last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+            ended = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+            found[name] = shortened(last) or f"its import ends with {ended}"
+    return found
+
+
+def main() -> int:
     """Returns 0 if everything that wsbench needs is there, else 1; optional parts do not matter."""
-    argparse.ArgumentParser(prog="wsbench doctor", description=__doc__).parse_args(argv[1:])
     out = console()
     needed = required()
+    why = broken([name for name, _, _, ok in needed if ok])
     table = Table("", "package", "wanted", "found", title=f"wsbench {_version('wsbench')}, Python "
                   f"{platform.python_version()}, {platform.platform()}")  # fmt: skip
     for name, wanted, found, ok in needed:
-        table.add_row("ok" if ok else "!!", name, wanted, found)
+        table.add_row("ok" if ok and name not in why else "!!", name, wanted, found)
     out.print(table)
+    for name, reason in why.items():
+        remedy = _REMEDIES.get(name, f"pip install --force-reinstall {name}")
+        out.print(f"{name} is installed and cannot be imported: {reason}; {remedy}", markup=False, soft_wrap=True)
+    if "torch" in why:
+        return 1
     for device in devices():
         out.print(f"device: {device}", markup=False)
     libraries = missing_libraries()
@@ -127,4 +177,4 @@ def main(argv: Sequence[str]) -> int:
     wrong = [name for name, _, _, ok in needed if not ok]
     if wrong:
         out.print(f"repair: pip install -U {' '.join(wrong)}")
-    return 1 if wrong else 0
+    return 1 if wrong or why else 0

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from wsbench import fields
 from wsbench.choose import ChoiceError
 from wsbench.datamodules import DATA_CLASSES, BenchmarkData
 from wsbench.norms import NormMismatchError
 from wsbench.run.folder import CONFIG, data_options, model_options
+from wsbench.run.foreign import described, read_yaml, require_harmless_network
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
 from wsbench.tasks.formats import read_run_checkpoint
 
@@ -31,9 +31,19 @@ def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[st
         content = read_run_checkpoint(checkpoint.expanduser())
     except ValueError as error:
         raise ChoiceError(str(error)) from error
-    settings = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    if not isinstance(settings, dict) or settings.get("task") not in TASK_CLASSES or "model" not in settings:
+    settings = read_yaml(path, "the run's configuration")
+    if config is None:  # beside the checkpoint, from wherever that is
+        require_harmless_network(settings, path, settings.get("task"), f"name the file: --config {path}")
+        settings = described(settings, path, training=False)
+    if settings.get("task") not in TASK_CLASSES or not isinstance(settings.get("model"), dict):
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
+    if not isinstance(settings.setdefault("data", {}), dict):
+        raise ChoiceError(f"'{path}' is not a run's configuration: its data has no fields")
+    for room in ("data", "model"):
+        known = {field.name for field in fields.of_room(room, settings["task"])}
+        unknown = sorted(set(settings[room]) - known - {"norm", "masks"})
+        if unknown:
+            raise ChoiceError(f"'{path}': {settings['task']} has no field {room}.{unknown[0]}")
     if content.get("classes"):  # in files of the first version coco's number counted background
         settings["data"]["num_classes"] = len(content["classes"])
     return content, settings
@@ -79,4 +89,6 @@ def load_weights(task: BenchmarkTask, content: dict[str, Any], checkpoint: Path)
 
 def load_data(settings: dict[str, Any]) -> BenchmarkData:
     """The data of a run, from its configuration; not set up yet."""
+    if "seed_everything" not in settings:
+        raise ChoiceError("the run's configuration has no seed_everything; without it its samples are not known")
     return DATA_CLASSES[settings["task"]](**data_options(settings))

@@ -69,6 +69,12 @@ def request(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def search_here() -> None:
+    """Look for modules in the current folder, too, behind everything that is installed: the user has named one."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def load(add: Callable[[str, Any], None]) -> None:
     """Load all entry points and requested modules.
 
@@ -88,8 +94,8 @@ def load(add: Callable[[str, Any], None]) -> None:
             package = point.dist.name if point.dist is not None else "a package"
             broken[point.name] = f"{package} ({point.value}): {type(error).__name__}: {error}"
     names = requested()
-    if names and os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m has it
+    if names:
+        search_here()
     for name in names:
         try:
             importlib.import_module(name)

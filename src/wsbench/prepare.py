@@ -1,8 +1,6 @@
 """``python -m wsbench data TASK``: verify a dataset, fetch what may be fetched, build what the recipe needs."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from wsbench.choose import TASKS, recipe_content
+from wsbench.choose import recipe_content
 from wsbench.datamodules import COCO, DATA_CLASSES
 from wsbench.datamodules.annotations import BoxesOnlyError
 from wsbench.datamodules.clouds import stored_points
@@ -19,35 +17,12 @@ from wsbench.datamodules.prepare import imagenet, voc
 from wsbench.datamodules.prepare.checks import Finding
 from wsbench.datamodules.prepare.verify import verify
 from wsbench.datamodules.voc import list_file, place
-from wsbench.errors import UserError, exit_status
+from wsbench.errors import UserError
+from wsbench.options import UsageError
 from wsbench.run.report import console
 
 #: of a cloud, in the paper's recipe
 POINTS = 1024
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wsbench data",
-        description="Show how a dataset lies on disk, read what training would read of yours, name the command that "
-        "trains on it.",
-    )
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument(
-        "--root", default=os.environ.get("WSBENCH_DATA"), help="dataset folder (default: $WSBENCH_DATA)"
-    )
-    parser.add_argument("--all", action="store_true", help="read all samples of splits above 20,000, too")
-    group = parser.add_argument_group("voc")
-    group.add_argument("--train-set", help="the list to train on (default: trainaug where it is, else train)")
-    group.add_argument("--class-names", help="a file with the names of the classes, one a line")
-    group.add_argument("--download", action="store_true", help="fetch VOC 2012 (2 GB) and SBD (1.4 GB), with checksums")
-    group.add_argument("--rebuild", action="store_true", help="build trainaug again")
-    group.add_argument(
-        "--train-masks",
-        choices=["voc", "sbd"],
-        help="masks of VOC's own training images in trainaug: VOC's with void borders, or SBD's (default: voc)",
-    )
-    return parser
 
 
 def _build(args: argparse.Namespace, root: Path) -> str | None:
@@ -130,38 +105,29 @@ def _show(root: Path, findings: Sequence[Finding]) -> None:
             _say(f"{finding.what}: {problem}")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Returns 0 if everything can be read and the official set, if it is that, is complete; 1 if not; 2 on an error."""
-    args = _parser().parse_args(argv[1:])
+def main(args: argparse.Namespace) -> int:
+    """Returns 0 if everything can be read and the official set, if it is that, is complete; 1 if not."""
     only_voc = (args.download, args.rebuild, args.train_masks, args.train_set, args.class_names)
     if args.task != "voc" and any(only_voc):
-        print("wsbench: error: --train-set, --class-names, --download, --rebuild and --train-masks belong to voc",
-              file=sys.stderr)  # fmt: skip
-        return 2
+        raise UsageError("--train-set, --class-names, --download, --rebuild and --train-masks belong to voc")
     kind, out = DATA_CLASSES[args.task], console()
     out.print(f"layout:\n{kind.layout}\n", highlight=False, markup=False)
     if args.root is None:
         out.print("nothing to verify: give --root FOLDER, or set $WSBENCH_DATA")
         return 1
     root = Path(args.root).expanduser()
-    status = 0
-
-    def work() -> None:
-        nonlocal status
-        built = _build(args, root)
-        if built:
-            _say(built)
-        options = _options(args, root)
-        findings, data = verify(kind, root, args.all, **options)
-        official = data is not None and data.resembles_official
-        if args.task == "voc" and official and args.train_set is None:
-            findings += voc.check_trainaug(root)
-        _show(root, findings)
-        wrong = [f for f in findings if not f.ok]
-        status = 1 if wrong else 0
-        step = f"ready: {_command(args.task, root, official, options)}"
-        if wrong:
-            step = next((f.hint for f in wrong if f.hint), f"repair: {', '.join(f.what for f in wrong)}")
-        _say(f"next: {step}")
-
-    return exit_status(work, (UserError, OSError, RuntimeError)) or status
+    built = _build(args, root)
+    if built:
+        _say(built)
+    options = _options(args, root)
+    findings, data = verify(kind, root, args.all, **options)
+    official = data is not None and data.resembles_official
+    if args.task == "voc" and official and args.train_set is None:
+        findings += voc.check_trainaug(root)
+    _show(root, findings)
+    wrong = [f for f in findings if not f.ok]
+    step = f"ready: {_command(args.task, root, official, options)}"
+    if wrong:
+        step = next((f.hint for f in wrong if f.hint), f"repair: {', '.join(f.what for f in wrong)}")
+    _say(f"next: {step}")
+    return 1 if wrong else 0

@@ -10,11 +10,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
 from wsbench.choose import Choice, choose
-from wsbench.cli import BenchmarkCLI, UsageError, find_dataset, plain, prepared
+from wsbench.cli import BenchmarkCLI, find_dataset, plain, prepared
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import accumulation
 from wsbench.grid.cells import Resolved
 from wsbench.norms import NormSpec
+from wsbench.options import UsageError
 from wsbench.records import DataIdentity
 from wsbench.run import identity
 from wsbench.tasks.initialize import parse_source

@@ -23,6 +23,8 @@ from wsbench.__main__ import main
 
 #: seconds for one input
 LONGEST = 30
+#: lines of `data`, which shows the layout and what is wrong
+_REPORT = 25
 #: options of Lightning's Trainer, each with values that cannot work
 TRAINER: dict[str, tuple[str, ...]] = {
     "devices": ("0", "-2", "abc", "1.5", "[0,0]", "[]", "two"),
@@ -125,7 +127,7 @@ class Outcome:
             found.append("accepted")
         elif not lines:
             found.append("silent")
-        elif len(lines) > 3 and not self.traceback:
+        elif len(lines) > (_REPORT if self.line[0] == "data" else 3) and not self.traceback:
             found.append(f"{len(lines)} lines")
         if self.left:
             found.append("left behind")

@@ -62,7 +62,7 @@ def test_identity(voc_root: Path) -> None:
 def test_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         DatasetNotFoundError,
-        match=r"(?s)under '.*': looked for VOCdevkit.*; it is empty.*JPEGImages/NAME.*--recipe mini",
+        match=r"(?s)under '.*': looked for VOCdevkit.*; it is empty.*wsbench data voc.*--recipe mini",
     ):
         module(tmp_path).setup("fit")
     monkeypatch.delenv("WSBENCH_DATA", raising=False)

@@ -15,43 +15,18 @@ import wsbench
 from wsbench import parts
 from wsbench.analysis import figures, findings
 from wsbench.analysis.curvature import NETWORK
-from wsbench.analysis.problem import ProblemError
 from wsbench.analysis.shares import PARTS
-from wsbench.choose import TASKS, ChoiceError, choose
+from wsbench.choose import CASE_STUDY, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
-from wsbench.errors import exit_status
-from wsbench.norms import NormSpec, SpecError
+from wsbench.norms import NormSpec
 from wsbench.records import RECORD_NAME, write_text_atomically
 from wsbench.run.folder import ANALYSIS, CONFIG, snapshots
 from wsbench.run.provenance import commit_of_tree
 from wsbench.run.report import console
 
 DATA = "analysis.json"
-#: the four models of the paper's case study
-CASE_STUDY = "gn,gn+ws-mo,gn+ws-do,gn+ws"
 
 Fit = Callable[[Sequence[str]], Path]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wsbench analyze",
-        description="What standardization does to gradients and curvature, on your network: the paper's Section 2.3.",
-        epilog="`wsbench analyze doctor MODEL_OR_CKPT` looks for reasons why it does worse than it should. With --task "
-        "further options are those of fit, for instance --trainer.max_steps 200 or --data.root FOLDER.",
-        allow_abbrev=False,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ckpt_path", nargs="+", type=Path, help="checkpoints of runs, whose folders have config.yaml")
-    what.add_argument("--task", choices=TASKS, help="train one run for each --norm, then analyze them")
-    parser.add_argument("--norm", help=f"with --task: specs, separated by commas (default: {CASE_STUDY})")
-    parser.add_argument("--seed_everything", type=int, default=0, help="with --task (default: 0)")
-    parser.add_argument("--snapshots", type=int, default=6, help="with --task: weights looked at (default: 6)")
-    parser.add_argument("--samples", type=int, default=32, help="training samples of the loss (default: 32)")
-    parser.add_argument("--probes", type=int, default=8, help="random vectors of the curvature (default: 8)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
-    parser.add_argument("--output", type=Path, default=Path("analysis"), help="folder of what is written")
-    return parser
 
 
 def _specs(text: str) -> list[str]:
@@ -161,13 +136,14 @@ def _run(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> None:
         out.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
-def main(argv: Sequence[str], fit: Fit, errors: tuple[type[Exception], ...]) -> int:
-    """Returns 0, or 2 on an error.
+def main(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> int:
+    """Train where that is asked for, measure, draw; returns 0.
 
     Args:
-        argv: the arguments, ``analyze`` first.
+        args: the command line.
+        rest: options of ``fit``.
         fit: trains a run from options of ``fit`` and returns its folder.
-        errors: what it raises for the user.
     """
-    args, rest = _parser().parse_known_args(argv[1:])
-    return exit_status(lambda: _run(args, rest, fit), (ProblemError, SpecError, *errors))
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _run(args, rest, fit)
+    return 0

@@ -2,8 +2,7 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,12 @@ from wsbench.choose import ChoiceError
 from wsbench.load import build_task, read_settings
 from wsbench.models.by_name import classifier, is_named
 from wsbench.models.by_name import example as image
-from wsbench.norms import GroupsError, SpecError, normalize, stamp_spec
-from wsbench.records import RECORD_NAME, RecordError, read_record
+from wsbench.norms import GroupsError, normalize, stamp_spec
+from wsbench.records import RECORD_NAME, read_record
 from wsbench.run.folder import model_options
 from wsbench.run.report import console
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.formats import network_state, read_checkpoint
 from wsbench.tasks.initialize import read_source
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wsbench analyze doctor",
-        description="Look for reasons why weight standardization does worse than it should; each finding names the "
-        "layer and the remedy. The exit status is 1 if there are any.",
-    )
-    parser.add_argument("target", metavar="MODEL_OR_CKPT", help="a run's checkpoint, or a network: timm:NAME, "
-                        "torchvision:NAME, or MODULE:FUNCTION that returns one")  # fmt: skip
-    parser.add_argument("--config", type=Path, help="of a checkpoint: the run's configuration, if not beside it")
-    parser.add_argument("--norm", help="of a model: turn it over to this spec first")
-    parser.add_argument("--example", help="of a model: the shape of its input, for instance 1,3,224,224")
-    parser.add_argument("--ckpt_path", type=Path, help="of a model: weights to load into it")
-    parser.add_argument("--init_from", help="of a model: what training started from, CHECKPOINT or SPEC=CHECKPOINT")
-    parser.add_argument("--micro_batch", type=int, help="of a model: samples on a device in a micro-step")
-    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
-    return parser
 
 
 def _stated(source: str) -> Mapping[str, Any]:
@@ -91,7 +71,7 @@ def subject_of_run(checkpoint: Path, config: Path | None = None) -> Subject:
             initial = _stated(options["init_from"])
         except ChoiceError:
             initial = None  # moved since: the check says that it needs the file
-    norm_batch: int | None = settings["data"]["micro_batch"]
+    norm_batch: int | None = settings["data"].get("micro_batch")
     if (settings.get("trainer") or {}).get("sync_batchnorm"):  # over as many devices as there were
         record = checkpoint.expanduser().resolve().parent / RECORD_NAME
         norm_batch = read_record(record).batch.norm_batch if record.is_file() else None
@@ -162,25 +142,20 @@ def _print(diagnosis: Diagnosis) -> None:
     out.print(f"{count} finding{'s' * (count != 1)}{left}")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Returns 0 without findings, 1 with, 2 on an error."""
-    args = _parser().parse_args(argv)
-    try:
-        path = Path(args.target).expanduser()
-        of_model = (args.norm, args.example, args.ckpt_path, args.init_from, args.micro_batch)
-        if path.is_file():
-            if any(of_model):
-                raise ChoiceError("a run's configuration says these: leave out --norm, --example, --ckpt_path, "
-                                  "--init_from and --micro_batch")  # fmt: skip
-            subject = subject_of_run(path, args.config)
-        elif path.suffix in (".ckpt", ".pth", ".pt", ".tar"):
-            raise ChoiceError(f"'{path}' does not exist")
-        else:
-            subject = subject_of_model(args)
-        diagnosis = diagnose(subject)
-    except (ChoiceError, RecordError, SpecError, TaskOptionError) as error:
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
+def main(args: argparse.Namespace) -> int:
+    """Returns 0 without findings, 1 with."""
+    path = Path(args.target).expanduser()
+    of_model = (args.norm, args.example, args.ckpt_path, args.init_from, args.micro_batch)
+    if path.is_file():
+        if any(of_model):
+            raise ChoiceError("a run's configuration says these: leave out --norm, --example, --ckpt_path, "
+                              "--init_from and --micro_batch")  # fmt: skip
+        subject = subject_of_run(path, args.config)
+    elif path.suffix in (".ckpt", ".pth", ".pt", ".tar"):
+        raise ChoiceError(f"'{path}' does not exist")
+    else:
+        subject = subject_of_model(args)
+    diagnosis = diagnose(subject)
     if args.json:
         print(json.dumps([asdict(check) for check in diagnosis.checks], indent=1))
     else:

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 
+from wsbench.errors import UserError
 from wsbench.load import load_data
 from wsbench.norms import ACTIVATIONS, NormalizedLayer
 from wsbench.norms.weight import WeightStandardization
@@ -19,7 +20,7 @@ from wsbench.tasks import BenchmarkTask
 _AT_ONCE = 16
 
 
-class ProblemError(ValueError):
+class ProblemError(UserError, ValueError):
     """A loss that cannot be analyzed; the message says why and what to do."""
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wsbench.errors import UserError
 from wsbench.norms import NormalizedLayer
 from wsbench.norms.layers import rows_of
 from wsbench.norms.moments import VARIANCE_FLOOR
@@ -27,7 +28,7 @@ from wsbench.norms.weight import WeightStandardization
 PARTS = ("A", "B", "R")
 
 
-class SharesError(ValueError):
+class SharesError(UserError, ValueError):
     """A layer or gradient that the decomposition is not defined for."""
 
 

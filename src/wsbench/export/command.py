@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +13,17 @@ import torch
 from torch import Tensor
 
 import wsbench
-from wsbench.choose import ChoiceError
+from wsbench.errors import UserError
 from wsbench.export.writers import SUFFIXES, WRITERS, Run, run_network
 from wsbench.load import load_run
-from wsbench.norms import NormMismatchError
-from wsbench.parts import MissingPartError
 from wsbench.run.report import console
 from wsbench.tasks import BenchmarkTask
-from wsbench.tasks.base import TaskOptionError
 
 #: largest difference of an output to PyTorch's, relative to that output's largest value; float32 kernels differ so much
 TOLERANCE = 1e-4
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """A network that cannot be exported, or whose export computes something else."""
 
 
@@ -143,24 +139,14 @@ def _other_size_agrees(task: BenchmarkTask, run: Run, x: Tensor, sizes: Mapping[
     return relative_difference(run(other), run_network(task.network)(other)) <= TOLERANCE
 
 
-def main(argv: Sequence[str]) -> int:
-    """Returns 0, or 2 on an error."""
-    parser = argparse.ArgumentParser(prog="wsbench export", description=__doc__)
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoint, for instance runs/voc/ID/last.ckpt")
-    parser.add_argument("--format", required=True, choices=list(WRITERS))
-    parser.add_argument("--output", help="the file (default: beside the checkpoint)")
-    parser.add_argument("--config", help="the run's configuration (default: config.yaml beside the checkpoint)")
-    args = parser.parse_args(argv[1:])
+def main(args: argparse.Namespace) -> int:
+    """Export, and say what was written; returns 0."""
     checkpoint = Path(args.ckpt_path)
     output = Path(args.output) if args.output else checkpoint.with_suffix(SUFFIXES[args.format])
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        task, settings = load_run(checkpoint, None if args.config is None else Path(args.config))
-        done = export(task, settings, args.format, output.expanduser())
-    except (ChoiceError, ExportError, MissingPartError, NormMismatchError, TaskOptionError) as error:
-        print(f"wsbench: error: {error}", file=sys.stderr)
-        return 2
+    task, settings = load_run(checkpoint, None if args.config is None else Path(args.config))
+    done = export(task, settings, args.format, output.expanduser())
     out = console()
     out.print(
         f"{task.network_name}, {task.spec}: {done.folded} weights baked in, none is computed in the graph", markup=False

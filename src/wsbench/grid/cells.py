@@ -185,7 +185,19 @@ def note_end(folder: Path, status: int, reason: str) -> None:
 def attempts(folder: Path) -> list[dict[str, Any]]:
     """Starts and ends, in order."""
     path = folder / ATTEMPTS
-    return list(read_lines(path)) if path.exists() else []
+    lines = list(read_lines(path)) if path.exists() else []
+    return [line for line in lines if _is_event(line)]
+
+
+def _is_event(line: Mapping[str, Any]) -> bool:
+    """Whether a line is one that this file is made of; others, whoever wrote them, say nothing."""
+    needed = {"start": ("pid", "host"), "queued": ("where",), "end": ("status", "reason")}.get(str(line.get("event")))
+    if needed is None or any(name not in line for name in needed):
+        return False
+    try:
+        return datetime.datetime.fromisoformat(str(line.get("time"))).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _seconds(start: str, end: str) -> float:
@@ -197,7 +209,7 @@ def _step(cell: Cell) -> str:
     path = cell.folder / METRICS
     if not path.exists():
         return "no step logged yet"
-    steps = [line["step"] for line in read_lines(path) if line.get("step") is not None]
+    steps = [line["step"] for line in read_lines(path) if isinstance(line.get("step"), int)]
     of = f" of {cell.resolved.steps}" if cell.resolved.steps else ""
     return f"step {max(steps)}{of}" if steps else "no step logged yet"
 

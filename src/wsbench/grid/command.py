@@ -1,105 +1,44 @@
 """``python -m wsbench sweep``."""
 
 import argparse
-import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-from wsbench.choose import RECIPES, ChoiceError
-from wsbench.errors import exit_status
+from wsbench.errors import UserError
 from wsbench.grid import plan as plans
 from wsbench.grid import show
-from wsbench.grid.cells import Cell, Status, now, status
-from wsbench.grid.definition import GridError, load, parse_values, sweep_names
-from wsbench.grid.launcher import Launcher, LauncherError
-from wsbench.parts import MissingPartError
-from wsbench.records import RecordError
-from wsbench.run.lines import append_line
-from wsbench.run.progress import duration
-from wsbench.run.report import console
+from wsbench.grid.cells import CLAIM, Cell, Status, now, status
+from wsbench.grid.definition import GridError, load, sweep_names
+from wsbench.grid.launcher import Launcher
+from wsbench.grid.local import LocalLauncher, options_of
+from wsbench.run.lines import append_line, read_lines
+from wsbench.run.lock import remove_if_free
+from wsbench.run.report import console, duration
 
-LAUNCHERS = ("local", "slurm", "ray")
 HISTORY = "history.jsonl"
-ERRORS = (ChoiceError, GridError, LauncherError, MissingPartError, RecordError)
 
 
-class UnfinishedError(RuntimeError):
+class UnfinishedError(UserError, RuntimeError):
     """Some cells are not done; the table has said which."""
 
     exit_status = 1
 
 
-class StoppedError(RuntimeError):
+class StoppedError(UserError, RuntimeError):
     """The sweep was interrupted."""
 
     exit_status = 128 + signal.SIGINT
 
 
-def _values(text: str) -> tuple[str, list[Any]]:
-    try:
-        return parse_values(text)
-    except GridError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _options(args: argparse.Namespace) -> list[str]:
+    """What the launcher adds to a cell's options."""
+    _require_numbers(args)
+    return options_of(args.devices) if args.launcher == "local" else list(_launcher(args).options())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wsbench sweep",
-        usage="%(prog)s NAME|FILE.yaml [options] [-- options of fit for every cell]\n"
-        "       %(prog)s status [NAME|FILE.yaml] [options]\n       %(prog)s list",
-        description="Run a grid unattended. A cell is one run, found by its resolved configuration: finished ones are "
-        "not run again, changed ones are, interrupted ones are resumed. docs/sweeps.md explains grids and launchers.",
-        epilog=f"sweeps: {', '.join(sweep_names())}",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "words", nargs="+", metavar="NAME", help="a sweep or a YAML file; or `status [NAME]`; or `list`"
-    )
-    what = parser.add_argument_group("which cells")
-    what.add_argument("--recipe", choices=RECIPES, help="default: paper where its datasets are there, else mini")
-    what.add_argument(
-        "--axis", type=_values, action="append", default=[], metavar="FIELD=V,V", help="replace or add one"
-    )
-    what.add_argument(
-        "--only", type=_values, action="append", default=[], metavar="FIELD=V,V", help="leave the others out"
-    )
-    what.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default: runs)")
-    what.add_argument("--records", type=Path, help="a record in this folder counts as done: leaderboards/records")
-    what.add_argument("--rerun-stale", action="store_true", help="run again what another version of wsbench has run")
-    what.add_argument("--dry-run", action="store_true", help="print every cell's command and run nothing")
-    how = parser.add_argument_group("how")
-    how.add_argument("--launcher", choices=LAUNCHERS, default="local", help="(default: local)")
-    how.add_argument("--jobs", type=int, help="cells at a time; default: what the devices allow (slurm: no limit)")
-    how.add_argument("--devices", type=int, default=1, help="devices of a cell on one node; more than 1 is DDP")
-    how.add_argument("--retries", type=int, default=0, help="further attempts at a failed cell (default: 0)")
-    slurm = parser.add_argument_group("slurm")
-    slurm.add_argument("--partition", help="Slurm's partition")
-    slurm.add_argument("--time", type=int, default=24 * 60, metavar="MINUTES", help="limit of a job (default: a day)")
-    slurm.add_argument("--nodes", type=int, default=1, help="nodes of a cell (default: 1)")
-    slurm.add_argument("--cpus", type=int, metavar="N", help="CPU cores a device")
-    slurm.add_argument("--memory", type=float, metavar="GB", help="memory of a node's part")
-    slurm.add_argument("--no-gpus", action="store_true", help="cells train on CPUs")
-    slurm.add_argument(
-        "--slurm", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="further: account, qos, ..."
-    )
-    slurm.add_argument("--no-wait", action="store_true", help="submit and return; `sweep status` says how it goes")
-    ray = parser.add_argument_group("ray")
-    ray.add_argument("--address", help="of a Ray cluster, for instance auto; default: start one here")
-    return parser
-
-
-def _setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form KEY=VALUE")
-    return key, value
-
-
-def _launcher(args: argparse.Namespace) -> Launcher:
+def _require_numbers(args: argparse.Namespace) -> None:
     for name in ("devices", "jobs", "nodes", "time"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise GridError(f"--{name} {getattr(args, name)}: at least 1")
@@ -107,6 +46,10 @@ def _launcher(args: argparse.Namespace) -> Launcher:
         raise GridError(f"--retries {args.retries}: at least 0")
     if args.launcher != "slurm" and args.nodes > 1:
         raise GridError(f"--nodes {args.nodes} is for --launcher slurm")
+
+
+def _launcher(args: argparse.Namespace) -> Launcher:
+    _require_numbers(args)
     if args.launcher == "slurm":
         from wsbench.grid.slurm import Job, SlurmLauncher
 
@@ -119,8 +62,6 @@ def _launcher(args: argparse.Namespace) -> Launcher:
         from wsbench.grid.ray import RayLauncher
 
         return RayLauncher(args.address, args.jobs, args.devices, args.retries)
-    from wsbench.grid.local import LocalLauncher
-
     return LocalLauncher(args.jobs, args.devices, args.retries)
 
 
@@ -153,6 +94,8 @@ def _run(plan: plans.Plan, launcher: Launcher) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise GridError(f"nothing is run: {problems[0]}{more}")
+    for cell in plan.cells:
+        remove_if_free(cell.folder / CLAIM)
     before = _statuses(plan)
     todo = [cell for cell in plan.cells if not cell.finished()]
     out = console()
@@ -186,10 +129,18 @@ def _run(plan: plans.Plan, launcher: Launcher) -> None:
         raise UnfinishedError(f"{unfinished} of {len(after)} cells are not done")
 
 
-def _status(args: argparse.Namespace, names: Sequence[str], further: Sequence[str], resolve: plans.Resolve) -> None:
+def _status(
+    args: argparse.Namespace, names: Sequence[str], further: Sequence[str], resolver: Callable[[], plans.Resolve]
+) -> None:
     out = console()
     if names:
-        plan = plans.make(_choice(args, names[0], further), resolve, _launcher(args).options())
+        choice, options = _choice(args, names[0], further), _options(args)
+        written = None if args.resolve else plans.as_written(choice, options)
+        if written is None:
+            plan = plans.make(choice, resolver(), options)
+        else:
+            plan, when = written
+            out.print(f"cells as of {when}; --resolve finds out what has changed in configurations and data since")
         show.table(plan, _statuses(plan), all_of_them=True)
         current = {cell.id for cell in plan.cells}
         earlier = plans.read(plan.folder)
@@ -203,7 +154,7 @@ def _status(args: argparse.Namespace, names: Sequence[str], further: Sequence[st
         out.print(f"no sweep was run in '{args.runs}'; `wsbench sweep list` names some")
     for folder in folders:
         history = folder / HISTORY
-        last = json.loads(history.read_text(encoding="utf-8").splitlines()[-1]) if history.exists() else {}
+        last = ([*read_lines(history)] or [{}])[-1] if history.exists() else {}
         out.print(f"{folder.name}: {last.get('states', 'being run')}, last ended {last.get('ended', '-')}")
 
 
@@ -213,38 +164,26 @@ def _list() -> None:
         print(f"{name:8} {definition.about} ({', '.join(definition.grids)})")
 
 
-def main(argv: Sequence[str], resolver: Callable[[], plans.Resolve], user_errors: tuple[type[Exception], ...]) -> int:
-    """Run, look at, or list sweeps.
+def main(args: argparse.Namespace, further: Sequence[str], resolver: Callable[[], plans.Resolve]) -> int:
+    """Run, look at, or list sweeps; returns the exit status.
 
     Args:
-        argv: the command line, ``sweep`` first.
+        args: the command line.
+        further: what stands behind ``--``.
         resolver: makes what says which run a command line of ``fit`` is.
-        user_errors: what resolving raises for the user.
     """
-    words, further = _split(argv[1:])
-    args = _parser().parse_args(words)
-
-    def work() -> None:
-        if args.words == ["list"]:
-            return _list()
-        if args.words[0] == "status":
-            if len(args.words) > 2:
-                raise GridError(f"status of one sweep at a time, not of {', '.join(args.words[1:])}")
-            return _status(args, args.words[1:], further, resolver())
-        if len(args.words) > 1:
-            raise GridError(f"one sweep at a time, not {', '.join(args.words)}; options of fit go behind --")
+    if args.words == ["list"]:
+        _list()
+    elif args.words[0] == "status":
+        if len(args.words) > 2:
+            raise GridError(f"status of one sweep at a time, not of {', '.join(args.words[1:])}")
+        _status(args, args.words[1:], further, resolver)
+    elif len(args.words) > 1:
+        raise GridError(f"one sweep at a time, not {', '.join(args.words)}; options of fit go behind --")
+    else:
+        load(args.words[0])  # whose faults are said before anything heavy is imported
         choice = _choice(args, args.words[0], further)
         launcher = _launcher(args)
         plan = plans.make(choice, resolver(), launcher.options(), _is_stale)
-        return _dry_run(plan) if args.dry_run else _run(plan, launcher)
-
-    return exit_status(work, (*ERRORS, *user_errors, UnfinishedError, StoppedError))
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before and behind ``--``."""
-    line = list(argv)
-    if "--" not in line:
-        return line, []
-    at = line.index("--")
-    return line[:at], line[at + 1 :]
+        _dry_run(plan) if args.dry_run else _run(plan, launcher)
+    return 0

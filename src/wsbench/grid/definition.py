@@ -1,7 +1,10 @@
 """Grids as data: ``conf/sweep/NAME.yaml`` to the options of every cell. docs/sweeps.md explains the fields."""
 
+import difflib
 import itertools
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from wsbench.norms import NormSpec, SpecError
+from wsbench.errors import UserError, shortened
 
 #: short names of the fields that grids are mostly made of
 ALIASES = {
@@ -19,6 +22,10 @@ ALIASES = {
 }  # fmt: skip
 #: fields that the sweep sets by itself
 RESERVED = ("recipe", "runs", "ckpt_path", "overwrite", "config")
+#: bytes of a definition, at most
+LARGEST = 1 << 20
+#: cells of a grid, at most
+MOST_CELLS = 100_000
 #: what a cell's command line begins with; the seed ends it
 _FIRST = ("task", "recipe", "norm")
 
@@ -27,7 +34,7 @@ Value = Scalar | list[Scalar]
 Options = dict[str, Value]
 
 
-class GridError(ValueError):
+class GridError(UserError, ValueError):
     """A grid's definition, or a choice from it, that makes no sense; the message names the file and the field."""
 
 
@@ -66,6 +73,30 @@ def sweep_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in (files("wsbench.conf") / "sweep").iterdir())
 
 
+def text_of(name: str) -> str:
+    """The text of a definition.
+
+    Args:
+        name: a sweep of the package, or the path of a YAML file.
+
+    Raises:
+        GridError: there is none.
+    """
+    if name in sweep_names():
+        return (files("wsbench.conf") / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
+    if Path(name).suffix in (".yaml", ".yml"):
+        try:
+            with Path(name).open("rb") as file:
+                return file.read(LARGEST).decode("utf-8")
+        except OSError as error:
+            raise GridError(f"cannot read the sweep '{name}': {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise GridError(f"the sweep '{name}' is no text: {error}") from error
+    near = difflib.get_close_matches(name, sweep_names(), n=1)
+    hint = f"did you mean {near[0]}? There are" if near else "choose from"
+    raise GridError(f"no sweep '{name}'; {hint} {', '.join(sweep_names())}, or name a YAML file")
+
+
 def load(name: str) -> Definition:
     """Read a definition.
 
@@ -75,19 +106,13 @@ def load(name: str) -> Definition:
     Raises:
         GridError: there is none, or it is not a definition.
     """
-    if name in sweep_names():
-        text = (files("wsbench.conf") / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
-    elif Path(name).suffix in (".yaml", ".yml"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise GridError(f"cannot read the sweep '{name}': {error.strerror}") from error
-    else:
-        raise GridError(f"no sweep '{name}'; choose from {', '.join(sweep_names())}, or name a YAML file")
+    text = text_of(name)
     try:
         return Definition.model_validate(yaml.safe_load(text))
+    except RecursionError as error:
+        raise GridError(f"sweep '{name}' is nested too deeply") from error
     except yaml.YAMLError as error:
-        raise GridError(f"sweep '{name}' is not YAML: {error}") from error
+        raise GridError(f"sweep '{name}' is not YAML: {shortened(str(error))}") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
         raise GridError(f"sweep '{name}': {problems}") from error
@@ -103,6 +128,8 @@ def _canonical(name: str, value: Any) -> Any:
         return value
     if not isinstance(value, str):
         raise GridError(f"norm: {value!r} is not a specification (in YAML, quote what could be a number or a boolean)")
+    from wsbench.norms import NormSpec, SpecError  # torch, which reading and listing sweeps does without
+
     try:
         return str(NormSpec.parse(value))
     except SpecError as error:
@@ -142,6 +169,12 @@ def _known(fields: Iterable[str], cells: Sequence[Options], what: str) -> None:
 
 
 def _product(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> list[Options]:
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_CELLS:
+        size = " x ".join(f"{len(values)} {name}" for name, values in axes.items())
+        raise GridError(
+            f"the grid has {count:,} cells ({size}), at most {MOST_CELLS:,} can be kept track of; leave values out"
+        )
     return [dict(options) | dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
@@ -183,10 +216,10 @@ def expand(grid: Grid, axes: Mapping[str, Sequence[Any]] | None = None) -> list[
     cells = [_ruled(cell, cells, grid.rules, strict=not axes) for cell in cells]
     if not cells:
         raise GridError("the grid has no cell")
-    seen = [json.dumps(cell, sort_keys=True) for cell in cells]
-    for cell, text in zip(cells, seen, strict=True):
-        if seen.count(text) > 1:
-            raise GridError(f"a cell occurs twice: {cell}")
+    number = Counter(json.dumps(cell, sort_keys=True) for cell in cells)
+    twice = next((text for text, count in number.items() if count > 1), None)
+    if twice is not None:
+        raise GridError(f"a cell occurs twice: {twice}")
     return cells
 
 

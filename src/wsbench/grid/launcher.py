@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from wsbench.errors import UserError
 from wsbench.grid.attempt import Outcome
 from wsbench.grid.cells import Cell
 
 
-class LauncherError(RuntimeError):
+class LauncherError(UserError, RuntimeError):
     """A launcher that cannot work here; the message says what is missing and what to do."""
 
 

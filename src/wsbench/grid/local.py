@@ -8,11 +8,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-import torch
-
 from wsbench.grid.attempt import Outcome, attempt
 from wsbench.grid.cells import Cell
 from wsbench.grid.launcher import Event, LauncherError, Say
+from wsbench.grid.resources import cores, memory
 
 #: memory that a miniature takes, with room; how many fit decides how many run on a machine without GPUs
 _MEMORY = 2 * 2**30
@@ -26,6 +25,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
@@ -33,8 +34,12 @@ def default_jobs(gpus: Sequence[str], devices: int) -> int:
     """Cells at a time: as many as the GPUs allow; without GPUs one a core, as far as memory goes."""
     if gpus:
         return max(1, len(gpus) // devices)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min((os.cpu_count() or 1) // devices, memory // _MEMORY))
+    return max(1, min(cores() // devices, memory() // _MEMORY))
+
+
+def options_of(devices: int) -> list[str]:
+    """``--trainer.devices`` where a cell gets several."""
+    return ["--trainer.devices", str(devices)] if devices > 1 else []
 
 
 class LocalLauncher:
@@ -58,7 +63,7 @@ class LocalLauncher:
         if gpus and self.jobs > len(slots):
             slots = [slots[i % len(slots)] for i in range(self.jobs)]  # asked for: several cells on a device
         self._slots: list[list[str]] = slots[: self.jobs] or [[]] * self.jobs
-        self._threads = max(1, (os.cpu_count() or 1) // (self.jobs * devices))
+        self._threads = max(1, cores() // (self.jobs * devices))
         self._queue: deque[tuple[Cell, int]] = deque()
         self._busy: set[str] = set()
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -67,7 +72,7 @@ class LocalLauncher:
 
     def options(self) -> list[str]:
         """``--trainer.devices`` where a cell gets several."""
-        return ["--trainer.devices", str(self.devices)] if self.devices > 1 else []
+        return options_of(self.devices)
 
     def run(self, cells: Sequence[Cell], say: Say) -> None:
         """Run them, ``jobs`` at a time; a cell that another process runs is waited for, behind the others."""

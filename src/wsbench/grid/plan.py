@@ -1,20 +1,43 @@
 """From a sweep's name to its cells, all of them resolved and checked before anything runs; and the plan on disk."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+import wsbench
 from wsbench.choose import RECIPES, ChoiceError
 from wsbench.grid.cells import Cell, Resolved, label, now, varying
-from wsbench.grid.definition import GridError, argv, expand, load, select
+from wsbench.grid.definition import GridError, argv, expand, load, select, text_of
 from wsbench.records import write_text_atomically
 
 PLAN = "plan.json"
 SWEEPS = "sweeps"
 
 Resolve = Callable[[Sequence[str]], Resolved]
+
+
+class _WrittenCell(BaseModel):
+    options: dict[str, Any]
+    id: str
+    task: str
+    argv: list[str] = []
+    steps: int | None = None
+
+
+class _Written(BaseModel):
+    """A plan on disk; fields that earlier versions did not write have defaults."""
+
+    asked: str = ""
+    written: str = ""
+    reason: str = ""
+    about: str = ""
+    cells: list[_WrittenCell] = []
+    left: list[_WrittenCell] = []
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,8 @@ class Plan:
     about: str
     cells: tuple[Cell, ...]
     runs: Path
+    asked: str = ""
+    """Of what it follows from: :func:`asked`."""
 
     @property
     def folder(self) -> Path:
@@ -108,7 +133,7 @@ def make(
             cells = cells_of(recipe)
     if choice.renew_stale and stale is not None:
         cells = [Cell(c.options, c.argv, c.resolved, stale(c), c.published) for c in cells]
-    return Plan(name, recipe, reason, definition.about, tuple(cells), choice.runs)
+    return Plan(name, recipe, reason, definition.about, tuple(cells), choice.runs, asked(choice, options))
 
 
 def _distinct(cells: Sequence[Cell]) -> None:
@@ -129,15 +154,52 @@ def _key(options: Mapping[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The plan that was written into a sweep's folder; empty if there is none."""
+    """The plan that was written into a sweep's folder; empty if there is none, or if what is there is none.
+
+    It can be made again from the definition, so a damaged one counts as none: a sweep is told by its cells' folders.
+    """
     path = folder / PLAN
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GridError(f"'{path}' is not JSON: {error}; remove it, the sweep writes it again") from error
-    return dict(found)
+        return _Written.model_validate_json(path.read_bytes()).model_dump()
+    except ValidationError:
+        return {}
+
+
+def folder_of(choice: Choice, recipe: str) -> Path:
+    """Where a sweep keeps its plan."""
+    return choice.runs / SWEEPS / f"{Path(choice.name).stem}-{recipe}"
+
+
+def asked(choice: Choice, options: Sequence[str]) -> str:
+    """SHA-256 of all that a plan follows from, but for the data."""
+    parts = [wsbench.__version__, text_of(choice.name), choice.recipe, choice.axes, choice.only, str(choice.runs),
+             [*choice.further], str(choice.published), [*options]]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def as_written(choice: Choice, options: Sequence[str]) -> tuple[Plan, str] | None:
+    """The plan as it was when the sweep was last run, and when that was; None if something else is asked for now.
+
+    It is read in no time. Whether the data has changed since is not looked at.
+    """
+    key = asked(choice, options)
+    for recipe in RECIPES if choice.recipe is None else [choice.recipe]:
+        found = read(folder_of(choice, recipe))
+        if not found or found["asked"] != key:
+            continue
+        cells = tuple(
+            Cell(
+                c["options"], tuple(c["argv"]),
+                Resolved(c["task"], recipe, choice.runs, c["id"], None, c["steps"]), published=choice.published,
+            )
+            for c in found["cells"]
+        )  # fmt: skip
+        return Plan(Path(choice.name).stem, recipe, found["reason"], found["about"], cells, choice.runs, key), found[
+            "written"
+        ]
+    return None
 
 
 def former_ids(folder: Path) -> dict[str, str]:
@@ -148,9 +210,15 @@ def former_ids(folder: Path) -> dict[str, str]:
 def write(plan: Plan) -> None:
     """Write the plan; cells of the earlier one that this one has not stay in it, as ``left`` or under the old id."""
     earlier = read(plan.folder)
-    current = [{"options": c.options, "id": c.id, "task": c.resolved.task, "argv": list(c.argv)} for c in plan.cells]
+    current = [
+        {"options": c.options, "id": c.id, "task": c.resolved.task, "argv": list(c.argv), "steps": c.resolved.steps}
+        for c in plan.cells
+    ]
     ids = {cell["id"] for cell in current}
     left = [cell for cell in (*earlier.get("left", []), *earlier.get("cells", [])) if cell["id"] not in ids]
     unique = {cell["id"]: cell for cell in left}
-    content = {"name": plan.name, "recipe": plan.recipe, "written": now(), "cells": current, "left": [*unique.values()]}
+    content = {
+        "name": plan.name, "recipe": plan.recipe, "reason": plan.reason, "about": plan.about, "asked": plan.asked,
+        "written": now(), "cells": current, "left": [*unique.values()],
+    }  # fmt: skip
     write_text_atomically(plan.folder / PLAN, json.dumps(content, indent=1) + "\n")

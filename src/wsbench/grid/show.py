@@ -11,8 +11,7 @@ from rich.table import Table
 from wsbench.grid.cells import LOG, STATES, Cell, Status
 from wsbench.grid.launcher import Event
 from wsbench.grid.plan import Plan
-from wsbench.run.progress import duration
-from wsbench.run.report import console
+from wsbench.run.report import console, duration
 
 _COLOUR = {"done": "green", "running": "cyan", "failed": "red", "missing": "yellow", "stale": "magenta"}
 

@@ -16,6 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from wsbench.parts import timm
+from wsbench.plugins import search_here
 
 #: side of the images on which a network is looked at, where it does not say its own
 SIDE = 224
@@ -86,6 +87,7 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
 
 
 def _of_function(module: str, name: str, num_classes: int | None) -> nn.Module:
+    search_here()
     try:
         function = getattr(import_module(module), name)
     except ImportError as error:

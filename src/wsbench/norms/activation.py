@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbench.errors import UserError
 from wsbench.norms.facts import NormFacts
 from wsbench.norms.registry import register_activation
 from wsbench.norms.tracing import as_leaf
@@ -21,7 +22,7 @@ from wsbench.norms.tracing import as_leaf
 DEFAULT_GROUPS = 32
 
 
-class GroupsError(ValueError):
+class GroupsError(UserError, ValueError):
     """An explicit number of groups that does not divide the channels."""
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from wsbench.errors import UserError
 from wsbench.norms.activation import DEFAULT_GROUPS, GroupNorm, GroupsError
 from wsbench.norms.become import Changes
 from wsbench.norms.behind import ACTIVATION_MODULES, ActivatingNorm, Passing, passing, plain_activation
@@ -52,11 +53,11 @@ from wsbench.norms.watch import (
 _WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
 
 
-class PatternError(ValueError):
+class PatternError(UserError, ValueError):
     """An include or exclude pattern that names nothing."""
 
 
-class ConversionError(RuntimeError):
+class ConversionError(UserError, RuntimeError):
     """A network that cannot be converted, or does not run as its report says; it is as it was before."""
 
 

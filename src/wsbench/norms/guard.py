@@ -3,12 +3,13 @@
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from wsbench.errors import UserError
 from wsbench.norms.spec import NormSpec
 
 KEY = "norm_spec"
 
 
-class NormMismatchError(RuntimeError):
+class NormMismatchError(UserError, RuntimeError):
     """Weights trained under one normalization, about to be used under another."""
 
 

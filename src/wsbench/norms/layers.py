@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsbench.errors import UserError
 from wsbench.norms.registry import WEIGHTS
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.spec import NormSpec
@@ -62,7 +63,7 @@ def shaped_as_weight(layer: nn.Module, rows: Tensor) -> Tensor:
     return from_rows(rows, like, isinstance(layer, _TRANSPOSED), int(getattr(layer, "groups", 1)))
 
 
-class FanInError(ValueError):
+class FanInError(UserError, ValueError):
     """A layer whose filters have too few values to normalize."""
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsbench.errors import UserError
 from wsbench.norms.layers import NormalizedLayer
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.stamp import Stamp
 from wsbench.norms.tracing import accumulates
 
 
-class WindowError(RuntimeError):
+class WindowError(UserError, RuntimeError):
     """A window that cannot give the exact gradient; the message names the layer and what to do."""
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from wsbench.errors import UserError
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, sources
 from wsbench.plugins import broken
 
@@ -13,7 +14,7 @@ _GRAMMAR = re.compile(
 _SHAPE = "ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS], for instance gn, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors"
 
 
-class SpecError(ValueError):
+class SpecError(UserError, ValueError):
     """A normalization specification that does not exist; the message names the choices."""
 
 

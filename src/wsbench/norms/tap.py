@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wsbench.errors import UserError
 from wsbench.norms.layers import NormalizedLayer
 
 
-class TapError(RuntimeError):
+class TapError(UserError, RuntimeError):
     """A network whose effective weights cannot be reached, or are reached by another already."""
 
 

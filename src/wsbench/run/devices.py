@@ -22,6 +22,12 @@ class TrainerOptionError(UserError, ValueError):
 PROFILERS = ("simple", "advanced", "pytorch")
 #: options that are objects with a part in the run, or that would write
 _ASIDE = ("callbacks", "logger", "plugins", "profiler", "default_root_dir", "enable_checkpointing", "fast_dev_run")
+#: least and most; Lightning takes others and fails later, or does nothing
+_SENSIBLE: Mapping[str, tuple[float, float]] = {
+    "gradient_clip_val": (0.0, 1e6), "log_every_n_steps": (1, 1e9), "check_val_every_n_epoch": (1, 1e9),
+    "num_nodes": (1, 1e5), "max_steps": (-1, 1e12), "max_epochs": (-1, 1e9), "min_steps": (1, 1e12),
+    "min_epochs": (1, 1e9), "reload_dataloaders_every_n_epochs": (0, 1e9),
+}  # fmt: skip
 
 
 def require_trainer(options: Mapping[str, Any]) -> None:
@@ -39,6 +45,16 @@ def require_trainer(options: Mapping[str, Any]) -> None:
     profiler = options.get("profiler")
     if isinstance(profiler, str) and profiler not in PROFILERS:
         raise TrainerOptionError(f"--trainer.profiler {profiler}: choose from {', '.join(PROFILERS)}")
+    for name, (least, most) in _SENSIBLE.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
+            raise TrainerOptionError(f"--trainer.{name} {value}: expected a number from {least:g} to {most:g}")
+    interval = options.get("val_check_interval")
+    if isinstance(interval, float) and not 0 < interval <= 1:
+        raise TrainerOptionError(
+            f"--trainer.val_check_interval {interval}: a part of an epoch is above 0 and at most 1, a whole number "
+            "counts micro-steps"
+        )
     chosen = {name: value for name, value in options.items() if name not in _ASIDE and _is_plain(value)}
     try:
         Trainer(**chosen, logger=False, enable_checkpointing=False)
@@ -64,7 +80,7 @@ def available_devices(accelerator: str) -> int:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.cuda.device_count()
     if accelerator in AcceleratorRegistry:
-        return int(AcceleratorRegistry.get(accelerator).auto_device_count())
+        return max(1, int(AcceleratorRegistry.get(accelerator).auto_device_count()))
     return 1
 
 

@@ -1,5 +1,6 @@
 """Append-only files of one JSON object a line; torch-free."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,19 +20,24 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of such a file; those that a kill tore are passed over."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The lines of such a file; those that a kill tore, and what else is no object, are passed over."""
+    for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(found, dict):
+            yield found
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     """``{metric: {step: value}}`` of a log; the last of a step counts, lines that a kill tore are passed over."""
     series: dict[str, dict[int, float]] = {}
     for values in read_lines(path):
-        step = values.pop("step")
+        step = values.pop("step", None)
+        if not isinstance(step, int):
+            continue
         for name, value in values.items():
-            series.setdefault(name, {})[step] = float(value)
+            with contextlib.suppress(TypeError, ValueError):  # somebody else's line
+                series.setdefault(name, {})[step] = float(value)  # infinity is text in JSON
     return series

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wsbench.errors import UserError
+
 LOCK = "run.lock"
 #: seconds that a process waits: somebody who only looks has the lock for a moment
 PATIENCE = 2.0
@@ -20,7 +22,7 @@ _held: dict[Path, int] = {}
 _made: set[Path] = set()
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(UserError, RuntimeError):
     """Another process runs this very run."""
 
     exit_status = 75  # EX_TEMPFAIL: nothing is wrong, but not now
@@ -95,6 +97,13 @@ def claimed(path: Path) -> Iterator[bool]:
             path.unlink(missing_ok=True)
             fcntl.flock(handle, fcntl.LOCK_UN)  # for data loading workers that inherited the handle, too
             os.close(handle)
+
+
+def remove_if_free(path: Path) -> None:
+    """Remove the lock file of a process that was killed; one that somebody has stays."""
+    if path.exists():
+        with claimed(path):
+            pass
 
 
 def holder(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """An append-only log of metrics that survives being resumed (Lightning's CSVLogger deletes its file then)."""
 
+import json
 import math
 from argparse import Namespace
 from collections.abc import Mapping
@@ -9,15 +10,24 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from wsbench.errors import UserError
 from wsbench.run.folder import METRICS
-from wsbench.run.lines import append_line
+from wsbench.run.lines import append_line, read_lines
+
+
+def _key(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, sort_keys=True)
+
+
+class LogError(UserError, OSError):
+    """A log that cannot be written; the message says why, and how the run goes on."""
 
 
 class JSONLLogger(Logger):
     """One JSON object a line: ``{"step": 12, "train/loss": 0.5}``; nothing is ever removed.
 
-    A run that was killed and resumed repeats the steps since its checkpoint; :func:`wsbench.run.lines.read_metrics`
-    keeps the last.
+    A run that was killed and resumed repeats the steps since its checkpoint. A line that is there is not written again;
+    of lines that differ :func:`wsbench.run.lines.read_metrics` takes the last.
 
     Args:
         folder: the run's folder, where ``metrics.jsonl`` is appended to.
@@ -26,6 +36,8 @@ class JSONLLogger(Logger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
+        path = folder / METRICS
+        self._there = {_key(line) for line in read_lines(path)} if path.is_file() else set()
 
     @property
     def name(self) -> str:
@@ -51,4 +63,15 @@ class JSONLLogger(Logger):
         """Append one line."""
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        append_line(self._folder / METRICS, line)
+        if _key(line) in self._there:
+            return
+        if not self._folder.is_dir():
+            raise LogError(
+                f"the run's folder '{self._folder}' is gone, removed while it ran; start the same command again"
+            )
+        try:
+            append_line(self._folder / METRICS, line)
+        except OSError as error:
+            raise LogError(f"the log '{self._folder / METRICS}' cannot be written: {error.strerror}; make room (or the "
+                           "folder writable) and start the same command with --ckpt_path auto") from error  # fmt: skip
+        self._there.add(_key(line))

@@ -16,6 +16,13 @@ def console() -> Console:
     return out if out.is_terminal else Console(width=120, highlight=False)
 
 
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def batch_line(batch: BatchNumbers) -> str:
     """The five numbers in words."""
     return (

@@ -62,11 +62,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 #: least and most of an optimizer's options: beyond them a run is a slip of the pen
-_SENSIBLE = {"lr": (0.0, 1e3), "momentum": (0.0, 1.0), "weight_decay": (0.0, 1e3)}
+_SENSIBLE = {
+    "lr": (0.0, 1e3), "momentum": (0.0, 1.0), "weight_decay": (0.0, 1e3), "dropout": (0.0, 1.0), "width": (1e-3, 1e4),
+    "aspp_width": (1, 1e5), "rois": (1, 1e6), "proposals": (1, 1e6), "min_size": (1, 1e5), "max_size": (1, 1e5),
+    "k": (1, 1e5), "votes": (1, 1e4), "segments": (1, 1e4), "output_stride": (1, 64), "agc": (0.0, 1e3),
+    "warmup_steps": (0, 1e9), "warmup_iters": (0, 1e9), "head_lr_mult": (0.0, 1e4), "poly_power": (0.0, 100.0),
+}  # fmt: skip
 
 
 def _require_sensible(options: Mapping[str, Any]) -> None:
-    """TaskOptionError for a learning rate and its like that cannot be meant, NaN among them."""
+    """TaskOptionError for a number that cannot be meant, NaN among them."""
     for name, (least, most) in _SENSIBLE.items():
         value = options.get(name)
         if isinstance(value, int | float) and not least <= value <= most:
@@ -100,10 +105,20 @@ class BenchmarkTask(LightningModule, ABC):
     task: ClassVar[str]
     #: the metric that says which evaluation is best
     monitor: ClassVar[str]
+    #: all metrics of an evaluation
+    metrics: ClassVar[tuple[str, ...]]
+    #: all metrics of training, counted while it runs
+    metrics_of_training: ClassVar[tuple[str, ...]] = ()
     #: whether higher ("max") or lower ("min") is better
     mode: ClassVar[Literal["max", "min"]] = "max"
     #: whether a micro-batch's loss is the sum of its samples' own, save for norms that mix samples
     additive_loss: ClassVar[bool] = True
+
+    @classmethod
+    def monitored(cls) -> tuple[str, ...]:
+        """The names under which callbacks find what is logged."""
+        training = ("loss", "lr", *cls.metrics_of_training)
+        return (*(f"val/{name}" for name in cls.metrics), *(f"train/{name}" for name in training))
 
     def __init__(
         self,

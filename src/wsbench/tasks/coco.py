@@ -141,6 +141,7 @@ class COCODetection(BenchmarkTask):
 
     task = "coco"
     monitor = "box_AP"
+    metrics = tuple(f"{kind}_{name}" for kind in ("box", "mask") for name in FIGURES)
     additive_loss = False  # a micro-batch's anchors and regions are drawn and counted together
 
     def __init__(

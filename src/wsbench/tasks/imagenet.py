@@ -39,6 +39,7 @@ class ImageNetClassification(TopK):
     monitor, mode = "top1_error", "min"
     top1, top5, errors = "top1_error", "top5_error", True
     input_key = "image"
+    metrics = metrics_of_training = ("top1_error", "top5_error")
 
     def __init__(
         self,

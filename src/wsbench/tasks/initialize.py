@@ -10,11 +10,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from wsbench.errors import UserError
 from wsbench.norms import ACTIVATIONS, NormalizedLayer, NormSpec, SpecError, require_spec, stamp_spec
 from wsbench.norms.guard import KEY
 from wsbench.norms.layers import torch_class
 from wsbench.norms.recognize import is_norm
 from wsbench.tasks.formats import network_state, read_checkpoint
+
+
+class MissingCheckpointError(UserError, FileNotFoundError):
+    """Weights to start from that are not there."""
+
 
 CLASSIFIERS = ("fc.", "head.fc.", "classifier.")
 
@@ -48,12 +54,12 @@ def read_source(source: str) -> tuple[dict[str, Any], str]:
     """The checkpoint behind ``PATH`` or ``SPEC=PATH``, with what was stated stamped on it, and its path for messages.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingCheckpointError: there is no such file.
         ValueError: it is no checkpoint, or says another spec itself.
     """
     stated, path = parse_source(source)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingCheckpointError(
             f"--model.init_from '{path}' does not exist; give a checkpoint, SPEC=CHECKPOINT, or 'torchvision'"
         )
     checkpoint = read_checkpoint(path)
@@ -120,7 +126,7 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         Keys of a last layer of another shape, which kept its initialization.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingCheckpointError: there is no such file.
         NormMismatchError: the checkpoint's normalization is another one.
         ValueError: it is no checkpoint, or keys or shapes do not fit.
     """

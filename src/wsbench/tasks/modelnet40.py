@@ -54,6 +54,8 @@ class ModelNetClassification(Classification):
 
     task = "modelnet40"
     monitor = "overall_acc"
+    metrics = ("overall_acc", "mean_class_acc")
+    metrics_of_training = ("overall_acc",)
     input_key = "cloud"
 
     def __init__(

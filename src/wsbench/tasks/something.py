@@ -71,6 +71,7 @@ class SomethingClassification(TopK):
 
     task = "something"
     monitor = "top1_acc"
+    metrics = metrics_of_training = ("top1_acc", "top5_acc")
     top1, top5, errors = "top1_acc", "top5_acc", False
     input_key = "clip"
 

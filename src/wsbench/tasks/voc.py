@@ -67,6 +67,7 @@ class VOCSegmentation(BenchmarkTask):
 
     task = "voc"
     monitor = "miou"
+    metrics = ("miou", "pixel_accuracy")
 
     def __init__(
         self,

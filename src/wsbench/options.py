@@ -1,0 +1,57 @@
+"""Command lines that answer in a sentence: what an option was mistaken for, and a parser that says so. Torch-free."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from wsbench.errors import UserError, shortened
+
+_UNKNOWN = re.compile(r"unrecognized arguments?: (.+)", re.IGNORECASE | re.DOTALL)
+#: argparse names the option first
+_OF_OPTION = re.compile(r"argument (?P<name>[^:]+): (?P<what>.+)", re.DOTALL)
+
+
+class UsageError(UserError, ValueError):
+    """A command line that cannot be meant; the message names the option."""
+
+
+def nearest(word: str, names: Sequence[str]) -> str:
+    """That there is no such option, and which may be meant.
+
+    Args:
+        word: as it was given, with its value if it stands in one word with it.
+        names: the options that there are.
+    """
+    name, _, _ = word.partition("=")
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    last = [option for option in names if option.rsplit(".", 1)[-1] == name.lstrip("-")]
+    hint = (near or last or [""])[0]
+    return f"there is no option {name}" + (f"; did you mean {hint}?" if hint else "; --help lists them")
+
+
+def unknown_options(message: str, names: Sequence[str]) -> str | None:
+    """A parser's message about arguments that it does not know, as a sentence; None if it is of something else."""
+    unknown = _UNKNOWN.search(" ".join(message.split()))
+    if unknown is None:
+        return None
+    words = unknown[1].split()
+    options = [word for word in words if word.startswith("-")]
+    return "; ".join(nearest(word, names) for word in options) or f"too many arguments: {' '.join(words)}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence: a UsageError, no usage. An abbreviation is a typo."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        said = unknown_options(message, names)
+        if said is None:
+            of = _OF_OPTION.fullmatch(message)
+            said = f"{of['name']}: {of['what']}" if of else f"{message}; {self.prog} --help explains"
+        raise UsageError(shortened(said))
