@@ -58,7 +58,7 @@ def test_checksum_depends_on_order() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("schema_version", 7),
+        ("schema_version", 8),
         ("metrics", {"miou": {"value": float("nan"), "n_eval": 1, "step": 1}}),
         ("surprise", 1),
         ("seed", "x"),
@@ -69,7 +69,7 @@ def test_what_the_schema_refuses(field: str, value: object, tmp_path: Path) -> N
         make_record(**{field: value})
     content = json.loads(make_record().model_dump_json()) | {field: "x" if field == "metrics" else value}
     (tmp_path / "result.json").write_text(json.dumps(content))
-    with pytest.raises(RecordError, match=rf"result.json' is not a record of schema version 1 to 6: {field}"):
+    with pytest.raises(RecordError, match=rf"result.json' is not a record of schema version 1 to 7: {field}"):
         read_record(tmp_path / "result.json")
 
 

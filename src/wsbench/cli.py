@@ -38,9 +38,15 @@ from wsbench.norms import (
 from wsbench.options import UsageError
 from wsbench.records import (
     RECORD_NAME,
+    TUNING_NAME,
     DataIdentity,
+    MetricValue,
+    RecordError,
     RunRecord,
+    Tuning,
+    guessing,
     read_record,
+    read_tuning,
     write_record,
     write_text_atomically,
 )
@@ -57,6 +63,7 @@ from wsbench.run.recorder import PredictionFiles, Recorder, evaluation_metrics, 
 from wsbench.run.stopping import Every, Interrupted, Stopping, seconds_of
 from wsbench.run.wrong_options import ShortErrors
 from wsbench.tasks import TASK_CLASSES, BenchmarkTask
+from wsbench.tasks.base import NotFiniteError
 from wsbench.tasks.formats import read_run_checkpoint
 from wsbench.tasks.sync_batch_norm import SyncBatchNorms
 
@@ -119,7 +126,7 @@ _TYPES: dict[str, Any] = {
     "task": str, "recipe": str, "norm": canonical_norm, "import": list[str], "runs": str, "overwrite": bool,
     "output": str, "analysis": bool, "tensorboard": bool, "wandb": bool, "mlflow": bool,
     "matmul_precision": Literal[devices.MATMUL], "tf32_convolutions": bool, "checkpoint_every": checkpoint_interval,
-    "snapshots": int,
+    "snapshots": int, "on_divergence": Literal["stop", "record"],
 }  # fmt: skip
 
 
@@ -447,6 +454,17 @@ class BenchmarkCLI(LightningCLI):
         """The model."""
         return cast(BenchmarkTask, self.model)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; a run that diverges is a result where that is asked for."""
+        try:
+            super()._run_subcommand(subcommand)
+        except NotFiniteError as error:
+            if subcommand != "fit" or self.settings.on_divergence != "record" or self.settings.trainer.fast_dev_run:
+                raise
+            if self.trainer.is_global_zero:
+                print(f"wsbench: diverged, which is recorded: {error}", file=sys.stderr)
+                self._write_record(diverged=True)
+
     @rank_zero_only
     def before_fit(self) -> None:
         """Say what the run is."""
@@ -502,7 +520,27 @@ class BenchmarkCLI(LightningCLI):
         if trainer.is_global_zero:
             self._write_record()
 
-    def _write_record(self) -> None:
+    def _guessing(self) -> dict[str, MetricValue]:
+        """The metrics of a network that has learned nothing."""
+        data = cast(BenchmarkData, self.datamodule)
+        names = [name for name in self.task.metrics if not name.startswith("mask_") or getattr(data, "masks", True)]
+        return {
+            name: MetricValue(value=round(guessing(name, len(data.classes)), 4), n_eval=len(data.val_data),
+                              step=self.trainer.global_step)
+            for name in names
+        }  # fmt: skip
+
+    def _tuning(self) -> Tuning | None:
+        """How the rate was chosen, where a tuned sweep has laid that into the run's folder."""
+        path = cast(Path, self.folder) / TUNING_NAME
+        if not path.is_file():
+            return None
+        tuning = read_tuning(path)
+        if tuning.rate != self.settings.model.lr:
+            raise RecordError(f"'{path}' is about the rate {tuning.rate}, this run has {self.settings.model.lr}")
+        return tuning
+
+    def _write_record(self, diverged: bool = False) -> None:
         folder, task, trainer, recorder = cast(Path, self.folder), self.task, self.trainer, self.recorder
         batch, machine = recorder.batch, recorder.machine
         if batch is None:  # resumed at its end: no training has started
@@ -522,9 +560,11 @@ class BenchmarkCLI(LightningCLI):
             data=self.data_identity,
             steps=trainer.global_step,
             skipped_steps=recorder.skipped_steps,
-            metrics=evaluation_metrics(task) | task.training_metrics,
-            best=recorder.best | task.best_training_metrics,
-            per_class={} if task.evaluation is None else task.evaluation.per_class,
+            metrics=self._guessing() if diverged else evaluation_metrics(task) | task.training_metrics,
+            best=self._guessing() if diverged else recorder.best | task.best_training_metrics,
+            per_class={} if task.evaluation is None or diverged else task.evaluation.per_class,
+            diverged=trainer.global_step if diverged else None,
+            tuning=self._tuning(),
             converted=task.norm_report.counts(),
             definitions=task.definitions() | recorder.definitions(),
             analysis=analysis_log.points(folder),

@@ -43,6 +43,7 @@ RUN = (
     Field("matmul_precision", "str", "highest", "of float32 on GPUs: highest is float32, high and medium round"),
     Field("tf32_convolutions", "bool", "True", "cuDNN may round float32 to TF32 (torch's default)"),
     Field("checkpoint_every", "str", "10m", "between epochs: a time (10m, 1h30m), optimizer steps (500), or never"),
+    Field("on_divergence", "str", "stop", "of a loss that is NaN or infinite: stop, or record (a result: guessing)"),
     Field("snapshots", "int", "0", "keep the weights of so many steps for analyze"),
 )
 #: what LightningCLI adds

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wsbench.errors import UserError
 from wsbench.migration import LABELS
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 #: the first version whose records have a note
 NOTED = 3
 RECORD_NAME = "result.json"
+#: how a run's learning rate was chosen, laid into its folder by a tuned sweep
+TUNING_NAME = "tuning.json"
 
 
 class RecordError(UserError, ValueError):
@@ -121,10 +123,29 @@ class Provenance(_Strict):
     finished: str = Field(description="UTC time, ISO 8601")
 
 
+class Trial(_Strict):
+    """A run by which a learning rate was tried, scored on a part of the training data."""
+
+    rate: float = Field(gt=0, description="the learning rate")
+    seed: int = Field(description="of the run")
+    record: str = Field(description="id of its record")
+    score: float = Field(description="its metric on the part that was held out")
+    diverged: bool = Field(description="whether its loss became NaN or infinite; then the score is that of guessing")
+
+
+class Tuning(_Strict):
+    """How a run's learning rate was chosen: docs/protocol.md."""
+
+    metric: str = Field(description="the metric that decides")
+    share: float = Field(gt=0, lt=1, description="of the training data that was held out and scored on")
+    trials: tuple[Trial, ...] = Field(min_length=1, description="all runs that were tried, none left out")
+    rate: float = Field(gt=0, description="the chosen rate: that of the best mean score; of several the middle one")
+
+
 class RunRecord(_Strict):
     """One finished run."""
 
-    schema_version: Literal[1, 2, 3, 4, 5, 6] = Field(6, description="version of this schema")
+    schema_version: Literal[1, 2, 3, 4, 5, 6, 7] = Field(7, description="version of this schema")
     id: str = Field(description="content hash of task, recipe, overrides, norm, seed and data")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
     recipe: str = Field(description="paper, small or mini")
@@ -161,6 +182,13 @@ class RunRecord(_Strict):
     )
     cost: Cost
     provenance: Provenance
+    diverged: int | None = Field(
+        None,
+        ge=0,
+        description="the step at which the loss or an output was NaN or infinite, of a run with "
+        "--on_divergence record; its metrics are those of guessing",
+    )
+    tuning: Tuning | None = Field(None, description="how its learning rate was chosen; null: it was not tuned")
     note: str = Field("", description="what its publisher says about it, for instance why it renews an earlier one")
 
     @property
@@ -174,6 +202,37 @@ class RunRecord(_Strict):
         parts = [" ".join((s["package"], *([s["version"]] if "version" in s else []), s.get("sha256", "")[:8]))
                  for _, s in sorted(self.norm_sources.items())]  # fmt: skip
         return f"{self.norm} ({'; '.join(dict.fromkeys(parts))})"
+
+
+#: of each task the metric that decides
+HEADLINES = {
+    "imagenet": "top1_error", "something": "top1_acc", "voc": "miou", "modelnet40": "overall_acc", "coco": "box_AP",
+}  # fmt: skip
+
+
+def lower_is_better(metric: str) -> bool:
+    """Of a metric's name."""
+    return metric.endswith("error")
+
+
+def better(value: float, other: float, higher_is_better: bool) -> bool:
+    """Whether a metric's value is better than another."""
+    return value > other if higher_is_better else value < other
+
+
+def guessing(metric: str, classes: int) -> float:
+    """What guessing among so many classes scores, in percent; 0 for mIoU and AP."""
+    right = 100.0 * min(5 if "top5" in metric else 1, classes) / classes
+    return 100.0 - right if metric.endswith("error") else right if metric.endswith("acc") else 0.0
+
+
+def read_tuning(path: Path) -> Tuning:
+    """Read how a rate was chosen; RecordError names the file and what is wrong in it."""
+    try:
+        return Tuning.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise RecordError(f"'{path}' does not say how a rate was chosen: {problems}") from error
 
 
 def checksum(names: Iterable[str]) -> str:

@@ -70,6 +70,8 @@ def start(folder: Path, argv: Sequence[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ["OMP_NUM_THREADS"] = "1"
+        if "--trainer.devices" in argv:  # Lightning starts the second as this one was started
+            os.execv(sys.executable, [sys.executable, "-m", "wsbench", *argv])
         torch.set_num_threads(1)
         status = main(list(argv))
     except BaseException:  # noqa: BLE001  # the log has it, and the status says so

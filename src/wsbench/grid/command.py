@@ -5,16 +5,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from wsbench.errors import UserError
 from wsbench.grid import plan as plans
 from wsbench.grid import show
 from wsbench.grid.cells import CLAIM, Cell, Status, now, status
-from wsbench.grid.definition import GridError, load, sweep_names
+from wsbench.grid.definition import Definition, GridError, load, sweep_names
 from wsbench.grid.launcher import Launcher
 from wsbench.grid.local import LocalLauncher, options_of
+from wsbench.grid.tuned import DIVERGED, Protocol, methods
 from wsbench.run.lines import append_line, read_lines
-from wsbench.run.lock import remove_if_free
+from wsbench.run.lock import LOCK, remove_if_free
 from wsbench.run.report import console, duration
 
 HISTORY = "history.jsonl"
@@ -95,7 +97,8 @@ def _run(plan: plans.Plan, launcher: Launcher) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise GridError(f"nothing is run: {problems[0]}{more}")
     for cell in plan.cells:
-        remove_if_free(cell.folder / CLAIM)
+        for name in (CLAIM, LOCK):  # of processes that were killed
+            remove_if_free(cell.folder / name)
     before = _statuses(plan)
     todo = [cell for cell in plan.cells if not cell.finished()]
     out = console()
@@ -135,6 +138,13 @@ def _status(
     out = console()
     if names:
         choice, options = _choice(args, names[0], further), _options(args)
+        definition = load(names[0])
+        if definition.tuned:
+            protocol, recipe = protocol_of(choice, definition, resolver(), options)
+            stage = protocol.stage()
+            plan = plan_of(choice, definition, recipe, protocol.cells(stage))
+            show.table(plan, _statuses(plan), all_of_them=True)
+            return show.tuned(protocol, stage)
         written = None if args.resolve else plans.as_written(choice, options)
         if written is None:
             plan = plans.make(choice, resolver(), options)
@@ -161,7 +171,7 @@ def _status(
 def _list() -> None:
     for name in sweep_names():
         definition = load(name)
-        print(f"{name:8} {definition.about} ({', '.join(definition.grids)})")
+        print(f"{name:8} {definition.about} ({', '.join(definition.grids or definition.tuned)})")
 
 
 def main(args: argparse.Namespace, further: Sequence[str], resolver: Callable[[], plans.Resolve]) -> int:
@@ -181,9 +191,60 @@ def main(args: argparse.Namespace, further: Sequence[str], resolver: Callable[[]
     elif len(args.words) > 1:
         raise GridError(f"one sweep at a time, not {', '.join(args.words)}; options of fit go behind --")
     else:
-        load(args.words[0])  # whose faults are said before anything heavy is imported
+        definition = load(args.words[0])  # whose faults are said before anything heavy is imported
         choice = _choice(args, args.words[0], further)
         launcher = _launcher(args)
+        if definition.tuned:
+            tune(choice, definition, resolver(), launcher, args.dry_run)
+            return 0
         plan = plans.make(choice, resolver(), launcher.options(), _is_stale)
         _dry_run(plan) if args.dry_run else _run(plan, launcher)
     return 0
+
+
+# -- tuned ------------------------------------------------------------------------------------------------------------
+
+
+def protocol_of(
+    choice: plans.Choice, definition: Definition, resolve: plans.Resolve, options: Sequence[str]
+) -> tuple[Protocol, str]:
+    """The protocol of a tuned sweep, and its recipe.
+
+    Raises:
+        GridError: it has no grid of that recipe, or one that makes no sense.
+    """
+    recipe = choice.recipe or next(iter(definition.tuned))
+    if recipe not in definition.tuned:
+        raise GridError(f"sweep '{choice.name}' tunes nothing for --recipe {recipe}; there is "
+                        f"{', '.join(definition.tuned)}")  # fmt: skip
+    grid = definition.tuned[recipe]
+    asked = methods(grid, choice.axes, choice.only)
+    return Protocol(grid, asked, lambda o: plans.cell_of(o, recipe, choice, resolve, [*DIVERGED, *options])), recipe
+
+
+def plan_of(choice: plans.Choice, definition: Definition, recipe: str, cells: Sequence[Cell]) -> plans.Plan:
+    """The plan of a stage."""
+    return plans.Plan(Path(choice.name).stem, recipe, "tuned", definition.about, tuple(cells), choice.runs)
+
+
+def tune(
+    choice: plans.Choice, definition: Definition, resolve: plans.Resolve, launcher: Launcher, dry_run: bool
+) -> None:
+    """Run both stages, from where the records say that they are."""
+    protocol, recipe = protocol_of(choice, definition, resolve, launcher.options())
+    while True:
+        stage = protocol.stage()
+        plan = plan_of(choice, definition, recipe, [cell for _, cell in stage.cells])
+        if dry_run:
+            _dry_run(plan)
+            runs = len(protocol.methods) * len(protocol.grid.seeds)
+            print(f"stage {stage.number} as far as it is known; stage 2 has {runs} runs at the chosen rates",
+                  file=sys.stderr)  # fmt: skip
+            return
+        protocol.write_tunings(stage)
+        _run(plan, launcher)
+        if getattr(launcher, "detached", False):
+            console().print("submitted; the same command goes on when these have ended")
+            return
+        if stage.number == 2:
+            return show.tuned(protocol, stage)

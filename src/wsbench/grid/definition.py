@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wsbench.errors import UserError, shortened
 
@@ -59,13 +59,56 @@ class Grid(BaseModel):
     rules: list[Rule] = []
 
 
+def next_rate(rate: float, down: bool = False) -> float:
+    """The half decade above, or below: 0.01, 0.03, 0.1."""
+    text = f"{rate:.0e}"
+    mantissa, exponent = int(text[0]), int(text.partition("e")[2])
+    if mantissa not in (1, 3) or float(text) != rate:
+        raise ValueError(f"{rate} is no half decade: 1 or 3 times a power of ten")
+    if down:
+        return float(f"3e{exponent - 1}") if mantissa == 1 else float(f"1e{exponent}")
+    return float(f"3e{exponent}") if mantissa == 1 else float(f"1e{exponent + 1}")
+
+
+class TunedGrid(BaseModel):
+    """The methods that are tuned, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: dict[str, Value] = {}
+    axes: dict[str, list[Value]] = Field(min_length=1)
+    rules: list[Rule] = []
+    rates: list[float] = Field(min_length=3)
+    """The grid of learning rates at first: half decades, ascending."""
+    most_rates: int = Field(10, ge=3)
+    share: float = Field(0.2, gt=0, lt=1)
+    """Of the training data, held out in stage 1."""
+    tuning_seeds: list[int] = Field([1000], min_length=1)
+    seeds: list[int] = Field([100, 101, 102, 103, 104], min_length=2)
+    """Of stage 2; no seed of stage 1 is among them."""
+
+    @field_validator("rates")
+    @classmethod
+    def _half_decades(cls, rates: list[float]) -> list[float]:
+        if any(next_rate(low) != high for low, high in itertools.pairwise(rates)):
+            raise ValueError("expected half decades without a gap, ascending, such as 0.003, 0.01, 0.03, 0.1")
+        return rates
+
+
 class Definition(BaseModel):
-    """A sweep: what it is, and its grid for each recipe."""
+    """A sweep: what it is, and its grid for each recipe; or for each recipe the methods that it tunes."""
 
     model_config = ConfigDict(extra="forbid")
 
     about: str = Field(min_length=1)
-    grids: dict[str, Grid] = Field(min_length=1)
+    grids: dict[str, Grid] = {}
+    tuned: dict[str, TunedGrid] = {}
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Definition":
+        if bool(self.grids) == bool(self.tuned):
+            raise ValueError("expected either grids or tuned, with a grid in it")
+        return self
 
 
 def sweep_names() -> list[str]:

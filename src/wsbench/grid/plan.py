@@ -101,6 +101,8 @@ def make(
         Exception: what ``resolve`` raises for a field or value that does not exist, with the cell in its message.
     """
     definition = load(choice.name)
+    if definition.tuned:
+        raise GridError(f"sweep '{choice.name}' tunes; its cells follow from one another")
     name = Path(choice.name).stem
     recipes = [recipe for recipe in RECIPES if recipe in definition.grids]
     if set(definition.grids) - set(RECIPES):
@@ -110,16 +112,7 @@ def make(
 
     def cells_of(recipe: str) -> list[Cell]:
         chosen = select(expand(definition.grids[recipe], choice.axes), choice.only or {})
-        cells = []
-        for fields in chosen:
-            line = [*argv(fields, recipe), *options, *choice.further]
-            if choice.runs != Path("runs"):
-                line += ["--runs", str(choice.runs)]
-            try:
-                resolved = resolve(line)
-            except ChoiceError as error:
-                raise GridError(f"cell {' '.join(line)}: {error}") from error
-            cells.append(Cell(fields, tuple(line), resolved, published=choice.published))
+        cells = [cell_of(fields, recipe, choice, resolve, options) for fields in chosen]
         _distinct(cells)
         return cells
 
@@ -134,6 +127,29 @@ def make(
     if choice.renew_stale and stale is not None:
         cells = [Cell(c.options, c.argv, c.resolved, stale(c), c.published) for c in cells]
     return Plan(name, recipe, reason, definition.about, tuple(cells), choice.runs, asked(choice, options))
+
+
+def cell_of(fields: dict[str, Any], recipe: str, choice: Choice, resolve: Resolve, options: Sequence[str] = ()) -> Cell:
+    """A cell, resolved.
+
+    Args:
+        fields: its options under full names.
+        recipe: its recipe.
+        choice: what is asked of the sweep.
+        resolve: says what a command line of ``fit`` would run.
+        options: further arguments of ``fit``.
+
+    Raises:
+        GridError: a field or value does not exist.
+    """
+    line = [*argv(fields, recipe), *options, *choice.further]
+    if choice.runs != Path("runs"):
+        line += ["--runs", str(choice.runs)]
+    try:
+        resolved = resolve(line)
+    except ChoiceError as error:
+        raise GridError(f"cell {' '.join(line)}: {error}") from error
+    return Cell(fields, tuple(line), resolved, published=choice.published)
 
 
 def _distinct(cells: Sequence[Cell]) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from wsbench.grid.cells import LOG, STATES, Cell, Status
 from wsbench.grid.launcher import Event
 from wsbench.grid.plan import Plan
+from wsbench.grid.tuned import Protocol, Stage
 from wsbench.run.report import console, duration
 
 _COLOUR = {"done": "green", "running": "cyan", "failed": "red", "missing": "yellow", "stale": "magenta"}
@@ -95,3 +96,21 @@ class Progress:
     def _print(self, text: str) -> None:
         sys.stdout.write(f"{text}\n")  # one write: several threads say something
         sys.stdout.flush()
+
+
+def tuned(protocol: Protocol, stage: Stage) -> None:
+    """What was chosen, and what came of it as far as it has run."""
+    if stage.number == 1:
+        return
+    table = Table(title="rate chosen on held-out training data; results on val with fresh seeds")
+    for column in ("method", "rate", "trials", "metric", "seeds", "mean", "lowest", "highest"):
+        table.add_column(column, justify="left" if column in ("method", "metric") else "right")
+    for method in protocol.methods:
+        tuning = protocol.tuning(method, stage.rates[method.setting])
+        records = [cell.record() for one, cell in stage.cells if one == method]
+        values = [record.metrics[tuning.metric].value for record in records if record is not None]
+        name = " ".join(str(v) for k, v in method.options if k in ("task", "norm", "model.network"))
+        row = [name, f"{tuning.rate:g}", str(len(tuning.trials)), tuning.metric, str(len(values))]
+        row += [f"{x:.2f}" for x in (sum(values) / len(values), min(values), max(values))] if values else ["-"] * 3
+        table.add_row(*row)
+    console().print(table)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.tables import PAPER, find_records, in_order, overrides_of, table_name
+from wsbench.leaderboard.tuned import tuning_problems
 from wsbench.records import RecordError, RunRecord, read_record
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import read_metrics
@@ -117,7 +118,7 @@ def check(folder: Path, base: str | None = None) -> list[str]:
         log = path.with_name(record.id + METRICS_SUFFIX)
         found += [f"record {record.task}/{record.id}: {p}" for p in (*problems_of(record), *log_problems(record, log))]
     records = find_records([folder / "records"])
-    found += twins(records)
+    found += twins(records) + [f"record {r.task}/{r.id}: {p}" for r in records for p in tuning_problems(r, records)]
     texts = derive(records)
     for name, text in texts.items():
         path = folder / name

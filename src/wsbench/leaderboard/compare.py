@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from wsbench.leaderboard.spread import Paired, holm, paired
-from wsbench.leaderboard.tables import PAPER, lower_is_better
+from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.wide import Group
+from wsbench.records import lower_is_better
 
 #: below it a difference is called more than noise
 ALPHA = 0.05

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsbench.leaderboard import tuned
 from wsbench.leaderboard.tables import COLUMNS, PAPER, by_table, cited_rows, find_records, record_rows, text_of
 from wsbench.leaderboard.wide import WIDE, wide_rows
 from wsbench.records import RunRecord, write_text_atomically
@@ -15,7 +16,8 @@ def derive(records: Sequence[RunRecord]) -> dict[str, str]:
         cited = cited_rows(name) if name in PAPER else []
         texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in record_rows(record))])
         task = found[0].task if found else name
-        texts[f"{name}.wide.csv"] = text_of(WIDE, wide_rows(task, found, cited))
+        columns = (*WIDE, *tuned.COLUMNS) if found and found[0].tuning else WIDE
+        texts[f"{name}.wide.csv"] = text_of(columns, wide_rows(task, found, cited))
     return texts
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from wsbench.errors import UserError
 from wsbench.leaderboard.paper import PaperRow, paper_rows
 from wsbench.leaderboard.published import published_rows
-from wsbench.records import RECORD_NAME, DataIdentity, RunRecord, read_record
+from wsbench.records import HEADLINES, RECORD_NAME, DataIdentity, RunRecord, read_record
+from wsbench.run.identity import SHARE
 
 
 class LeaderboardError(UserError, ValueError):
@@ -36,17 +37,12 @@ class PaperTable:
 
 
 PAPER = {
-    "imagenet": PaperTable((1, 2, 3), "imagenet1k", "top1_error", ("top5_error",)),
-    "something": PaperTable((6,), "something_something_v1", "top1_acc", ("top5_acc",)),
-    "voc": PaperTable((7,), "voc2012", "miou"),
-    "modelnet40": PaperTable((8,), "modelnet40", "overall_acc", ("mean_class_acc",)),
-    "coco": PaperTable((4, 5), "coco2017", "box_AP", ("mask_AP",)),
+    "imagenet": PaperTable((1, 2, 3), "imagenet1k", HEADLINES["imagenet"], ("top5_error",)),
+    "something": PaperTable((6,), "something_something_v1", HEADLINES["something"], ("top5_acc",)),
+    "voc": PaperTable((7,), "voc2012", HEADLINES["voc"]),
+    "modelnet40": PaperTable((8,), "modelnet40", HEADLINES["modelnet40"], ("mean_class_acc",)),
+    "coco": PaperTable((4, 5), "coco2017", HEADLINES["coco"], ("mask_AP",)),
 }
-
-
-def lower_is_better(metric: str) -> bool:
-    """Of a metric's name."""
-    return metric.endswith("error")
 
 
 def network_of(row: PaperRow) -> str:
@@ -99,8 +95,14 @@ def data_checksum(data: DataIdentity) -> str:
 def table_name(record: RunRecord) -> str:
     """The file a record belongs to: ``voc`` is the paper's recipe on the paper's data, and nothing else is.
 
-    Where records of one name have different data (other lists, other labels), :func:`by_table` tells them apart.
+    Runs at a rate that was tuned, and those by which it was chosen, have tables of their own. Where records of one name
+    have different data (other lists, other labels), :func:`by_table` tells them apart.
     """
+    kind = "-trials" if SHARE in record.overrides else "-tuned" if record.tuning is not None else ""
+    return f"{_data_name(record)}{kind}"
+
+
+def _data_name(record: RunRecord) -> str:
     task, recipe, data = record.task, record.recipe, record.data.name
     if recipe == "paper" and task in PAPER and data == PAPER[task].data:
         return task

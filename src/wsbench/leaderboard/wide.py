@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from wsbench.leaderboard import tuned
 from wsbench.leaderboard.spread import Spread, spread
 from wsbench.leaderboard.tables import PAPER, Row, data_checksum, network_of, overrides_of, paper_rows_of, table_name
 from wsbench.records import RunRecord
@@ -97,7 +98,7 @@ def _row(group: Group, metric: str, over: Spread) -> Row:
         "wsbench": _joined(r.provenance.wsbench for r in group.records),
         "commit": _joined(r.provenance.commit for r in group.records),
     }  # fmt: skip
-    return {column: values[column] for column in WIDE}
+    return {column: values[column] for column in WIDE} | (tuned.columns(group.records) if first.tuning else {})
 
 
 def wide_rows(task: str, records: Sequence[RunRecord], cited: Sequence[Row]) -> list[Row]:

@@ -40,6 +40,8 @@ DATA_ASIDE = (
 #: Fields of the model that change nothing but rounding, or that follow other fields.
 MODEL_ASIDE = ("norm", "num_classes", "segments", "window", "compile", "memory_format")
 INIT_FROM = "model.init_from"
+#: what a tuned sweep sets
+LR, SHARE = "model.lr", "data.tuning"
 #: how GPUs multiply float32; the defaults are torch's, and no recipe has others
 FLOAT32 = ("matmul_precision", "tf32_convolutions")
 

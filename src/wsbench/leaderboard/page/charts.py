@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsbench.leaderboard.tables import PAPER, lower_is_better
+from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.wide import Group
 from wsbench.parts import altair as altair_module
+from wsbench.records import lower_is_better
 
 #: a colour for each norm, told apart by colour-blind readers (Paul Tol's muted scheme)
 COLOURS = {

@@ -9,9 +9,10 @@ import wsbench
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
 from wsbench.leaderboard.page.charts import MAIN, Logs, figures, short
-from wsbench.leaderboard.tables import PAPER, Row, by_table, cited_rows, lower_is_better
+from wsbench.leaderboard.tables import PAPER, Row, by_table, cited_rows
 from wsbench.leaderboard.wide import Group, wide_rows
 from wsbench.parts import jinja2, vl_convert
+from wsbench.records import lower_is_better
 
 #: which of two norms is asked about: what weight standardization does to each, and the paper's method against BN
 PAIRS = [(f"{act}+ws", act) for act in ("bn", "gn", "ln", "in", "sn")] + [("gn+ws", "bn")]

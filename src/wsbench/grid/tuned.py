@@ -1,0 +1,213 @@
+"""Sweeps of kind ``tuned``: each method at its own learning rate. docs/protocol.md explains the protocol.
+
+Stage 1 trains every method at every rate of a grid in half decades and scores it on a part of the training data
+(``data.tuning``); the grid grows for all methods of a setting while the best rate of one lies on its edge. Stage 2
+trains each method at its chosen rate with fresh seeds on all training data and reports on val, which stage 1 has not
+seen.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wsbench.grid.cells import Cell
+from wsbench.grid.definition import Grid, GridError, Options, TunedGrid, expand, full, next_rate, select
+from wsbench.records import (
+    HEADLINES,
+    TUNING_NAME,
+    Trial,
+    Tuning,
+    better,
+    guessing,
+    lower_is_better,
+    write_text_atomically,
+)
+from wsbench.run.identity import LR, SHARE
+
+#: records what was diverged, at chance level, in place of an error
+DIVERGED = ("--on_divergence", "record")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A norm in a setting: a cell of the grid without rate and seed."""
+
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def setting(self) -> tuple[tuple[str, Any], ...]:
+        """All but the norm: methods of one setting are compared, and have the same trials."""
+        return tuple((name, value) for name, value in self.options if name != "norm")
+
+    def cell(self, rate: float, seed: int, share: float | None) -> Options:
+        """The options of a run."""
+        tuning = {} if share is None else {SHARE: share}
+        return {**dict(self.options), LR: rate, "seed_everything": seed, **tuning}
+
+
+def methods(
+    grid: TunedGrid, axes: Mapping[str, Sequence[Any]] | None = None, only: Mapping[str, Sequence[Any]] | None = None
+) -> list[Method]:
+    """The methods of a grid.
+
+    Raises:
+        GridError: a field or value is wrong.
+    """
+    both = sorted({*grid.seeds} & {*grid.tuning_seeds})
+    if both:
+        raise GridError(f"seeds {both} are of both stages; stage 2 needs fresh ones")
+    fixed = sorted({LR, SHARE, "seed_everything"} & {*full(grid.options), *full(grid.axes), *full(axes or {})})
+    if fixed:
+        raise GridError(f"a tuned grid sets {', '.join(fixed)} by itself; leave it out")
+    cells = select(expand(Grid(options=grid.options, axes=grid.axes, rules=grid.rules), axes), only or {})
+    if any("norm" not in cell for cell in cells):
+        raise GridError("a tuned grid needs the axis norm: what is tuned and compared")
+    return [Method(tuple(sorted(cell.items()))) for cell in cells]
+
+
+def chosen(rates: Mapping[float, float], higher_is_better: bool) -> float:
+    """The rate with the best score; of several the middle one, the lower of two.
+
+    Args:
+        rates: ``{rate: score}``.
+        higher_is_better: of the score.
+    """
+    best = max(rates.values()) if higher_is_better else min(rates.values())
+    tied = sorted(rate for rate, score in rates.items() if score == best)
+    return tied[(len(tied) - 1) // 2]
+
+
+def grown(
+    rates: Sequence[float], scores: Sequence[Mapping[float, float]], chance: Sequence[float], higher: bool, most: int
+) -> list[float]:
+    """The grid with further rates where the best of a method lies on its edge; the same grid if none does.
+
+    Args:
+        rates: the grid, ascending.
+        scores: of each method, ``{rate: score}``.
+        chance: of each method, the score of guessing; a method that is nowhere better moves no edge.
+        higher: whether a higher score is better.
+        most: rates, at most.
+    """
+    new = list(rates)
+    learned = [s for s, c in zip(scores, chance, strict=True) if any(better(v, c, higher) for v in s.values())]
+    best = [chosen(s, higher) for s in learned]
+    if rates[0] in best and len(new) < most:
+        new.insert(0, next_rate(rates[0], down=True))
+    if rates[-1] in best and len(new) < most:
+        new.append(next_rate(rates[-1]))
+    return new
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What there is to run now."""
+
+    number: int
+    cells: tuple[tuple[Method, Cell], ...]
+    rates: Mapping[tuple[tuple[str, Any], ...], tuple[float, ...]]
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it has run."""
+        return all(cell.finished() for _, cell in self.cells)
+
+
+def _scores(trials: Sequence[Trial]) -> dict[float, float]:
+    """``{rate: mean score over the seeds}``."""
+    by_rate: dict[float, list[float]] = {}
+    for trial in trials:
+        by_rate.setdefault(trial.rate, []).append(trial.score)
+    return {rate: sum(values) / len(values) for rate, values in by_rate.items()}
+
+
+def _metric(cell: Cell) -> tuple[str, bool]:
+    """The metric that decides, and whether higher is better."""
+    name = HEADLINES[cell.resolved.task]
+    return name, not lower_is_better(name)
+
+
+class Protocol:
+    """Both stages of a tuned grid; where it stands follows from the records that are there.
+
+    Args:
+        grid: what is tuned.
+        asked: the methods.
+        cell_of: makes a cell of options.
+    """
+
+    def __init__(self, grid: TunedGrid, asked: Sequence[Method], cell_of: Callable[[Options], Cell]) -> None:
+        self.grid, self.methods, self._cell_of = grid, list(asked), cell_of
+        self._cells: dict[str, Cell] = {}
+
+    def _cell(self, options: Options) -> Cell:
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._cells:
+            self._cells[key] = self._cell_of(options)
+        return self._cells[key]
+
+    def _first(self, method: Method, rates: Sequence[float]) -> list[Cell]:
+        return [self._cell(method.cell(rate, seed, self.grid.share)) for rate in rates
+                for seed in self.grid.tuning_seeds]  # fmt: skip
+
+    def _trials(self, method: Method, rates: Sequence[float]) -> list[Trial]:
+        found = []
+        for cell in self._first(method, rates):
+            record = cell.record()
+            assert record is not None
+            name, _ = _metric(cell)
+            found.append(Trial(rate=cell.options[LR], seed=record.seed, record=record.id,
+                               score=record.metrics[name].value, diverged=record.diverged is not None))  # fmt: skip
+        return found
+
+    def stage(self) -> Stage:
+        """What comes now: stage 1 until no grid grows any more, then stage 2."""
+        rates = {method.setting: tuple(self.grid.rates) for method in self.methods}
+        while True:
+            cells = [(m, c) for m in self.methods for c in self._first(m, rates[m.setting])]
+            stage = Stage(1, tuple(cells), rates)
+            if not stage.done:
+                return stage
+            larger = {setting: tuple(self._grown(setting, known)) for setting, known in rates.items()}
+            if larger == rates:
+                return self._second(rates)
+            rates = larger
+
+    def _grown(self, setting: object, known: tuple[float, ...]) -> list[float]:
+        mine = [m for m in self.methods if m.setting == setting]
+        first = self._first(mine[0], known)[0]
+        name, higher = _metric(first)
+        chance = []
+        for method in mine:
+            record = self._first(method, known)[0].record()
+            assert record is not None
+            classes = max((len(values) for values in record.per_class.values()), default=1)
+            chance.append(guessing(name, classes))
+        return grown(known, [_scores(self._trials(m, known)) for m in mine], chance, higher, self.grid.most_rates)
+
+    def _second(self, rates: Mapping[tuple[tuple[str, Any], ...], tuple[float, ...]]) -> Stage:
+        cells = []
+        for method in self.methods:
+            tuning = self.tuning(method, rates[method.setting])
+            for seed in self.grid.seeds:
+                cells.append((method, self._cell(method.cell(tuning.rate, seed, None))))
+        return Stage(2, tuple(cells), rates)
+
+    def tuning(self, method: Method, rates: Sequence[float]) -> Tuning:
+        """How a method's rate was chosen."""
+        trials = self._trials(method, rates)
+        name, higher = _metric(self._first(method, rates)[0])
+        return Tuning(metric=name, share=self.grid.share, trials=tuple(trials), rate=chosen(_scores(trials), higher))
+
+    def write_tunings(self, stage: Stage) -> None:
+        """Lay into the folder of each run of stage 2 how its rate was chosen; its record takes it from there."""
+        for method, cell in stage.cells:
+            if stage.number == 2 and not cell.finished():
+                tuning = self.tuning(method, stage.rates[method.setting])
+                write_text_atomically(cell.folder / TUNING_NAME, tuning.model_dump_json(indent=1) + "\n")
+
+    def cells(self, stage: Stage) -> list[Cell]:
+        """All that has been and is to be run: those of stage 1, and where it has begun of stage 2."""
+        first = [cell for method in self.methods for cell in self._first(method, stage.rates[method.setting])]
+        return first + ([cell for _, cell in stage.cells] if stage.number == 2 else [])

@@ -1,0 +1,97 @@
+"""Rows at a tuned learning rate: what stands behind the rate, and whether it was chosen as docs/protocol.md says."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from wsbench.records import RunRecord, Tuning
+from wsbench.run.identity import LR, SHARE
+
+#: points of the metric (percent) within which a rate works as well as the best
+WITHIN = 5.0
+COLUMNS = ("lr", "trials", "lr_low", "lr_high", "diverged")
+
+
+def scores(tuning: Tuning) -> dict[float, float]:
+    """``{rate: mean score over the seeds of the trials}``, ascending."""
+    by_rate: dict[float, list[float]] = defaultdict(list)
+    for trial in tuning.trials:
+        by_rate[trial.rate].append(trial.score)
+    return {rate: sum(values) / len(values) for rate, values in sorted(by_rate.items())}
+
+
+def working_range(tuning: Tuning) -> tuple[float, float]:
+    """The lowest and the highest rate of those around the chosen one that score within :data:`WITHIN` of the best."""
+    known = scores(tuning)
+    rates = list(known)
+    low = high = rates.index(tuning.rate)
+    works = [abs(known[rate] - known[tuning.rate]) <= WITHIN for rate in rates]
+    while low > 0 and works[low - 1]:
+        low -= 1
+    while high < len(rates) - 1 and works[high + 1]:
+        high += 1
+    return rates[low], rates[high]
+
+
+def columns(records: Sequence[RunRecord]) -> dict[str, str]:
+    """The further columns of a row of tuned runs."""
+    tuning = records[0].tuning
+    assert tuning is not None
+    low, high = working_range(tuning)
+    return {"lr": f"{tuning.rate:g}", "trials": str(len(tuning.trials)), "lr_low": f"{low:g}", "lr_high": f"{high:g}",
+            "diverged": str(sum(record.diverged is not None for record in records))}  # fmt: skip
+
+
+def _settings(record: RunRecord) -> dict[str, object]:
+    """What a run changed of its recipe, beside what is tuned."""
+    return {name: value for name, value in record.overrides.items() if name not in (LR, SHARE)}
+
+
+def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[str]:
+    """Why a tuned record cannot be believed: one line each.
+
+    Its trials are published, of the same method, scored on what was held out of the training data and nothing else; the
+    rate is the best of theirs; the seed is fresh; and every method of its setting had the same trials.
+    """
+    tuning = record.tuning
+    if tuning is None:
+        return []
+    found = []
+    by_id = {other.id: other for other in published}
+    rate = record.overrides.get(LR)
+    if rate is not None and rate != tuning.rate:
+        found.append(f"its learning rate is {rate}, the tuning chose {tuning.rate}")
+    if SHARE in record.overrides:
+        found.append("it is scored on what its rate was chosen on")
+    for trial in tuning.trials:
+        other = by_id.get(trial.record)
+        if other is None:
+            found.append(f"its trial {trial.record} (rate {trial.rate}, seed {trial.seed}) is not published")
+            continue
+        said = (other.norm, other.network, other.seed, other.overrides.get(SHARE), _settings(other))
+        if said != (record.norm, record.network, trial.seed, tuning.share, _settings(record)):
+            found.append(f"its trial {trial.record} is of another method, setting or part of the data")
+        if other.overrides.get(LR, trial.rate) != trial.rate:
+            found.append(f"its trial {trial.record} has the rate {other.overrides.get(LR)}, not {trial.rate}")
+        score = other.metrics.get(tuning.metric)
+        if score is None or score.value != trial.score:
+            found.append(f"its trial {trial.record} does not score {trial.score}")
+        if other.seed == record.seed:
+            found.append(f"seed {record.seed} was used to choose its rate")
+        if other.data.splits["val"].checksum == record.data.splits["val"].checksum:
+            found.append(f"its trial {trial.record} was scored on the reporting split")
+    known = scores(tuning)
+    best = min(known.values()) if tuning.metric.endswith("error") else max(known.values())
+    tied = sorted(rate for rate, score in known.items() if score == best)
+    if tuning.rate != tied[(len(tied) - 1) // 2]:
+        found.append(f"the tuning chose {tuning.rate}, the best of its trials is {tied[(len(tied) - 1) // 2]}")
+    tried = sorted((trial.rate, trial.seed) for trial in tuning.trials)
+    for other in published:
+        same = (other.task, other.recipe, other.network, _settings(other)) == (
+            record.task, record.recipe, record.network, _settings(record)
+        )  # fmt: skip
+        if other.tuning is None or not same or other.data != record.data or other.batch != record.batch:
+            continue
+        if sorted((trial.rate, trial.seed) for trial in other.tuning.trials) != tried:
+            found.append(f"{other.norm} ({other.id}) had other trials than {record.norm}")
+            break
+    return found

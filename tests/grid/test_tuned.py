@@ -1,0 +1,184 @@
+"""Each method at its own rate: equal trials, edges that grow, fresh seeds, and no look at the reporting split."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from tests.conftest import write_voc
+from tests.grid.small import OPTIONS
+from wsbench.__main__ import main
+from wsbench.grid.cells import Cell
+from wsbench.grid.definition import GridError, TunedGrid, load, next_rate
+from wsbench.grid.tuned import Method, Protocol, chosen, grown, methods
+from wsbench.records import read_record
+from wsbench.run.identity import LR, SHARE
+
+GRID = {"options": {"task": "imagenet"}, "axes": {"norm": ["bn", "gn+ws"]}, "rates": [0.01, 0.03, 0.1]}
+
+
+def test_half_decades() -> None:
+    rates = [0.001]
+    while len(rates) < 9:
+        rates.append(next_rate(rates[-1]))
+    assert rates == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+    assert [next_rate(rate, down=True) for rate in rates[1:]] == rates[:-1]
+    with pytest.raises(ValueError, match="no half decade"):
+        next_rate(0.02)
+
+
+def test_the_middle_of_ties_is_chosen() -> None:
+    assert chosen({0.01: 50.0, 0.03: 100.0, 0.1: 100.0, 0.3: 100.0}, higher_is_better=True) == 0.1
+    assert chosen({0.01: 5.0, 0.03: 5.0, 0.1: 9.0}, higher_is_better=False) == 0.01
+
+
+def test_the_grid_grows_for_all_where_one_needs_it() -> None:
+    rates = [0.01, 0.03, 0.1]
+    inside, low, high = (
+        {0.01: 9.0, 0.03: 5.0, 0.1: 9.0},
+        {0.01: 5.0, 0.03: 6.0, 0.1: 9.0},
+        {0.01: 9.0, 0.03: 8.0, 0.1: 1.0},
+    )
+    assert grown(rates, [inside, inside], [90, 90], False, 9) == rates
+    assert grown(rates, [inside, low], [90, 90], False, 9) == [0.003, *rates]
+    assert grown(rates, [high, low], [90, 90], False, 9) == [0.003, *rates, 0.3]
+    assert grown(rates, [high, low], [90, 90], False, 4) == [0.003, *rates], "no more than was said"
+    at_chance = {0.01: 90.0, 0.03: 90.0, 0.1: 90.0}
+    assert grown(rates, [inside, at_chance], [90, 90], False, 9) == rates, "what learns nowhere moves no edge"
+
+
+@dataclass
+class FakeCell:
+    """A cell whose result is known."""
+
+    options: dict[str, Any]
+    score: float
+    ran: bool = False
+    folder: Path = Path("nowhere")
+    resolved: Any = field(default_factory=lambda: SimpleNamespace(task="imagenet"))
+
+    def finished(self) -> bool:
+        return self.ran
+
+    def record(self) -> Any:
+        metrics = {"top1_error": SimpleNamespace(value=self.score)}
+        per_class = {"top1_error": dict.fromkeys(map(str, range(10)), 0.0)}
+        identity = "-".join(str(self.options.get(name)) for name in ("norm", LR, "seed_everything", SHARE))
+        return SimpleNamespace(metrics=metrics, id=identity, seed=self.options["seed_everything"], diverged=None,
+                               per_class=per_class)  # fmt: skip
+
+
+def run(protocol: Protocol, most: int = 20) -> list[tuple[int, list[FakeCell]]]:
+    """All stages, and what was run in each."""
+    found = []
+    for _ in range(most):
+        stage = protocol.stage()
+        fresh = [cast(FakeCell, cell) for _, cell in stage.cells if not cell.finished()]
+        for cell in fresh:
+            cell.ran = True
+        found.append((stage.number, fresh))
+        if stage.number == 2:
+            return found
+    raise AssertionError("it does not end")
+
+
+def protocol(error: Callable[[str, float], float], **changes: Any) -> Protocol:
+    grid = TunedGrid.model_validate(GRID | changes)
+
+    def cell_of(options: dict[str, Any]) -> Cell:
+        return cast(Cell, FakeCell(options, error(options["norm"], options[LR])))
+
+    return Protocol(grid, methods(grid), cell_of)
+
+
+def test_both_stages() -> None:
+    best = {"bn": 0.003, "gn+ws": 0.3}
+
+    def error(norm: str, rate: float) -> float:
+        ratio = rate / best[norm]
+        return 10 + 20 * abs(ratio - 1 if ratio > 1 else 1 / ratio - 1) ** 0.5
+
+    stages = run(one := protocol(error))
+    first = [cell for number, cells in stages if number == 1 for cell in cells]
+    tried = {norm: sorted(c.options[LR] for c in first if c.options["norm"] == norm) for norm in best}
+    assert tried["bn"] == tried["gn+ws"] == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "equal trials"
+    assert all(cell.options[SHARE] == 0.2 for cell in first), "none looks at val"
+    (_, second) = stages[-1]
+    assert {(c.options["norm"], c.options[LR]) for c in second} == {*best.items()}
+    assert all(SHARE not in cell.options for cell in second)
+    assert {c.options["seed_everything"] for c in second} == {100, 101, 102, 103, 104}
+    assert not {c.options["seed_everything"] for c in second} & {c.options["seed_everything"] for c in first}
+    tuning = one.tuning(one.methods[0], tried["bn"])
+    assert (tuning.rate, len(tuning.trials), tuning.metric) == (0.003, 7, "top1_error")
+
+
+def test_an_end_is_reached_where_every_rate_is_better_than_the_one_before() -> None:
+    stages = run(protocol(lambda norm, rate: 50 / (1 + rate), most_rates=5))
+    assert sum(len(cells) for number, cells in stages if number == 1) == 2 * 5
+
+
+def test_what_is_there_is_not_run_again() -> None:
+    one = protocol(lambda norm, rate: 50 + abs(rate - 0.03))
+    stage = one.stage()
+    cast(FakeCell, stage.cells[0][1]).ran = True
+    assert one.stage().number == 1
+    assert sum(not cell.finished() for _, cell in one.stage().cells) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": [0.02, 0.06, 0.2]}, "no half decade"),
+        ({"rates": [0.01, 0.1, 0.3]}, "without a gap"),
+        ({"rates": [0.01]}, "at least 3"),
+        ({"share": 0}, "greater than 0"),
+        ({"seeds": [1000, 1]}, "of both stages"),
+        ({"options": {"task": "imagenet", "lr": 0.1}}, "sets model.lr by itself"),
+        ({"axes": {"norm": ["gn"], "seed": [0, 1]}}, "sets seed_everything by itself"),
+        ({"axes": {"batch": [1, 2]}}, "needs the axis norm"),
+        ({"axes": {"norm": ["gn+wz"]}}, "unknown weight normalization 'wz'"),
+    ],
+)
+def test_grids_that_make_no_sense(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"about": "x", "tuned": {"mini": GRID | changes}}))
+    with pytest.raises(GridError, match=message):
+        methods(load(str(path)).tuned["mini"])
+
+
+def test_settings_are_tuned_apart() -> None:
+    grid = TunedGrid.model_validate(GRID | {"options": {}, "axes": {"task": ["imagenet", "voc"], "norm": ["bn", "gn"]}})
+    found = methods(grid)
+    assert len({method.setting for method in found}) == 2
+    assert isinstance(found[0], Method)
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path: Path, in_a_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials and results by real runs; records say how, tables keep them apart, and nothing is run twice."""
+    data = write_voc(tmp_path / "data")
+    fields = {k: v for k, v in OPTIONS.items() if k != "recipe"} | {"data.root": str(data), "trainer.max_steps": 2}
+    grid = {"options": fields, "axes": {"norm": ["gn"]}, "rates": [0.01, 0.03, 0.1], "most_rates": 3, "share": 0.4,
+            "seeds": [100, 101]}  # fmt: skip
+    Path("grid.yaml").write_text(yaml.safe_dump({"about": "x", "tuned": {"mini": grid}}))
+    assert main(["sweep", "grid.yaml", "--dry-run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["sweep", "grid.yaml", "--jobs", "2"]) == 0
+    records = [read_record(path) for path in Path("runs/voc").glob("*/result.json")]
+    trials, results = [r for r in records if r.tuning is None], [r for r in records if r.tuning is not None]
+    assert (len(trials), sorted(r.seed for r in results)) == (3, [100, 101])
+    for record in results:
+        assert record.tuning is not None
+        assert {trial.record for trial in record.tuning.trials} == {trial.id for trial in trials}
+        assert record.data.splits["val"].checksum != trials[0].data.splits["val"].checksum
+    names = {path.name.partition(".")[0] for path in Path("runs/leaderboards").glob("voc-mini*")}
+    assert len([n for n in names if n.endswith("-tuned")]) == len([n for n in names if n.endswith("-trials")]) == 1
+    capsys.readouterr()
+    assert main(["sweep", "grid.yaml"]) == 0
+    assert "started" not in capsys.readouterr().out
+    assert main(["sweep", "status", "grid.yaml"]) == 0
+    assert "5" in capsys.readouterr().out

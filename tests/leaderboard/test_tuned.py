@@ -1,0 +1,86 @@
+"""A tuned row is believed only with its trials: each way to cheat is refused."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.test_records import make_record
+from wsbench.leaderboard.derive import derive
+from wsbench.leaderboard.tuned import columns, tuning_problems, working_range
+from wsbench.records import DataIdentity, MetricValue, RunRecord, SplitIdentity, Trial, Tuning
+
+RATES = {0.01: 30.0, 0.03: 42.0, 0.1: 45.0, 0.3: 20.0}
+
+
+def data(val: str) -> DataIdentity:
+    splits = {
+        "train": SplitIdentity(list="t", count=3, checksum="t"),
+        "val": SplitIdentity(list=val, count=3, checksum=val),
+    }
+    return DataIdentity(name="voc-mini-v1", splits=splits)
+
+
+def trial(rate: float, **changes: Any) -> RunRecord:
+    values: dict[str, Any] = {
+        "id": f"t{rate}", "seed": 1000, "overrides": {"model.lr": rate, "data.tuning": 0.2}, "data": data("held out"),
+        "metrics": {"miou": MetricValue(value=RATES[rate], n_eval=3, step=4)},
+    }  # fmt: skip
+    return make_record(**values | changes)
+
+
+def tuned(rate: float = 0.1, rates: tuple[float, ...] = tuple(RATES), **changes: Any) -> RunRecord:
+    trials = tuple(Trial(rate=r, seed=1000, record=f"t{r}", score=RATES[r], diverged=False) for r in rates)
+    tuning = Tuning(metric="miou", share=0.2, trials=trials, rate=rate)
+    values: dict[str, Any] = {
+        "id": "r",
+        "seed": 100,
+        "overrides": {"model.lr": rate},
+        "tuning": tuning,
+        "data": data("val"),
+    }
+    return make_record(schema_version=7, **values | changes)
+
+
+TRIALS = [trial(rate) for rate in RATES]
+
+
+def test_a_row_with_its_trials() -> None:
+    record = tuned()
+    assert tuning_problems(record, [record, *TRIALS]) == []
+    texts = derive([record, *TRIALS])
+    assert {name for name in texts if name.startswith("voc-mini")} == {
+        "voc-mini-tuned.csv", "voc-mini-tuned.wide.csv", "voc-mini-trials.csv", "voc-mini-trials.wide.csv"
+    }  # fmt: skip
+    header, row = texts["voc-mini-tuned.wide.csv"].splitlines()
+    cells = dict(zip(header.split(","), row.split(","), strict=True))
+    assert (cells["lr"], cells["trials"], cells["lr_low"], cells["lr_high"]) == ("0.1", "4", "0.03", "0.1")
+    assert "lr_low" not in texts["voc-mini-trials.wide.csv"]
+
+
+@pytest.mark.parametrize(
+    ("record", "trials", "message"),
+    [
+        (tuned(), TRIALS[1:], "its trial t0.01 .* is not published"),
+        (tuned(rate=0.03), TRIALS, "chose 0.03, the best of its trials is 0.1"),
+        (tuned(overrides={"model.lr": 0.3}), TRIALS, "its learning rate is 0.3, the tuning chose 0.1"),
+        (tuned(overrides={"model.lr": 0.1, "data.tuning": 0.2}), TRIALS, "scored on what its rate was chosen on"),
+        (tuned(seed=1000), TRIALS, "seed 1000 was used to choose its rate"),
+        (tuned(data=data("held out")), TRIALS, "t0.01 was scored on the reporting split"),
+        (tuned(norm="bn"), TRIALS, "t0.01 is of another method"),
+        (tuned(overrides={"model.lr": 0.1, "trainer.max_steps": 9}), TRIALS, "t0.01 is of another method, setting"),
+        (tuned(), [*TRIALS[:3], trial(0.3, metrics={"miou": MetricValue(value=60.0, n_eval=3, step=4)})],
+         "t0.3 does not score 20.0"),
+        (tuned(), [*TRIALS[:3], trial(0.3, overrides={"model.lr": 0.2, "data.tuning": 0.2})], "t0.3 has the rate 0.2"),
+        (tuned(), [*TRIALS, tuned(id="other", norm="bn", rates=(0.03, 0.1))], "bn .other. had other trials than gn.ws"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(record: RunRecord, trials: list[RunRecord], message: str) -> None:
+    assert any(re.search(message, problem) for problem in tuning_problems(record, [record, *trials]))
+
+
+def test_the_working_range_has_no_gap() -> None:
+    record = tuned(rates=(0.01, 0.03, 0.1, 0.3))
+    assert record.tuning is not None
+    assert working_range(record.tuning) == (0.03, 0.1)
+    assert columns([record, tuned(diverged=3)])["diverged"] == "1"
