@@ -49,11 +49,12 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
         with path.expanduser().open("rb") as file:
             text = file.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise ConfigurationError(f"{what} '{path}' has more than {LARGEST >> 20} MiB; it is no configuration")
-        content = yaml.safe_load(text.decode("utf-8"))
     except OSError as error:
         raise ConfigurationError(f"cannot read {what} '{path}': {error.strerror}") from error
+    if len(text) > LARGEST:
+        raise ConfigurationError(f"{what} '{path}' has more than {LARGEST >> 20} MiB; it is no configuration")
+    try:
+        content = yaml.safe_load(text.decode("utf-8"))
     except RecursionError as error:
         raise ConfigurationError(f"{what} '{path}' is nested too deeply; it is no configuration") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date that is none
