@@ -143,6 +143,14 @@ def test_kill_9_of_a_cell_then_of_the_sweep(data: Path) -> None:
     assert [e["event"] for e in attempts(folder)] == ["start", "end", "start", "start", "end"]
 
 
+def test_locks_of_killed_processes_are_removed(run: Path, root: Path) -> None:
+    grid = write_grid(Path(), root, {"seed": [0]})
+    for name in (CLAIM, "run.lock"):
+        (run / name).write_text("{}")
+    assert main(["sweep", grid]) == 0
+    assert not [path for path in run.iterdir() if path.suffix == ".lock"]
+
+
 @pytest.mark.slow
 def test_two_sweeps_over_one_folder_never_run_a_cell_twice(data: Path) -> None:
     grid = write_grid(Path(), data, {"seed": [0, 1]}, **{"trainer.max_steps": 20})
