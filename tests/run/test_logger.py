@@ -57,7 +57,7 @@ def test_a_run_whose_folder_is_removed_ends_with_a_sentence(
         shutil.rmtree(path.parent)
 
     monkeypatch.setattr(logger, "append_line", then_remove)
-    assert fit(root, "--trainer.log_every_n_steps", "1") == 2
+    assert fit(root, "--trainer.log_every_n_steps", "1", "--tensorboard", "false") == 2
     said = capsys.readouterr().err
     assert "is gone, removed while it ran" in said
     assert "Traceback" not in said
