@@ -22,6 +22,8 @@ from wsbench.records import DataIdentity, SplitIdentity, checksum
 
 #: samples of an optimizer step; a step of more would end in years, and is a slip of the pen
 MOST_IN_A_STEP = 1 << 20
+#: processes that load data
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,11 @@ class BenchmarkData(LightningDataModule, ABC):
         self.require_positive(micro_batch=micro_batch, effective_batch=effective_batch, eval_batch=eval_batch,
                               num_classes=num_classes or 1, steps_per_epoch=1 if steps_per_epoch is None else
                               steps_per_epoch, min_steps_per_epoch=min_steps_per_epoch)  # fmt: skip
-        if effective_batch > MOST_IN_A_STEP:
-            raise BatchError(f"--data.effective_batch {effective_batch}: at most {MOST_IN_A_STEP:,}")
+        for name, value in {"effective_batch": effective_batch, "eval_batch": eval_batch}.items():
+            if value > MOST_IN_A_STEP:
+                raise BatchError(f"--data.{name} {value}: at most {MOST_IN_A_STEP:,}")
+        if num_workers > MOST_WORKERS:
+            raise BatchError(f"--data.num_workers {num_workers}: at most {MOST_WORKERS}, each is a process")
         if num_classes == 0:
             raise BatchError("--data.num_classes must be at least 1, got 0")
         self.require_probability(max_dropped=max_dropped)

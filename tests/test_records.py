@@ -110,3 +110,24 @@ def test_every_field_is_documented() -> None:
             assert row, f"docs/records.md lacks `{name}`"
             if "description" in field:
                 assert field["description"] in text, f"docs/records.md says something else about `{name}`"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"task": "../../x"}, "none of imagenet"), ({"id": "../x"}, "id"), ({"recipe": "a/b"}, "recipe"),
+        ({"norm": "\x1b[31mgn"}, r"x1b\[31mgn' has characters"), ({"network": "a\nb"}, "no text"),
+        ({"note": "\u202egn"}, "no text"), ({"metrics": {}}, "no metrics"),
+    ],
+)  # fmt: skip
+def test_a_strangers_record(change: dict[str, object], named: str, tmp_path: Path) -> None:
+    content = json.loads(make_record().model_dump_json()) | change
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=named):
+        read_record(tmp_path / "result.json")
+
+
+def test_a_record_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("[" * 200_000)
+    with pytest.raises(RecordError, match="is not JSON"):
+        read_record(tmp_path / "result.json")

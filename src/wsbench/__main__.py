@@ -171,6 +171,9 @@ def _command(argv: Sequence[str]) -> int:
     Raises:
         UserError: whatever is wrong.
     """
+    broken = next((word for word in argv if "\0" in word), None)
+    if broken is not None:
+        raise UsageError(f"an argument holds a null byte: {broken!r}")
     argv = plugins.request(argv)
     sys.argv[1:] = argv  # the processes of DDP have the modules from the environment
     if argv[0] not in COMMANDS:
@@ -189,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     if argv is None:
         argv = sys.argv[1:]
+        os.environ["PYTHONSAFEPATH"] = "1"  # the processes that this one starts do not look there either
     else:
         sys.argv[1:] = argv
     if not argv or argv[0] in ("-h", "--help", "help"):

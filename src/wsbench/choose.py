@@ -75,14 +75,21 @@ def _at(layer: dict[str, Any], room: str, name: str) -> Any:
     return fields.get(name) if isinstance(fields, dict) else None
 
 
-def _require_imports(layers: Sequence[dict[str, Any]]) -> None:
-    """Nothing is imported because a file says so: whoever starts a run names the modules."""
-    for layer in layers:
-        names = layer.get(OPTION.removeprefix("--")) or []
-        for name in names if isinstance(names, list) else [names]:
-            if name not in requested():
-                raise ChoiceError(f"the configuration was made with {OPTION} {name}, a module that would be run; if "
-                                  f"you trust it, add {OPTION} {name}")  # fmt: skip
+def require_no_imports(layer: dict[str, Any], remedy: str = "") -> None:
+    """Nothing is imported because a file says so: whoever starts a run names the modules.
+
+    Args:
+        layer: a configuration.
+        remedy: how one who trusts it says so; default: by the option.
+
+    Raises:
+        ChoiceError: it names a module that was not asked for.
+    """
+    names = layer.get(OPTION.removeprefix("--")) or []
+    for name in names if isinstance(names, list) else [names]:
+        if name not in requested():
+            raise ChoiceError(f"the configuration was made with {OPTION} {name}, a module that would be run; if you "
+                              f"trust it, {remedy or f'add {OPTION} {name}'}")  # fmt: skip
 
 
 def _one_of(value: Any, choices: Sequence[str], option: str) -> str:
@@ -132,7 +139,7 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
         if config.is_file():
             beside = (str(config),)
             content = read_yaml(config, "the run's configuration")
-            _require_imports([content])
+            require_no_imports(content)
             own = (getattr(known, "model.network"), *(_at(layer, "model", "network") for layer in layers))
             if not any(own):
                 meant = known.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
@@ -142,7 +149,8 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
             taken = (_as_file(layer),)
             layers = [layer, *layers]
 
-    _require_imports(layers)
+    for layer in layers:
+        require_no_imports(layer)
 
     def find(name: str) -> Any:
         if getattr(known, name, None) is not None:

@@ -102,6 +102,8 @@ class FinishedError(Exception):
 
 def canonical_norm(text: str) -> str:
     """A normalization spec such as gn+ws."""
+    if not isinstance(text, str):  # of a configuration
+        raise argparse.ArgumentTypeError(f"--norm {text}: expected a specification such as gn+ws")
     try:
         return str(NormSpec.parse(text))
     except SpecError as error:
@@ -112,6 +114,8 @@ def checkpoint_interval(text: str) -> str:
     """How often checkpoints are written: 10m, 500, never."""
     try:
         Every.parse(str(text))
+    except OverflowError as error:
+        raise argparse.ArgumentTypeError(f"--checkpoint_every {text}: too long") from error
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"--checkpoint_every {error}") from error
     return str(text)
@@ -234,6 +238,8 @@ class BenchmarkCLI(LightningCLI):
         if self.subcommand != "fit":
             self._before_evaluation(settings)
             return
+        if not settings.runs or settings.runs.startswith("~"):
+            raise UsageError(f"--runs '{settings.runs}': expected a folder, without ~")
         trainer = settings.trainer
         endless = all(end in (None, -1) for end in (trainer.max_steps, trainer.max_epochs))
         if trainer.max_epochs is None and endless:  # Lightning would take 1,000 epochs
@@ -356,8 +362,13 @@ class BenchmarkCLI(LightningCLI):
         if settings.sync_batchnorm:
             given.append(SyncBatchNorms())
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
-            given.append(WholeCheckpoints())
+            given.append(WholeCheckpoints(self._folders_of_checkpoints))
         return super().instantiate_trainer(**kwargs | {"plugins": given, "max_time": None})
+
+    def _folders_of_checkpoints(self) -> list[Any]:
+        """Where this run's checkpoints lie, by its own command line."""
+        callbacks = getattr(self.trainer, "checkpoint_callbacks", [])
+        return [self.folder, *(getattr(callback, "dirpath", None) for callback in callbacks)]
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer; data that was read to find out what the run is stays the run's."""
@@ -706,6 +717,9 @@ def _run(argv: Sequence[str]) -> Path | None:
             f"a process that loads data has died ({str(error).splitlines()[0]}); is there enough memory (also shared: "
             "/dev/shm)? --data.num_workers 0 loads in this process and shows what is wrong"
         ) from error
+    except BaseException:
+        lock.discard(run_folder.STARTED)
+        raise
     finally:
         finish()
         lock.release()

@@ -18,7 +18,7 @@ def script(shell: str, trainer: tuple[str, ...]) -> str:
     parser = argparse.ArgumentParser(prog="wsbench", add_help=False)
     below = parser.add_subparsers()
     for name in trainer:
-        one = below.add_parser(name, add_help=False)
+        one = below.add_parser(name, add_help=False, help=name)
         for option in fields.names():
             choices = {"--task": TASKS, "--recipe": RECIPES}.get(option)
             action = one.add_argument(option, choices=choices)
@@ -30,9 +30,9 @@ def script(shell: str, trainer: tuple[str, ...]) -> str:
     for name, make in commands.PARSERS.items():
         first, _, second = name.partition(" ")
         if not second:
-            own = below.add_parser(first, parents=[make()], add_help=False)
+            own = below.add_parser(first, parents=[make()], add_help=False, help=name)
             if any(other.startswith(f"{first} ") for other in commands.PARSERS):
                 groups[first] = own.add_subparsers()
         else:
-            groups[first].add_parser(second, parents=[make()], add_help=False)
+            groups[first].add_parser(second, parents=[make()], add_help=False, help=second)
     return str(shtab.complete(parser, shell=shell))

@@ -7,8 +7,14 @@ from collections.abc import Callable
 
 #: how torch wraps an exception of a DataLoader's worker: where it happened, and the worker's traceback as text
 _WRAPPED = re.compile(r"Caught (?P<name>\w+) in .+?\.\nOriginal Traceback", re.DOTALL)
+#: characters that a terminal obeys, and halves of characters
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 #: characters of somebody else's message, at most
 _LONGEST = 400
+
+
+#: files whose complaints are about options: what wsbench hands on to them is what the user has given
+_OTHERS = ("/lightning/pytorch/", "/lightning/fabric/", "/jsonargparse/", "/torch/distributed/", "/pathlib")
 
 
 class UserError(Exception):
@@ -35,6 +41,11 @@ def _message(text: str) -> str:
     return text[said[-1].end() :].rstrip("\n") if said else text
 
 
+def printable(text: str) -> str:
+    """Text with what would move a terminal's cursor, or change its colours, written out; line breaks stay."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def shortened(text: str) -> str:
     """Somebody else's message as one line that is not too long."""
     flat = " ".join(text.split())
@@ -53,13 +64,28 @@ def for_the_user(error: BaseException) -> UserError | None:
         named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         files = " and ".join(f"'{name}'" for name in named)
         return UserError(f"{files}: {error.strerror}" if files else f"{error.strerror} (WSBENCH_DEBUG=1 shows where)")
+    where = _innermost(error)
+    if isinstance(error, ValueError | TypeError | RuntimeError | KeyError) and any(part in where for part in _OTHERS):
+        return UserError(f"{shortened(str(error))} (as {_name_of(where)} says; WSBENCH_DEBUG=1 shows where)")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first = shortened(str(error)).partition(". ")[0]
-        where = f" ({first})" if first else ""
-        return UserError(f"memory is used up{where}; lower --data.micro_batch, the size of samples, or the network")
+        why = f" ({first})" if first else ""
+        return UserError(f"memory is used up{why}; lower --data.micro_batch, the size of samples, or the network")
     if type(error).__name__ == "MisconfigurationException" and type(error).__module__.startswith("lightning"):
         return UserError(f"Lightning refuses its options: {shortened(str(error))}")
     return None
+
+
+def _innermost(error: BaseException) -> str:
+    """The file in which an error was raised."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return "" if at is None else at.tb_frame.f_code.co_filename.replace(os.sep, "/")
+
+
+def _name_of(path: str) -> str:
+    return next(part.strip("/").split("/")[0] for part in _OTHERS if part in path)
 
 
 def exit_status(work: Callable[[], int]) -> int:
@@ -75,5 +101,5 @@ def exit_status(work: Callable[[], int]) -> int:
         said = for_the_user(error)
         if said is None or os.environ.get("WSBENCH_DEBUG"):
             raise
-        print(f"wsbench: {said.label}{said}", file=sys.stderr)
+        print(printable(f"wsbench: {said.label}{said}"), file=sys.stderr)
         return said.exit_status

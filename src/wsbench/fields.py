@@ -54,9 +54,9 @@ _LIGHTNING = (
     Field("print_config", "", "", "print the resolved configuration and stop"),
 )
 _UNLISTED = ("help", "trainer", "model", "data", "weights_only", "verbose", "return_predictions", "data.seed",
-             "model.norm", "data.masks")  # fmt: skip
+             "model.norm", "data.masks", "model.num_classes", "model.segments")  # fmt: skip
 #: fields that follow others
-_LINKED = {"model": ("norm",), "data": ("seed", "masks")}
+_LINKED = {"model": ("norm", "num_classes", "segments"), "data": ("seed", "masks")}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class _Class:
     summary: str
     fields: tuple[Field, ...]
     takes_more: bool
+    fixes: frozenset[str]
+    """Arguments that it gives to its base by itself."""
     task: str | None
 
 
@@ -116,7 +118,11 @@ def _class(node: ast.ClassDef) -> _Class:
     bases = tuple(ast.unparse(base) for base in node.bases)
     more = init is None or init.args.kwarg is not None
     summary = (ast.get_docstring(node) or "").partition("\n")[0]
-    return _Class(bases, summary, tuple(fields), more, None if task is None else str(task))
+    fixed: set[str] = set()
+    for call in ast.walk(init) if init is not None else ():
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+            fixed |= {keyword.arg for keyword in call.keywords if keyword.arg is not None}
+    return _Class(bases, summary, tuple(fields), more, frozenset(fixed), None if task is None else str(task))
 
 
 @cache
@@ -135,7 +141,7 @@ def _with_inherited(name: str, classes: Mapping[str, _Class]) -> Iterator[Field]
     if one.takes_more:
         for base in one.bases:
             if base in classes:
-                yield from _with_inherited(base, classes)
+                yield from (field for field in _with_inherited(base, classes) if field.name not in one.fixes)
 
 
 @cache

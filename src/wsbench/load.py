@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from wsbench import fields
-from wsbench.choose import ChoiceError
+from wsbench.choose import ChoiceError, require_no_imports
 from wsbench.datamodules import DATA_CLASSES, BenchmarkData
+from wsbench.errors import UserError, shortened
 from wsbench.norms import NormMismatchError
 from wsbench.run.folder import CONFIG, data_options, model_options
 from wsbench.run.foreign import described, read_yaml, require_harmless_network
@@ -33,7 +34,9 @@ def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[st
         raise ChoiceError(str(error)) from error
     settings = read_yaml(path, "the run's configuration")
     if config is None:  # beside the checkpoint, from wherever that is
-        require_harmless_network(settings, path, settings.get("task"), f"name the file: --config {path}")
+        remedy = f"name the file: --config {path}"
+        require_no_imports(settings, f"{remedy}, and add the module")
+        require_harmless_network(settings, path, settings.get("task"), remedy)
         settings = described(settings, path, training=False)
     if settings.get("task") not in TASK_CLASSES or not isinstance(settings.get("model"), dict):
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
@@ -68,7 +71,14 @@ def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTas
 
 def build_task(settings: dict[str, Any]) -> BenchmarkTask:
     """The task of a run's configuration, with the weights that it has before any checkpoint is loaded."""
-    return TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
+    try:
+        return TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ChoiceError(
+            f"the run's configuration makes no {settings['task']} model: {shortened(str(error))}"
+        ) from error
 
 
 def load_weights(task: BenchmarkTask, content: dict[str, Any], checkpoint: Path) -> None:

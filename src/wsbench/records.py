@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from wsbench.errors import UserError
+from wsbench.errors import UserError, printable
 from wsbench.migration import LABELS
 
 SCHEMA_VERSION = 7
@@ -26,7 +26,17 @@ class RecordError(UserError, ValueError):
 
 
 class _Strict(BaseModel):
+    """Text in it is shown in terminals and pages, and names files: no control characters, no halves of characters."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        lines = info.field_name in ("note", "command")
+        if isinstance(value, str) and (value != printable(value) or ("\n" in value and not lines)):
+            raise ValueError(f"'{printable(value[:80])}' has characters that are no text")
+        return value
 
 
 class BatchNumbers(_Strict):
@@ -66,7 +76,7 @@ class SplitIdentity(_Strict):
 class DataIdentity(_Strict):
     """A dataset and its splits."""
 
-    name: str = Field(description="voc2012, voc-mini-v1 (the miniature), custom")
+    name: str = Field(pattern=r"^[\w.-]+$", description="voc2012, voc-mini-v1 (the miniature), custom")
     splits: dict[str, SplitIdentity] = Field(description="train and val")
 
 
@@ -146,9 +156,9 @@ class RunRecord(_Strict):
     """One finished run."""
 
     schema_version: Literal[1, 2, 3, 4, 5, 6, 7] = Field(7, description="version of this schema")
-    id: str = Field(description="content hash of task, recipe, overrides, norm, seed and data")
+    id: str = Field(pattern=r"^[\w.+-]+$", description="content hash of task, recipe, overrides, norm, seed and data")
     task: str = Field(description="imagenet, something, voc, modelnet40, coco")
-    recipe: str = Field(description="paper, small or mini")
+    recipe: str = Field(pattern=r"^[\w-]+$", description="paper, small or mini")
     recipe_digest: str = Field("", description="SHA-256 of the recipe's content; empty before version 4")
     overrides: dict[str, Any] = Field(
         description="fields that differ from the recipe and change numbers; norm, seed, and where it ran aside"
@@ -190,6 +200,14 @@ class RunRecord(_Strict):
     )
     tuning: Tuning | None = Field(None, description="how its learning rate was chosen; null: it was not tuned")
     note: str = Field("", description="what its publisher says about it, for instance why it renews an earlier one")
+
+    @model_validator(mode="after")
+    def _of_a_task(self) -> "RunRecord":
+        if self.task not in HEADLINES:
+            raise ValueError(f"task: '{printable(self.task)}' is none of {', '.join(HEADLINES)}")
+        if not self.metrics or "val" not in self.data.splits:
+            raise ValueError("it has no metrics, or its data no split val")
+        return self
 
     @property
     def labelled_norm(self) -> str:
@@ -291,5 +309,5 @@ def read_record(path: Path) -> RunRecord:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
         raise RecordError(f"'{path}' is not a record of schema version 1 to {SCHEMA_VERSION}: {problems}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"'{path}' is not JSON: {error}") from error

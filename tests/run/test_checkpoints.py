@@ -153,3 +153,55 @@ def test_a_damaged_last_one_is_replaced_by_the_one_before(
         assert same(weights("runs"), weights("whole"))
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_a_checkpoint_names_is_not_removed_outside_the_run(tmp_path: Path) -> None:
+    """Lightning's callbacks restore from a checkpoint which files are theirs, and remove those."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        folder.mkdir()
+        (folder / "best.ckpt").write_text("x")
+    (other / "docs").mkdir()
+    (other / "notes.txt").write_text("x")
+    (run / "link.ckpt").symlink_to(other / "best.ckpt")
+    (run / "notes.txt").write_text("x")
+    io = WholeCheckpoints(lambda: [run, None])
+    for path in (
+        other / "best.ckpt", other / "notes.txt", other / "docs", f"local://{other}/docs", f"file://{other}/best.ckpt",
+        run / ".." / "other" / "best.ckpt", run / "link.ckpt", run / "notes.txt", run, run / "none.ckpt", "",
+    ):  # fmt: skip
+        io.remove_checkpoint(path)
+    assert sorted(p.name for p in other.iterdir()) == ["best.ckpt", "docs", "notes.txt"]
+    assert sorted(p.name for p in run.iterdir()) == ["best.ckpt", "link.ckpt", "notes.txt"]
+    io.remove_checkpoint(run / "best.ckpt")
+    assert not (run / "best.ckpt").exists()
+    WholeCheckpoints().remove_checkpoint(other / "best.ckpt")
+    assert (other / "best.ckpt").exists(), "without a folder of its own nothing is removed"
+
+
+def test_a_strangers_checkpoint_removes_nothing(
+    tiny_roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tiny_roots["imagenet"]
+    with monkeypatch.context() as patch:
+        at_micro_step(patch, 11, kill(15))
+        assert main([*line(root), "--checkpoint_every", "1"]) == 143
+    (folder,) = Path("runs/imagenet").iterdir()
+    victim = tmp_path / "victim" / "best.ckpt"
+    victim.parent.mkdir()
+    victim.write_text("mine")
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    for state in content["callbacks"].values():
+        if isinstance(state, dict) and "best_model_path" in state:
+            named = str(folder / ".." / ".." / ".." / "victim" / "best.ckpt")
+            state |= {
+                "best_model_path": named,
+                "kth_best_model_path": f"local://{victim.parent}",
+                "best_k_models": {f"local://{victim.parent}": torch.tensor(99.0)},
+                "last_model_path": named,
+            }
+            state.pop("dirpath", None)  # fmt: skip
+    torch.save(content, tmp_path / "stranger.ckpt")
+    assert main([*line(root), "--ckpt_path", str(tmp_path / "stranger.ckpt")]) == 0
+    assert victim.read_text() == "mine"

@@ -18,6 +18,9 @@ from wsbench.norms import GradientTap, NormalizedLayer, NormSpec
 from wsbench.records import write_atomically
 from wsbench.run.folder import CHANNELS, snapshot_name
 
+#: checkpoints that are kept of a run
+MOST_SNAPSHOTS = 10_000
+
 
 def check_options(norm: str, analysis: bool, snapshots: int, compiled: bool, endless: bool) -> None:
     """Refuse what a run cannot be measured under, before it is begun.
@@ -32,8 +35,10 @@ def check_options(norm: str, analysis: bool, snapshots: int, compiled: bool, end
     Raises:
         SharesError: names the option and what to do.
     """
-    if snapshots == 1 or snapshots < 0:
-        raise SharesError(f"--snapshots {snapshots}: 0, or at least 2 (the first and the last step)")
+    if snapshots == 1 or not 0 <= snapshots <= MOST_SNAPSHOTS:
+        raise SharesError(
+            f"--snapshots {snapshots}: 0, or at least 2 (the first and the last step) and at most {MOST_SNAPSHOTS:,}"
+        )
     if snapshots and endless:
         raise SharesError("--snapshots are spread evenly over the run; say its length with --trainer.max_steps or "
                           "--trainer.max_epochs")  # fmt: skip

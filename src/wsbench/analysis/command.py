@@ -18,7 +18,9 @@ from wsbench.analysis.curvature import NETWORK
 from wsbench.analysis.shares import PARTS
 from wsbench.choose import CASE_STUDY, ChoiceError, choose
 from wsbench.datamodules import DATA_CLASSES
+from wsbench.errors import shortened
 from wsbench.norms import NormSpec
+from wsbench.options import UsageError
 from wsbench.records import RECORD_NAME, write_text_atomically
 from wsbench.run.folder import ANALYSIS, CONFIG, snapshots
 from wsbench.run.provenance import commit_of_tree
@@ -136,6 +138,26 @@ def _run(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> None:
         out.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
+def _require_options(args: argparse.Namespace) -> None:
+    """Refuse at once what would fail after an hour of training."""
+    for name in ("samples", "probes", "snapshots"):
+        least = 2 if name == "snapshots" else 1
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} {getattr(args, name)}: at least {least}")
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {args.device}: {shortened(str(error))}") from error
+    if args.norm is not None:
+        specs = [part for part in args.norm.split(",") if part]
+        if not specs or len(set(specs)) < len(specs):
+            raise UsageError(f"--norm '{args.norm}': expected specs, each once, separated by commas")
+    made = [folder for folder in (args.output, *args.output.parents) if not folder.exists()]
+    args.output.mkdir(parents=True, exist_ok=True)
+    for folder in made:  # it was only to see whether that can be done
+        folder.rmdir()
+
+
 def main(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> int:
     """Train where that is asked for, measure, draw; returns 0.
 
@@ -145,5 +167,6 @@ def main(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> int:
         fit: trains a run from options of ``fit`` and returns its folder.
     """
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _require_options(args)
     _run(args, rest, fit)
     return 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
 from wsbench.choose import ChoiceError
+from wsbench.errors import UserError, shortened
 from wsbench.load import build_task, read_settings
 from wsbench.models.by_name import classifier, is_named
 from wsbench.models.by_name import example as image
@@ -144,6 +145,8 @@ def _print(diagnosis: Diagnosis) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Returns 0 without findings, 1 with."""
+    if args.micro_batch is not None and args.micro_batch < 1:
+        raise ChoiceError(f"--micro_batch {args.micro_batch}: at least 1")
     path = Path(args.target).expanduser()
     of_model = (args.norm, args.example, args.ckpt_path, args.init_from, args.micro_batch)
     if path.is_file():
@@ -155,7 +158,13 @@ def main(args: argparse.Namespace) -> int:
         raise ChoiceError(f"'{path}' does not exist")
     else:
         subject = subject_of_model(args)
-    diagnosis = diagnose(subject)
+    try:
+        diagnosis = diagnose(subject)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, UserError) or not args.example:
+            raise
+        said = shortened(str(error))
+        raise ChoiceError(f"'{args.target}' does not take an input of shape {args.example}: {said}") from error
     if args.json:
         print(json.dumps([asdict(check) for check in diagnosis.checks], indent=1))
     else:

@@ -143,15 +143,18 @@ def main(args: argparse.Namespace) -> int:
     """Export, and say what was written; returns 0."""
     checkpoint = Path(args.ckpt_path)
     output = Path(args.output) if args.output else checkpoint.with_suffix(SUFFIXES[args.format])
+    output = output.expanduser()
+    if output.exists() and not output.is_file():
+        raise ExportError(f"--output '{output}' is no file; name one that may be written")
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     task, settings = load_run(checkpoint, None if args.config is None else Path(args.config))
-    done = export(task, settings, args.format, output.expanduser())
+    done = export(task, settings, args.format, output)
     out = console()
     out.print(
         f"{task.network_name}, {task.spec}: {done.folded} weights baked in, none is computed in the graph", markup=False
     )
     out.print(f"input: {done.input}", markup=False, soft_wrap=True)
     out.print(f"largest difference to PyTorch: {done.difference:.1e} of the largest value of an output")
-    out.print(f"wrote {output} ({output.expanduser().stat().st_size / 2**20:.1f} MiB)", soft_wrap=True, markup=False)
+    out.print(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)", soft_wrap=True, markup=False)
     return 0

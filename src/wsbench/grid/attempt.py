@@ -102,7 +102,7 @@ def _attempt(
 
 def _start(line: list[str], log: IO[bytes], environment: Mapping[str, str] | None) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "wsbench", *line],
+        [sys.executable, "-P", "-m", "wsbench", *line],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsbench.errors import UserError
+from wsbench.errors import UserError, printable
 from wsbench.grid import plan as plans
 from wsbench.grid import show
 from wsbench.grid.cells import CLAIM, Cell, Status, now, status
-from wsbench.grid.definition import Definition, GridError, load, sweep_names
+from wsbench.grid.definition import RESERVED, Definition, GridError, load, sweep_names
 from wsbench.grid.launcher import Launcher
 from wsbench.grid.local import LocalLauncher, options_of
 from wsbench.grid.tuned import DIVERGED, Protocol, methods
@@ -68,6 +68,14 @@ def _launcher(args: argparse.Namespace) -> Launcher:
 
 
 def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plans.Choice:
+    for option in RESERVED:
+        if any(word.split("=")[0] == f"--{option}" for word in further):
+            raise GridError(f"--{option} behind -- : the sweep sets it" + (" (--runs)" if option == "runs" else ""))
+    if args.runs.exists() and not args.runs.is_dir():
+        raise GridError(f"--runs '{args.runs}' is a file; name a folder")
+    twice = next((name for name, _ in args.axis if [n for n, _ in args.axis].count(name) > 1), None)
+    if twice is not None:
+        raise GridError(f"--axis {twice} is said twice")
     if args.records is not None and not args.records.is_dir():
         raise GridError(f"--records '{args.records}' is not a folder")
     return plans.Choice(
@@ -159,13 +167,16 @@ def _status(
             ids = " ".join(dict.fromkeys(f"{c['task']}/{c['id']}" for c in left))
             out.print(f"no longer cells of this sweep, kept: {ids}", soft_wrap=True)
         return
+    if args.runs.exists() and not args.runs.is_dir():
+        raise GridError(f"--runs '{args.runs}' is a file; name a folder")
     folders = sorted(path.parent for path in (args.runs / plans.SWEEPS).glob(f"*/{plans.PLAN}"))
     if not folders:
         out.print(f"no sweep was run in '{args.runs}'; `wsbench sweep list` names some")
     for folder in folders:
         history = folder / HISTORY
         last = ([*read_lines(history)] or [{}])[-1] if history.exists() else {}
-        out.print(f"{folder.name}: {last.get('states', 'being run')}, last ended {last.get('ended', '-')}")
+        line = f"{folder.name}: {last.get('states', 'being run')}, last ended {last.get('ended', '-')}"
+        out.print(printable(line), markup=False)
 
 
 def _list() -> None:

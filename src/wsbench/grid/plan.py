@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import wsbench
 from wsbench.choose import RECIPES, ChoiceError
@@ -23,8 +23,8 @@ Resolve = Callable[[Sequence[str]], Resolved]
 
 class _WrittenCell(BaseModel):
     options: dict[str, Any]
-    id: str
-    task: str
+    id: str = Field(pattern=r"^([0-9a-f]{12}|\?)$")
+    task: str = Field(pattern=r"^[a-z0-9]+$")
     argv: list[str] = []
     steps: int | None = None
 
@@ -33,7 +33,7 @@ class _Written(BaseModel):
     """A plan on disk; fields that earlier versions did not write have defaults."""
 
     asked: str = ""
-    written: str = ""
+    written: str = Field("", pattern=r"^[\w:+-]*$")
     reason: str = ""
     about: str = ""
     cells: list[_WrittenCell] = []

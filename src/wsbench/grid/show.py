@@ -6,8 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
+from wsbench.errors import printable
 from wsbench.grid.cells import LOG, STATES, Cell, Status
 from wsbench.grid.launcher import Event
 from wsbench.grid.plan import Plan
@@ -49,7 +51,9 @@ def table(plan: Plan, statuses: Mapping[str, Status], all_of_them: bool) -> None
             took = duration(status.seconds) if status.seconds is not None else "-"
             when = status.when[:16].replace("T", " ") or "-"
             state = f"[{_COLOUR[status.state]}]{status.state}[/]"
-            rows.add_row(labels[cell.id], state, took, when, cell.id, status.note.replace("[", r"\["))
+            text = (labels[cell.id], took, when, cell.id, status.note)
+            name, took, when, identity, note = (escape(printable(part)) for part in text)
+            rows.add_row(name, state, took, when, identity, note)
         out.print(rows)
     total = sum(s.seconds or 0 for s in statuses.values() if s.state == "done")
     out.print(f"{counts(list(statuses.values()))}; the finished ones ran {duration(total)} in all")

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 
+from rich.markup import escape
 from rich.table import Table
 
 from wsbench.leaderboard.check import check
@@ -39,7 +40,8 @@ def _derive(args: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if column in ("table", "norm", "metric") else "right")
     found = groups(find_records(folders))
     for group in found:
-        table.add_row(*_line(group, PAPER[group.first.task].headline))
+        if group.spread(PAPER[group.first.task].headline) is not None:
+            table.add_row(*map(escape, _line(group, PAPER[group.first.task].headline)))
     if found:
         console().print(table)
     else:
@@ -74,10 +76,10 @@ def _compare(args: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if column in ("table", "metric", "in words") else "right")
     for one in found:
         over, batch = one.test, one.first.first.batch
-        table.add_row(
+        table.add_row(*map(escape, (
             one.first.table, f"{batch.micro_batch} of {batch.effective_batch}", one.metric, str(over.n),
             f"{over.mean:+.2f}", f"{over.low:+.2f} to {over.high:+.2f}", f"{one.p:.3f}", one.words(),
-        )  # fmt: skip
+        )))  # fmt: skip
     console().print(table)
 
 

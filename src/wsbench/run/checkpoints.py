@@ -4,12 +4,13 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -28,8 +29,28 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the target, flushes to the disk, renames. ``last.ckpt`` keeps the one before as ``previous.ckpt``.
 
     Lightning's own writes into the temporary folder and moves: between file systems that truncates the good checkpoint
-    and copies over it. Reading runs no code: weights_only.
+    and copies over it. Reading runs no code: weights_only. Removing removes checkpoints in the run's own folders only:
+    which ones a callback takes for its own is restored from the checkpoint that a run resumes from, whoever made that.
+
+    Args:
+        folders: in which checkpoints may be removed; asked when one is to be.
     """
+
+    def __init__(self, folders: Callable[[], Iterable[Any]] = tuple) -> None:
+        super().__init__()
+        self._folders = folders
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint of the run; anything else stays, with a warning."""
+        target = Path(str(path))
+        allowed = [Path(folder).resolve() for folder in self._folders() if folder]
+        # the file's own name, in a folder that is one of these: no protocol, no link, no way up
+        if (target.name in ("", "..") or target.parent.resolve() not in allowed or target.suffix != ".ckpt"
+                or target.is_symlink() or not target.is_file()):  # fmt: skip
+            if target.exists() or "://" in str(path):
+                rank_zero_warn(f"'{path}' is no checkpoint in this run's folder, and is not removed")
+            return
+        target.unlink(missing_ok=True)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write it.

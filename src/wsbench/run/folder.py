@@ -19,6 +19,8 @@ ANALYSIS = "analysis.jsonl"
 CHANNELS = "analysis"
 #: what services of tracking call the run
 TRACKING = "tracking.json"
+#: what a run writes before its first step
+STARTED = (CONFIG, NORMS, TRACKING, "hparams.yaml")
 FILES = (CONFIG, NORMS, METRICS, ANALYSIS, LAST, PREVIOUS, BEST)
 
 #: Fields of the model that follow another field. A saved configuration has only the other one.

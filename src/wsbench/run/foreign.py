@@ -83,8 +83,9 @@ def described(content: Mapping[str, Any], path: Path, training: bool) -> dict[st
     """
     taken = {name: content[name] for name in ("task", "recipe", "norm", "seed_everything", *FLOAT32) if name in content}
     for name, value in taken.items():
-        if not _is_scalar(value):
-            raise ConfigurationError(f"'{path}': '{name}' must be one value")
+        kind = int if name == "seed_everything" else bool if name == "tf32_convolutions" else str
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise ConfigurationError(f"'{path}': '{name}' must be {_KINDS[kind]}")
     trainer = _TRAINER if training else ("precision", "sync_batchnorm")
     for room in ("data", "model", "trainer"):
         fields = content.get(room)
@@ -103,6 +104,9 @@ def described(content: Mapping[str, Any], path: Path, training: bool) -> dict[st
                 )
             taken[room][name] = value
     return taken
+
+
+_KINDS = {int: "a number", bool: "true or false", str: "text"}
 
 
 def _is_scalar(value: object) -> bool:

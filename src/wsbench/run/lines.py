@@ -38,6 +38,6 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
         if not isinstance(step, int):
             continue
         for name, value in values.items():
-            with contextlib.suppress(TypeError, ValueError):  # somebody else's line
+            with contextlib.suppress(TypeError, ValueError, OverflowError):  # somebody else's line
                 series.setdefault(name, {})[step] = float(value)  # infinity is text in JSON
     return series

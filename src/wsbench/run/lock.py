@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ def _try(path: Path) -> int | None:
         pass
     os.close(handle)
     return None
+
+
+def discard(started: Sequence[str]) -> None:
+    """Of the folders that this process has and made, empty those in which nothing but ``started`` was written."""
+    for path in _held:
+        folder = path.parent
+        if folder not in _made or not folder.is_dir():
+            continue
+        written = [entry for entry in folder.iterdir() if entry != path]
+        if all(entry.name in started or entry.name.startswith("events.out.") for entry in written):
+            for entry in written:
+                entry.unlink()
 
 
 def release() -> None:

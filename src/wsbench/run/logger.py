@@ -15,8 +15,9 @@ from wsbench.run.folder import METRICS
 from wsbench.run.lines import append_line, read_lines
 
 
-def _key(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, sort_keys=True)
+def _place(line: Mapping[str, Any]) -> str:
+    """What a line is about: its step and its metrics."""
+    return f"{line.get('step')} {' '.join(sorted(line))}"
 
 
 class LogError(UserError, OSError):
@@ -37,7 +38,9 @@ class JSONLLogger(Logger):
         super().__init__()
         self._folder = folder
         path = folder / METRICS
-        self._there = {_key(line) for line in read_lines(path)} if path.is_file() else set()
+        self._there: dict[str, str] = {}
+        for line in read_lines(path) if path.is_file() else ():
+            self._there[_place(line)] = json.dumps(line, sort_keys=True)
 
     @property
     def name(self) -> str:
@@ -63,7 +66,8 @@ class JSONLLogger(Logger):
         """Append one line."""
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        if _key(line) in self._there:
+        text = json.dumps(line, sort_keys=True)
+        if self._there.get(_place(line)) == text:
             return
         if not self._folder.is_dir():
             raise LogError(
@@ -74,4 +78,4 @@ class JSONLLogger(Logger):
         except OSError as error:
             raise LogError(f"the log '{self._folder / METRICS}' cannot be written: {error.strerror}; make room (or the "
                            "folder writable) and start the same command with --ckpt_path auto") from error  # fmt: skip
-        self._there.add(_key(line))
+        self._there[_place(line)] = text

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
+from wsbench.errors import UserError, shortened
 from wsbench.parts import mlflow, wandb
 from wsbench.records import write_text_atomically
 from wsbench.run.folder import TRACKING
@@ -52,12 +53,13 @@ def loggers(
     if with_wandb:
         wandb()
         identity = _kept(folder, "wandb", f"{folder.name}-{secrets.token_hex(3)}", rank)
-        made.append(
-            WandbLogger(
-                project=PROJECT, name=name, id=identity, save_dir=folder, resume="allow", tags=list(words.values()),
-                log_model=False,
-            )
+        logger = WandbLogger(
+            project=PROJECT, name=name, id=identity, save_dir=folder, resume="allow", tags=list(words.values()),
+            log_model=False,
         )  # fmt: skip
+        if not rank:
+            _start(logger)
+        made.append(logger)
     if with_mlflow:
         made.append(_mlflow(folder, name, words, rank))
     return made
@@ -72,6 +74,16 @@ def finish() -> None:
 def _tracking(folder: Path) -> dict[str, str]:
     path = folder / TRACKING
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _start(logger: WandbLogger) -> None:
+    """Start W&B's run now, and say what it says where that fails: no login, no network."""
+    from wandb.errors import Error
+
+    try:
+        _ = logger.experiment
+    except Error as error:
+        raise UserError(f"--wandb: {shortened(str(error))}; WANDB_MODE=offline logs without it") from error
 
 
 def _kept(folder: Path, service: str, identity: str, rank: int) -> str:

@@ -158,6 +158,11 @@ def evaluation_metrics(task: Any) -> dict[str, MetricValue]:
     }
 
 
+def as_text(value: Any) -> Any:
+    """A cell of a CSV file that no spreadsheet takes for a formula: names of classes and files may be a stranger's."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
 class PredictionFiles(BasePredictionWriter):
     """Writes each prediction as it comes, by the task's ``write_prediction(prediction, folder)``.
 
@@ -175,7 +180,8 @@ class PredictionFiles(BasePredictionWriter):
         """Write one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.written += pl_module.write_prediction(prediction, self.folder)
-        self._rows.append({"file": prediction["path"], **pl_module.prediction_row(prediction)})
+        row = {"file": prediction["path"], **pl_module.prediction_row(prediction)}
+        self._rows.append({name: as_text(value) for name, value in row.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of all, of each device its own."""
