@@ -66,6 +66,7 @@ def request(argv: Sequence[str]) -> list[str]:
         found.append(value)
     if found:
         os.environ[VARIABLE] = ",".join(dict.fromkeys(found))
+        search_here()  # a configuration may name classes of these modules
     return rest
 
 
