@@ -68,8 +68,8 @@ class Folder:
         self.here = world.folder.parent / "attacks" / str(number)
         self.run = self.here / "downloaded"
         shutil.copytree(world.run, self.run)
-        self.canary = self.here / "outside" / "canary"
-        self.canary.parent.mkdir()
+        self.canary = world.folder.parent / "canaries" / str(number) / "canary"
+        self.canary.parent.mkdir(parents=True)
         self.checkpoint = self.run / "last.ckpt"
         for place in (self.here, self.run):
             (place / f"evil_{number}.py").write_text(MODULE.format(canary=str(self.canary)))
@@ -243,7 +243,16 @@ def attacks(world: World) -> Iterator[Attack]:
     plan.mkdir(parents=True)
     (plan / "plan.json").write_text(
         json.dumps(
-            {"cells": [{"options": {}, "id": "../../../outside/canary", "task": "..", "argv": ["--import", f.module]}]}
+            {
+                "cells": [
+                    {
+                        "options": {},
+                        "id": f"../../../../canaries/{number}/canary",
+                        "task": "..",
+                        "argv": ["--import", f.module],
+                    }
+                ]
+            }
         )
     )
     yield Attack(
@@ -271,14 +280,16 @@ def campaign(world: World, seed: int, seconds: float, most: int | None = None) -
             if time.monotonic() > deadline:
                 return found
             before, start = tree(attack.canary.parent), time.perf_counter()
+            left: list[str] = []
             if attack.fresh:
                 said, traceback = _fresh(attack, line)
             else:
                 moved = World(attack.folder, world.roots, world.run, world.broken)
                 outcome = run(moved, line)
-                said, traceback = outcome.said, outcome.traceback
+                said, traceback, left = outcome.said, outcome.traceback, outcome.left  # which it has removed
             for module in [name for name in sys.modules if name.startswith("evil_")]:
                 del sys.modules[module]
-            worked = tree(attack.canary.parent) != before
+            outside = [name for name in left if name.startswith(str(attack.canary.parent))]
+            worked = bool(outside) or tree(attack.canary.parent) != before
             found.append(Finding(attack.name, tuple(line), worked, said, traceback, time.perf_counter() - start))
     return found

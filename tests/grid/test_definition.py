@@ -48,7 +48,7 @@ def test_batch_keeps_the_effective_batch() -> None:
 
 
 def test_every_sweep_expands() -> None:
-    assert sweep_names() == sorted([*(f"table{n}" for n in range(1, 9)), "mini", "batch", "rivals"])
+    assert sweep_names() == sorted([*(f"table{n}" for n in range(1, 9)), "mini", "batch", "rivals", "tuned"])
     for name in sweep_names():
         for each in load(name).grids.values():
             assert expand(each)
@@ -114,7 +114,7 @@ def test_refused(changes: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("about: x", "grids: Field required"),
+        ("about: x", "expected either grids or tuned"),
         ("about: x\ngrids: {mini: {axes: {norm: bn}}}", "axes.norm: Input should be a valid list"),
         ("about: x\ngrids: {mini: {axes: {norm: [bn]}, exlude: []}}", "exlude: Extra inputs"),
         ("about: [", "is not YAML"),
