@@ -104,6 +104,6 @@ def test_a_prediction_is_a_page_with_the_cloud(tmp_path: Path) -> None:
 
 def test_wrong_options() -> None:
     for options, message in (({"network": "pointnet"}, "unknown network 'pointnet'"), ({"votes": 0}, "--model.votes"),
-                             ({"k": 0}, "--model.k must be positive")):  # fmt: skip
+                             ({"k": 0}, "--model.k 0: expected a number from 1")):  # fmt: skip
         with pytest.raises(TaskOptionError, match=message):
             tiny.model("modelnet40", "gn16", **options)

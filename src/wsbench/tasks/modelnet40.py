@@ -78,9 +78,6 @@ class ModelNetClassification(Classification):
         super().__init__(label_smoothing=label_smoothing, **kwargs)
         if network not in DGCNN_FORMS:
             raise TaskOptionError(f"unknown network '{network}'; choose from {', '.join(DGCNN_FORMS)}")
-        for name, value in {"k": k, "votes": votes, "width": width}.items():
-            if value <= 0:
-                raise TaskOptionError(f"--model.{name} must be positive, got {value}")
         self._network_name, self._optimizer, self._lr, self._weight_decay = network, optimizer, lr, weight_decay
         self._schedule, self._lr_end, self._bn_decay, self._votes = schedule, lr_end, bn_decay, votes
         model = DGCNN(network, num_classes, k, dropout, width)  # type: ignore[arg-type]
