@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,12 +64,12 @@ class Finding:
 class Folder:
     """A stranger's run folder, and the folder of a user who has it."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, base: Path, number: int) -> None:
         self.world = world
-        self.here = world.folder.parent / "attacks" / str(number)
+        self.here = base / str(number)
         self.run = self.here / "downloaded"
         shutil.copytree(world.run, self.run)
-        self.canary = world.folder.parent / "canaries" / str(number) / "canary"
+        self.canary = base / "canaries" / str(number) / "canary"
         self.canary.parent.mkdir(parents=True)
         self.checkpoint = self.run / "last.ckpt"
         for place in (self.here, self.run):
@@ -194,11 +195,11 @@ def _checkpoints(f: Folder) -> dict[str, Callable[[], None]]:
 
 def attacks(world: World) -> Iterator[Attack]:
     """All of them, each prepared when it is asked for."""
-    number = 0
-    names = list(_configurations(Folder(world, 0)))
+    number, base = 0, Path(tempfile.mkdtemp(prefix="attacks-", dir=world.folder.parent))
+    names = list(_configurations(Folder(world, base, 0)))
     for name in names:
         number += 1
-        f = Folder(world, number)
+        f = Folder(world, base, number)
         (f.here / "more.yaml").write_text(
             yaml.safe_dump({"trainer": {"callbacks": [{"class_path": f"{f.module}.Evil"}]}})
         )
@@ -206,7 +207,7 @@ def attacks(world: World) -> Iterator[Attack]:
         yield Attack(f"config.yaml: {name}", f.commands(), f.canary, f.here)
     for name in ("tags of Python", "a bomb of aliases", "no mapping", "a thousand levels"):
         number += 1
-        f = Folder(world, number)
+        f = Folder(world, base, number)
         text = {
             "tags of Python": f"task: imagenet\nnorm: !!python/object/apply:os.mkdir ['{f.canary}']\n",
             "a bomb of aliases": "a0: &a0 [x, x]\n"
@@ -217,28 +218,28 @@ def attacks(world: World) -> Iterator[Attack]:
         }[name]
         (f.run / "config.yaml").write_text(text)
         yield Attack(f"config.yaml: {name}", f.commands(), f.canary, f.here)
-    for name in _checkpoints(Folder(world, number := number + 1)):
+    for name in _checkpoints(Folder(world, base, number := number + 1)):
         number += 1
-        f = Folder(world, number)
+        f = Folder(world, base, number)
         _checkpoints(f)[name]()
         start = fit("imagenet", world.roots)
         more = [[*start, "--model.init_from", str(f.checkpoint)], ["sweep", "status", "--runs", str(f.here)]]
         yield Attack(f"checkpoint: {name}", [*f.commands(), *more], f.canary, f.here)
     number += 1
-    f = Folder(world, number)
+    f = Folder(world, base, number)
     np.savez(f.here / "weights.npz", **{"x": np.array([_Makes(f.canary)], dtype=object)})
     lines = [[*fit("imagenet", world.roots), "--model.init_from", str(f.here / "weights.npz")]]
     yield Attack("weights: an object in .npz", lines, f.canary, f.here)
     for module in ("yaml", "torch", "re", "numpy", "lightning", "rich", "pydantic", "jsonargparse", "argparse", "PIL",
                    "difflib", "sitecustomize", "typing", "io", "wsbench_norms"):  # fmt: skip
         number += 1
-        f = Folder(world, number)
+        f = Folder(world, base, number)
         (f.run / f"{module}.py").write_text(f"open({str(f.canary)!r}, 'w').close()\nraise SystemExit(3)\n")
         lines = [["--help"], ["fit", "--task", "voc", "--help"],
                  ["validate", "--ckpt_path", "last.ckpt", "--data.root", "/nowhere"]]  # fmt: skip
         yield Attack(f"{module}.py in the current folder", lines, f.canary, f.run, fresh=True)
     number += 1
-    f = Folder(world, number)
+    f = Folder(world, base, number)
     plan = f.here / "runs" / "sweeps" / "mini-mini"
     plan.mkdir(parents=True)
     (plan / "plan.json").write_text(
