@@ -70,7 +70,7 @@ def _launcher(args: argparse.Namespace) -> Launcher:
 def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plans.Choice:
     for option in RESERVED:
         if any(word.split("=")[0] == f"--{option}" for word in further):
-            raise GridError(f"--{option} behind -- : the sweep sets it" + (" (--runs)" if option == "runs" else ""))
+            raise GridError(f"--{option} may not stand behind --; the sweep sets it")
     if args.runs.exists() and not args.runs.is_dir():
         raise GridError(f"--runs '{args.runs}' is a file; name a folder")
     twice = next((name for name, _ in args.axis if [n for n, _ in args.axis].count(name) > 1), None)
