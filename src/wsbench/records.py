@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,6 +236,26 @@ def lower_is_better(metric: str) -> bool:
 def better(value: float, other: float, higher_is_better: bool) -> bool:
     """Whether a metric's value is better than another."""
     return value > other if higher_is_better else value < other
+
+
+def mean_scores(trials: Iterable[Trial]) -> dict[float, float]:
+    """``{rate: mean score over the seeds of its trials}``, ascending."""
+    by_rate: dict[float, list[float]] = {}
+    for trial in trials:
+        by_rate.setdefault(trial.rate, []).append(trial.score)
+    return {rate: sum(values) / len(values) for rate, values in sorted(by_rate.items())}
+
+
+def chosen(rates: Mapping[float, float], higher_is_better: bool) -> float:
+    """The rate with the best score; of several the middle one, the lower of two.
+
+    Args:
+        rates: ``{rate: score}``.
+        higher_is_better: of the score.
+    """
+    best = max(rates.values()) if higher_is_better else min(rates.values())
+    tied = sorted(rate for rate, score in rates.items() if score == best)
+    return tied[(len(tied) - 1) // 2]
 
 
 def guessing(metric: str, classes: int) -> float:

@@ -14,8 +14,8 @@ from tests.grid.small import OPTIONS
 from wsbench.__main__ import main
 from wsbench.grid.cells import Cell
 from wsbench.grid.definition import GridError, TunedGrid, load, next_rate
-from wsbench.grid.tuned import Method, Protocol, chosen, grown, methods
-from wsbench.records import read_record
+from wsbench.grid.tuned import Method, Protocol, grown, methods
+from wsbench.records import chosen, read_record
 from wsbench.run.identity import LR, SHARE
 
 GRID = {"options": {"task": "imagenet"}, "axes": {"norm": ["bn", "gn+ws"]}, "rates": [0.01, 0.03, 0.1]}

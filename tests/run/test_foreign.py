@@ -53,9 +53,9 @@ def test_what_is_refused(change: dict[str, Any], field: str) -> None:
         ("voc", "mmseg:deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512", True),
         ("imagenet", "timm:resnet18", True), ("imagenet", "torchvision:convnext_tiny", True),
         ("coco", "mask_rcnn_timm:resnet18", True),
-        ("imagenet", "my_module:build", False), ("imagenet", "os:mkdir", False), ("voc", "mmseg:/tmp/evil", False),
-        ("voc", "mmseg:../../tmp/evil", False), ("voc", "mmseg:x/../../evil", False), ("voc", "mmseg:x/..", False),
-        ("imagenet", "timm:hf-hub:evil/model", False), ("imagenet", "timm:local-dir:/tmp", False),
+        ("imagenet", "my_module:build", False), ("imagenet", "os:mkdir", False), ("voc", "mmseg:/x/evil", False),
+        ("voc", "mmseg:../../x/evil", False), ("voc", "mmseg:x/../../evil", False), ("voc", "mmseg:x/..", False),
+        ("imagenet", "timm:hf-hub:evil/model", False), ("imagenet", "timm:local-dir:/x", False),
         ("imagenet", "tsm_timm:build", False), ("imagenet", "mmseg:deeplabv3/x", False), (None, "timm:resnet18", False),
     ],
 )  # fmt: skip

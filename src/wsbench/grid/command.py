@@ -71,8 +71,6 @@ def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plan
     for option in RESERVED:
         if any(word.split("=")[0] == f"--{option}" for word in further):
             raise GridError(f"--{option} may not stand behind --; the sweep sets it")
-    if args.runs.exists() and not args.runs.is_dir():
-        raise GridError(f"--runs '{args.runs}' is a file; name a folder")
     twice = next((name for name, _ in args.axis if [n for n, _ in args.axis].count(name) > 1), None)
     if twice is not None:
         raise GridError(f"--axis {twice} is said twice")
@@ -167,8 +165,6 @@ def _status(
             ids = " ".join(dict.fromkeys(f"{c['task']}/{c['id']}" for c in left))
             out.print(f"no longer cells of this sweep, kept: {ids}", soft_wrap=True)
         return
-    if args.runs.exists() and not args.runs.is_dir():
-        raise GridError(f"--runs '{args.runs}' is a file; name a folder")
     folders = sorted(path.parent for path in (args.runs / plans.SWEEPS).glob(f"*/{plans.PLAN}"))
     if not folders:
         out.print(f"no sweep was run in '{args.runs}'; `wsbench sweep list` names some")
@@ -195,7 +191,10 @@ def main(args: argparse.Namespace, further: Sequence[str], resolver: Callable[[]
     """
     if args.words == ["list"]:
         _list()
-    elif args.words[0] == "status":
+        return 0
+    if args.runs.exists() and not args.runs.is_dir():
+        raise GridError(f"--runs '{args.runs}' is a file; name a folder")
+    if args.words[0] == "status":
         if len(args.words) > 2:
             raise GridError(f"status of one sweep at a time, not of {', '.join(args.words[1:])}")
         _status(args, args.words[1:], further, resolver)

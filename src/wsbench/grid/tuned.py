@@ -19,8 +19,10 @@ from wsbench.records import (
     Trial,
     Tuning,
     better,
+    chosen,
     guessing,
     lower_is_better,
+    mean_scores,
     write_text_atomically,
 )
 from wsbench.run.identity import LR, SHARE
@@ -66,18 +68,6 @@ def methods(
     return [Method(tuple(sorted(cell.items()))) for cell in cells]
 
 
-def chosen(rates: Mapping[float, float], higher_is_better: bool) -> float:
-    """The rate with the best score; of several the middle one, the lower of two.
-
-    Args:
-        rates: ``{rate: score}``.
-        higher_is_better: of the score.
-    """
-    best = max(rates.values()) if higher_is_better else min(rates.values())
-    tied = sorted(rate for rate, score in rates.items() if score == best)
-    return tied[(len(tied) - 1) // 2]
-
-
 def grown(
     rates: Sequence[float], scores: Sequence[Mapping[float, float]], chance: Sequence[float], higher: bool, most: int
 ) -> list[float]:
@@ -112,14 +102,6 @@ class Stage:
     def done(self) -> bool:
         """Whether all of it has run."""
         return all(cell.finished() for _, cell in self.cells)
-
-
-def _scores(trials: Sequence[Trial]) -> dict[float, float]:
-    """``{rate: mean score over the seeds}``."""
-    by_rate: dict[float, list[float]] = {}
-    for trial in trials:
-        by_rate.setdefault(trial.rate, []).append(trial.score)
-    return {rate: sum(values) / len(values) for rate, values in by_rate.items()}
 
 
 def _metric(cell: Cell) -> tuple[str, bool]:
@@ -184,7 +166,7 @@ class Protocol:
             assert record is not None
             classes = max((len(values) for values in record.per_class.values()), default=1)
             chance.append(guessing(name, classes))
-        return grown(known, [_scores(self._trials(m, known)) for m in mine], chance, higher, self.grid.most_rates)
+        return grown(known, [mean_scores(self._trials(m, known)) for m in mine], chance, higher, self.grid.most_rates)
 
     def _second(self, rates: Mapping[tuple[tuple[str, Any], ...], tuple[float, ...]]) -> Stage:
         cells = []
@@ -198,7 +180,9 @@ class Protocol:
         """How a method's rate was chosen."""
         trials = self._trials(method, rates)
         name, higher = _metric(self._first(method, rates)[0])
-        return Tuning(metric=name, share=self.grid.share, trials=tuple(trials), rate=chosen(_scores(trials), higher))
+        return Tuning(
+            metric=name, share=self.grid.share, trials=tuple(trials), rate=chosen(mean_scores(trials), higher)
+        )
 
     def write_tunings(self, stage: Stage) -> None:
         """Lay into the folder of each run of stage 2 how its rate was chosen; its record takes it from there."""

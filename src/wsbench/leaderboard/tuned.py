@@ -1,9 +1,8 @@
 """Rows at a tuned learning rate: what stands behind the rate, and whether it was chosen as docs/protocol.md says."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-from wsbench.records import RunRecord, Tuning
+from wsbench.records import RunRecord, Tuning, chosen, lower_is_better, mean_scores
 from wsbench.run.identity import LR, SHARE
 
 #: points of the metric (percent) within which a rate works as well as the best
@@ -11,17 +10,9 @@ WITHIN = 5.0
 COLUMNS = ("lr", "trials", "lr_low", "lr_high", "diverged")
 
 
-def scores(tuning: Tuning) -> dict[float, float]:
-    """``{rate: mean score over the seeds of the trials}``, ascending."""
-    by_rate: dict[float, list[float]] = defaultdict(list)
-    for trial in tuning.trials:
-        by_rate[trial.rate].append(trial.score)
-    return {rate: sum(values) / len(values) for rate, values in sorted(by_rate.items())}
-
-
 def working_range(tuning: Tuning) -> tuple[float, float]:
     """The lowest and the highest rate of those around the chosen one that score within :data:`WITHIN` of the best."""
-    known = scores(tuning)
+    known = mean_scores(tuning.trials)
     rates = list(known)
     low = high = rates.index(tuning.rate)
     works = [abs(known[rate] - known[tuning.rate]) <= WITHIN for rate in rates]
@@ -79,11 +70,9 @@ def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[s
             found.append(f"seed {record.seed} was used to choose its rate")
         if other.data.splits["val"].checksum == record.data.splits["val"].checksum:
             found.append(f"its trial {trial.record} was scored on the reporting split")
-    known = scores(tuning)
-    best = min(known.values()) if tuning.metric.endswith("error") else max(known.values())
-    tied = sorted(rate for rate, score in known.items() if score == best)
-    if tuning.rate != tied[(len(tied) - 1) // 2]:
-        found.append(f"the tuning chose {tuning.rate}, the best of its trials is {tied[(len(tied) - 1) // 2]}")
+    best = chosen(mean_scores(tuning.trials), not lower_is_better(tuning.metric))
+    if tuning.rate != best:
+        found.append(f"the tuning chose {tuning.rate}, the best of its trials is {best}")
     tried = sorted((trial.rate, trial.seed) for trial in tuning.trials)
     for other in published:
         same = (other.task, other.recipe, other.network, _settings(other)) == (
