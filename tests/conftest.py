@@ -46,6 +46,16 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a command that ran in this process has told its children (``--import``, say) ends with the test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 def write_voc(root: Path, train: int = 6, val: int = 5, sbd: int = 4, classes: int = 21) -> Path:
     """VOCdevkit/VOC2012 and benchmark_RELEASE/dataset with small random pictures.
 

@@ -19,6 +19,7 @@ import torch
 
 from tests import tiny
 from tests.on_device import SMALL
+from wsbench import plugins
 from wsbench.__main__ import main
 
 #: seconds for one input
@@ -303,6 +304,7 @@ def run(world: World, line: Sequence[str]) -> Outcome:
     finally:
         signal.alarm(0)
         os.chdir(old)
+        os.environ.pop(plugins.VARIABLE, None)  # an --import of this line is not one of the next
     after = tree(world.folder, world.run.parents[2])
     left = [name for name, when in after.items() if before.get(name) is None]
     for name in sorted(left, reverse=True):
