@@ -248,7 +248,7 @@ def leaderboard_compare() -> Parser:
     parser = Parser(
         prog="wsbench leaderboard compare",
         description="The paired t-test of two norms over the seeds that both have, in every table and batch size; p is "
-        "corrected for the number of lines (Holm).",
+        "corrected for the number of lines (Holm), the effect is Hedges' g of the pairs with its 95 %% interval.",
     )
     parser.add_argument("first", help="a norm, for instance gn+ws")
     parser.add_argument("second", help="another")

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tests.test_records import make_record
 from wsbench.__main__ import main
+from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper, sentence
 from wsbench.leaderboard.page.charts import figures
-from wsbench.leaderboard.page.command import find_logs
 from wsbench.leaderboard.tables import find_records
 from wsbench.leaderboard.wide import groups
 from wsbench.records import BatchNumbers, MetricValue, RunRecord, write_record

@@ -55,7 +55,10 @@ def test_a_row_with_its_trials() -> None:
     header, row = texts["voc-mini-tuned.wide.csv"].splitlines()
     cells = dict(zip(header.split(","), row.split(","), strict=True))
     assert (cells["lr"], cells["trials"], cells["lr_low"], cells["lr_high"]) == ("0.1", "4", "0.03", "0.1")
-    assert "lr_low" not in texts["voc-mini-trials.wide.csv"]
+    header, *rows = texts["voc-mini-trials.wide.csv"].splitlines()
+    assert "lr_low" not in header
+    curve = {float(row.split(",")[-1]): float(row.split(",")[header.split(",").index("mean")]) for row in rows}
+    assert curve == RATES
 
 
 @pytest.mark.parametrize(
@@ -83,4 +86,4 @@ def test_the_working_range_has_no_gap() -> None:
     record = tuned(rates=(0.01, 0.03, 0.1, 0.3))
     assert record.tuning is not None
     assert working_range(record.tuning) == (0.03, 0.1)
-    assert columns([record, tuned(diverged=3)])["diverged"] == "1"
+    assert columns([record, tuned(diverged=3)], "miou", {})["diverged"] == "1"

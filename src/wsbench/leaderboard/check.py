@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsbench.leaderboard.derive import derive
+from wsbench.leaderboard.logs import METRICS_SUFFIX, find_logs
 from wsbench.leaderboard.tables import PAPER, find_records, in_order, overrides_of, table_name
 from wsbench.leaderboard.tuned import tuning_problems
 from wsbench.records import RecordError, RunRecord, read_record
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import read_metrics
 
-METRICS_SUFFIX = ".metrics.jsonl"
 #: what identifies a row of the long and of the wide table from one revision to the next
 LONG_KEY = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "effective_batch", "devices", "seed", "metric",
@@ -119,7 +119,7 @@ def check(folder: Path, base: str | None = None) -> list[str]:
         found += [f"record {record.task}/{record.id}: {p}" for p in (*problems_of(record), *log_problems(record, log))]
     records = find_records([folder / "records"])
     found += twins(records) + [f"record {r.task}/{r.id}: {p}" for r in records for p in tuning_problems(r, records)]
-    texts = derive(records)
+    texts = derive(records, find_logs([folder / "records"]))
     for name, text in texts.items():
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

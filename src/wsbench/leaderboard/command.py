@@ -72,13 +72,15 @@ def _compare(args: argparse.Namespace) -> None:
     if not found:
         raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
     table = Table(title=f"{args.first} minus {args.second}")
-    for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "p", "in words"):
+    for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "in words"):
         table.add_column(column, justify="left" if column in ("table", "metric", "in words") else "right")
     for one in found:
         over, batch = one.test, one.first.first.batch
         table.add_row(*map(escape, (
             one.first.table, f"{batch.micro_batch} of {batch.effective_batch}", one.metric, str(over.n),
-            f"{over.mean:+.2f}", f"{over.low:+.2f} to {over.high:+.2f}", f"{one.p:.3f}", one.words(),
+            f"{over.mean:+.2f}", f"{over.low:+.2f} to {over.high:+.2f}",
+            "-" if over.effect is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*over.effect), f"{one.p:.3f}",
+            one.words(),
         )))  # fmt: skip
     console().print(table)
 

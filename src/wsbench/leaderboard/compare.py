@@ -47,20 +47,16 @@ def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], togeth
     for first in found:
         for second in found:
             names = tuple(group.first.labelled_norm.replace("gn16", "gn") for group in (first, second))
-            if names in pairs and _setting(first) == _setting(second):
+            if names in pairs and first.setting == second.setting:
                 metric = PAPER[first.first.task].headline
                 test = paired(first.values(metric), second.values(metric))
                 if test is not None:
                     tests.append(Comparison(first, second, metric, test, test.p))
     families: dict[object, list[Comparison]] = {}
     for one in tests:
-        families.setdefault(None if together else _setting(one.first), []).append(one)
+        families.setdefault(None if together else one.first.setting, []).append(one)
     return [
         replace(one, p=p)
         for family in families.values()
         for one, p in zip(family, holm([one.test.p for one in family]), strict=True)
     ]
-
-
-def _setting(group: Group) -> tuple[object, ...]:
-    return (group.table, group.first.network, group.overrides, group.first.batch, group.first.steps)

@@ -3,21 +3,25 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsbench.leaderboard import tuned
+from wsbench.leaderboard.logs import Logs, find_logs
 from wsbench.leaderboard.tables import COLUMNS, PAPER, by_table, cited_rows, find_records, record_rows, text_of
-from wsbench.leaderboard.wide import WIDE, wide_rows
+from wsbench.leaderboard.wide import columns_of, wide_rows
 from wsbench.records import RunRecord, write_text_atomically
 
 
-def derive(records: Sequence[RunRecord]) -> dict[str, str]:
-    """``{file name: CSV text}`` of long and wide tables."""
+def derive(records: Sequence[RunRecord], logs: Logs | None = None) -> dict[str, str]:
+    """``{file name: CSV text}`` of long and wide tables.
+
+    Args:
+        records: all of them.
+        logs: their logs of metrics; without one, what is counted in steps stays empty.
+    """
     texts = {}
     for name, found in by_table(records).items():
         cited = cited_rows(name) if name in PAPER else []
         texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in record_rows(record))])
         task = found[0].task if found else name
-        columns = (*WIDE, *tuned.COLUMNS) if found and found[0].tuning else WIDE
-        texts[f"{name}.wide.csv"] = text_of(columns, wide_rows(task, found, cited))
+        texts[f"{name}.wide.csv"] = text_of(columns_of(found), wide_rows(task, found, cited, logs))
     return texts
 
 
@@ -27,7 +31,7 @@ def update(folders: Sequence[Path], out: Path, of: RunRecord | None = None) -> l
     With ``of`` only the long table that holds this record is returned.
     """
     records = find_records(folders)
-    texts = derive(records)
+    texts = derive(records, find_logs(folders))
     for name, text in texts.items():
         write_text_atomically(out / name, text)
     if of is None:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from wsbench.leaderboard.check import METRICS_SUFFIX, log_problems, problems_of, twins
+from wsbench.leaderboard.check import log_problems, problems_of, twins
 from wsbench.leaderboard.derive import derive, update
+from wsbench.leaderboard.logs import METRICS_SUFFIX
 from wsbench.leaderboard.tables import LeaderboardError, find_records
 from wsbench.records import NOTED, RECORD_NAME, read_record, write_atomically, write_record
 from wsbench.run.folder import METRICS

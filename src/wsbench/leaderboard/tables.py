@@ -4,9 +4,10 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsbench.errors import UserError
 from wsbench.leaderboard.paper import PaperRow, paper_rows
@@ -113,7 +114,12 @@ def _data_name(record: RunRecord) -> str:
 
 def overrides_of(record: RunRecord) -> str:
     """What a run changed of its recipe: ``model.lr=0.5 trainer.max_steps=300``."""
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in sorted(record.overrides.items()))
+    return said(record.overrides)
+
+
+def said(options: Mapping[str, Any]) -> str:
+    """Options in words, in a fixed order."""
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in sorted(options.items()))
 
 
 def record_rows(record: RunRecord) -> list[Row]:

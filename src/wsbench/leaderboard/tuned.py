@@ -1,13 +1,20 @@
 """Rows at a tuned learning rate: what stands behind the rate, and whether it was chosen as docs/protocol.md says."""
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 
+from wsbench.leaderboard.logs import Logs
 from wsbench.records import RunRecord, Tuning, chosen, lower_is_better, mean_scores
 from wsbench.run.identity import LR, SHARE
 
 #: points of the metric (percent) within which a rate works as well as the best
 WITHIN = 5.0
-COLUMNS = ("lr", "trials", "lr_low", "lr_high", "diverged")
+#: of the miniatures: the score whose first reaching is counted in steps, about half of what can be had
+TARGETS = {
+    "imagenet-mini": 50.0, "something-mini": 90.0, "voc-mini": 40.0, "modelnet40-mini": 60.0, "coco-mini": 10.0,
+}  # fmt: skip
+COLUMNS = ("lr", "trials", "lr_low", "lr_high", "diverged", "target", "reached", "steps_to_target")
 
 
 def working_range(tuning: Tuning) -> tuple[float, float]:
@@ -23,13 +30,58 @@ def working_range(tuning: Tuning) -> tuple[float, float]:
     return rates[low], rates[high]
 
 
-def columns(records: Sequence[RunRecord]) -> dict[str, str]:
+def target_of(record: RunRecord) -> float | None:
+    """The stated score of the record's miniature; None where none is stated."""
+    named = record.recipe == "mini" and record.data.name.startswith(f"{record.task}-mini")
+    return TARGETS.get(f"{record.task}-mini") if named else None
+
+
+def steps_to(target: float, series: Mapping[int, float], lower: bool) -> int | None:
+    """The step of the first evaluation that is as good as ``target``; None if none is.
+
+    Args:
+        target: a score.
+        series: ``{step: score}`` of a run's evaluations.
+        lower: whether a lower score is better.
+    """
+    return next((s for s, v in sorted(series.items()) if (v <= target if lower else v >= target)), None)
+
+
+def steps_to_target(records: Sequence[RunRecord], metric: str, logs: Logs) -> tuple[int, float | None] | None:
+    """How many runs reach the target, and the median over all runs of the steps it takes (None: half do not).
+
+    None where no target is stated, the metric is not the task's main one, or a log is missing.
+    """
+    target = target_of(records[0])
+    tuning = records[0].tuning
+    if target is None or tuning is None or metric != tuning.metric or any(r.id not in logs for r in records):
+        return None
+    lower = lower_is_better(metric)
+    steps = [steps_to(target, logs[r.id].get(f"val/{metric}", {}), lower) for r in records]
+    middle = statistics.median(math.inf if step is None else step for step in steps)
+    return sum(step is not None for step in steps), middle if math.isfinite(middle) else None
+
+
+def columns(records: Sequence[RunRecord], metric: str, logs: Logs) -> dict[str, str]:
     """The further columns of a row of tuned runs."""
     tuning = records[0].tuning
     assert tuning is not None
     low, high = working_range(tuning)
+    counted = steps_to_target(records, metric, logs)
+    reached, steps = ("", None) if counted is None else (str(counted[0]), counted[1])
+    target = target_of(records[0])
     return {"lr": f"{tuning.rate:g}", "trials": str(len(tuning.trials)), "lr_low": f"{low:g}", "lr_high": f"{high:g}",
-            "diverged": str(sum(record.diverged is not None for record in records))}  # fmt: skip
+            "diverged": str(sum(record.diverged is not None for record in records)),
+            "target": "" if counted is None else f"{target:g}", "reached": reached,
+            "steps_to_target": "" if steps is None else f"{steps:g}"}  # fmt: skip
+
+
+def trial_columns(record: RunRecord) -> dict[str, str]:
+    """The further column of a row of trials, whose rates are a curve; none of other rows."""
+    if SHARE not in record.overrides:
+        return {}
+    rate = record.overrides.get(LR)
+    return {"lr": "" if rate is None else f"{rate:g}"}
 
 
 def _settings(record: RunRecord) -> dict[str, object]:

@@ -7,9 +7,20 @@ from functools import cached_property
 from typing import Any
 
 from wsbench.leaderboard import tuned
+from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.spread import Spread, spread
-from wsbench.leaderboard.tables import PAPER, Row, data_checksum, network_of, overrides_of, paper_rows_of, table_name
+from wsbench.leaderboard.tables import (
+    PAPER,
+    Row,
+    data_checksum,
+    network_of,
+    overrides_of,
+    paper_rows_of,
+    said,
+    table_name,
+)
 from wsbench.records import RunRecord
+from wsbench.run.identity import LR, SHARE
 
 WIDE = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
@@ -40,6 +51,24 @@ class Group:
         """What they changed of the recipe, in words."""
         return overrides_of(self.first)
 
+    @cached_property
+    def setting(self) -> tuple[object, ...]:
+        """What groups that may be compared have in common: all but the norm, and the rate where each has its own."""
+        own_rate = self.first.tuning is not None
+        changed = {name: v for name, v in self.first.overrides.items() if not (own_rate and name == LR)}
+        batch = tuple(self.first.batch.model_dump().items())
+        return (self.table, self.first.network, said(changed), batch[:-1], self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a run; one that diverged took fewer."""
+        return max(record.steps for record in self.records)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether they are scored on a part of the training data, for choosing a rate."""
+        return SHARE in self.first.overrides
+
     def values(self, metric: str) -> dict[int, float]:
         """``{seed: value}`` of the final weights."""
         return {r.seed: r.metrics[metric].value for r in self.records if metric in r.metrics}
@@ -64,12 +93,24 @@ class Group:
 
 
 def groups(records: Iterable[RunRecord]) -> list[Group]:
-    """Records by everything but the seed, in a fixed order."""
+    """Records by everything but the seed, in a fixed order.
+
+    A run that diverged stopped there; it belongs to the runs of its configuration that went on, if those are of one
+    length.
+    """
     found: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
+    stopped: list[tuple[tuple[Any, ...], RunRecord]] = []
     for record in records:
-        batch = tuple(record.batch.model_dump().values())
-        key = (table_name(record), record.network, record.labelled_norm, overrides_of(record), batch)
-        found[*key, record.steps, record.provenance.precision].append(record)
+        method = (table_name(record), record.network, record.labelled_norm, overrides_of(record))
+        key = (*method, tuple(record.batch.model_dump().values()), record.provenance.precision)
+        if record.diverged is None:
+            found[*key, record.steps].append(record)
+        else:
+            stopped.append((key, record))
+    lengths = list(found)
+    for key, record in stopped:
+        of_key = [whole for whole in lengths if whole[:-1] == key]
+        found[of_key[0] if len(of_key) == 1 else (*key, 0)].append(record)
     return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found)]
 
 
@@ -81,7 +122,7 @@ def _joined(values: Iterable[str | None]) -> str:
     return "; ".join(sorted({value for value in values if value}))
 
 
-def _row(group: Group, metric: str, over: Spread) -> Row:
+def _row(group: Group, metric: str, over: Spread, logs: Logs) -> Row:
     first, paper = group.first, group.paper(metric)
     values = {
         "task": first.task, "recipe": first.recipe, "data": first.data.name, "network": first.network,
@@ -98,18 +139,34 @@ def _row(group: Group, metric: str, over: Spread) -> Row:
         "wsbench": _joined(r.provenance.wsbench for r in group.records),
         "commit": _joined(r.provenance.commit for r in group.records),
     }  # fmt: skip
-    return {column: values[column] for column in WIDE} | (tuned.columns(group.records) if first.tuning else {})
+    further = tuned.columns(group.records, metric, logs) if first.tuning else tuned.trial_columns(first)
+    return {column: values[column] for column in WIDE} | further
 
 
-def wide_rows(task: str, records: Sequence[RunRecord], cited: Sequence[Row]) -> list[Row]:
-    """A row for each group and metric of the task's main ones; then those that are cited, as they are."""
+def columns_of(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """The columns of a table."""
+    first = records[0] if records else None
+    if first is None:
+        return WIDE
+    return (*WIDE, *(tuned.COLUMNS if first.tuning else tuned.trial_columns(first)))
+
+
+def wide_rows(task: str, records: Sequence[RunRecord], cited: Sequence[Row], logs: Logs | None = None) -> list[Row]:
+    """A row for each group and metric of the task's main ones; then those that are cited, as they are.
+
+    Args:
+        task: of the records.
+        records: of one table.
+        cited: others' numbers.
+        logs: of the records' metrics, where something is counted in steps.
+    """
     metrics = PAPER[task].metrics
     rows = []
     for group in groups(records):
         for metric in metrics:
             over = group.spread(metric)
             if over is not None:
-                rows.append(_row(group, metric, over))
+                rows.append(_row(group, metric, over, logs or {}))
     quoted = [
         {column: row.get(column, "") for column in WIDE} | {"mean": row["value"]}
         for row in cited

@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.tables import PAPER
+from wsbench.leaderboard.verdict import short
 from wsbench.leaderboard.wide import Group
 from wsbench.parts import altair as altair_module
 from wsbench.records import lower_is_better
+from wsbench.run.identity import LR
 
 #: a colour for each norm, told apart by colour-blind readers (Paul Tol's muted scheme)
 COLOURS = {
@@ -19,10 +22,6 @@ _FURTHER = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#
 MAIN = ("bn", "bn+ws", "gn", "gn+ws")
 HEIGHT = 260
 
-Series = Mapping[str, Mapping[int, float]]
-Logs = Mapping[str, Series]
-"""``{record: {metric: {step: value}}}``"""
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -33,11 +32,6 @@ class Figure:
     title: str
     caption: str
     chart: Any
-
-
-def short(norm: str) -> str:
-    """``gn16`` is called gn: the 16 groups are the task's, as in the paper's code."""
-    return norm.replace("gn16", "gn")
 
 
 def _colour(alt: Any, norms: Iterable[str]) -> Any:
@@ -57,6 +51,14 @@ def _good_name(metric: str) -> str:
     return {"top1_error": "top-1 accuracy", "top1_acc": "top-1 accuracy", "miou": "mIoU"}.get(
         metric, metric.replace("_", " ").replace("acc", "accuracy")
     )
+
+
+def metric_title(metric: str) -> str:
+    """Of an axis: ``top-1 error (%), lower is better``."""
+    name = {"top1_error": "top-1 error", "top1_acc": "top-1 accuracy", "miou": "mIoU"}.get(
+        metric, metric.replace("_", " ").replace("acc", "accuracy")
+    )
+    return f"{name} (%), {'lower' if lower_is_better(metric) else 'higher'} is better"
 
 
 def _chart(alt: Any, rows: Sequence[Mapping[str, Any]], width: int | str) -> Any:
@@ -214,8 +216,7 @@ def settings_of(found: Sequence[Group]) -> list[list[Group]]:
     """Groups that may stand in one figure: of one table, network, batch sizes and changes of the recipe."""
     kept: dict[tuple[object, ...], list[Group]] = {}
     for group in found:
-        key = (group.table, group.first.network, group.overrides, group.first.batch, group.first.steps)
-        kept.setdefault(key, []).append(group)
+        kept.setdefault(group.setting, []).append(group)
     return list(kept.values())
 
 
@@ -223,7 +224,8 @@ def curves_of(found: Sequence[Group]) -> list[list[Group]]:
     """Groups of one table and effective batch at three or more numbers of images a device: a batch curve each."""
     kept: dict[tuple[object, ...], list[Group]] = {}
     for group in found:
-        changed = {k: v for k, v in group.first.overrides.items() if k != "data.micro_batch"}
+        varied = {"data.micro_batch"} | ({LR} if group.first.tuning else set())
+        changed = {k: v for k, v in group.first.overrides.items() if k not in varied}
         key = (group.table, group.first.network, str(sorted(changed.items())), group.first.batch.effective_batch)
         kept.setdefault(key, []).append(group)
     return [each for each in kept.values() if len({g.first.batch.micro_batch for g in each}) >= 3]

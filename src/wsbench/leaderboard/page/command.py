@@ -4,30 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsbench.leaderboard.check import METRICS_SUFFIX
-from wsbench.leaderboard.page.charts import Logs, Series, figures
+from wsbench.leaderboard.logs import find_logs
+from wsbench.leaderboard.page.charts import figures
 from wsbench.leaderboard.page.render import render
+from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.tables import LeaderboardError, find_records
+from wsbench.leaderboard.verdict import verdicts
 from wsbench.leaderboard.wide import groups
 from wsbench.parts import vl_convert
 from wsbench.records import write_atomically, write_text_atomically
-from wsbench.run.folder import METRICS
-from wsbench.run.lines import read_metrics
 from wsbench.run.report import console
 
 #: pixels: the width of a column of a paper at 300 dpi is about this, doubled
 _WIDTH, _SCALE = 420, 3
-
-
-def find_logs(folders: Sequence[Path]) -> Logs:
-    """``{record: its log of metrics}`` of published records and of runs."""
-    found: dict[str, Series] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob(f"*{METRICS_SUFFIX}")):
-            found.setdefault(path.name.removesuffix(METRICS_SUFFIX), read_metrics(path))
-        for path in sorted(folder.rglob(METRICS)):
-            found.setdefault(path.parent.name, read_metrics(path))
-    return found
 
 
 def report(records: Sequence[Path], out: Path, png: Path | None) -> list[Path]:
@@ -46,7 +35,9 @@ def report(records: Sequence[Path], out: Path, png: Path | None) -> list[Path]:
     written = [out]
     if png is not None:
         convert = vl_convert()
-        for figure in figures(found, logs, _WIDTH):
+        reported = [group for group in found if not group.is_trial]
+        own_rate = [figure for _, each in tuned_figures(verdicts(found), _WIDTH) for figure in each]
+        for figure in (*figures(reported, logs, _WIDTH), *own_rate):
             picture = convert.vegalite_to_png(figure.chart.to_dict(), scale=_SCALE)
             write_atomically(png / f"{figure.name}.png", picture)
             written.append(png / f"{figure.name}.png")

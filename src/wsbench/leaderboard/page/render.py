@@ -6,10 +6,14 @@ from importlib.resources import files
 from typing import Any
 
 import wsbench
+from wsbench.leaderboard import tuned
 from wsbench.leaderboard.compare import comparisons
+from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
-from wsbench.leaderboard.page.charts import MAIN, Logs, figures, short
+from wsbench.leaderboard.page.charts import MAIN, figures
+from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.tables import PAPER, Row, by_table, cited_rows
+from wsbench.leaderboard.verdict import overall, short, verdicts
 from wsbench.leaderboard.wide import Group, wide_rows
 from wsbench.parts import jinja2, vl_convert
 from wsbench.records import lower_is_better
@@ -18,15 +22,16 @@ from wsbench.records import lower_is_better
 PAIRS = [(f"{act}+ws", act) for act in ("bn", "gn", "ln", "in", "sn")] + [("gn+ws", "bn")]
 
 
-def _tables(found: Sequence[Group]) -> list[dict[str, Any]]:
+def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
     """Every table's wide rows, runs before numbers that are cited."""
     records = [record for group in found for record in group.records]
     made = []
     for name, runs in by_table(records).items():
         task = runs[0].task if runs else name
-        rows: list[Row] = wide_rows(task, runs, cited_rows(name) if name in PAPER else [])
+        rows: list[Row] = wide_rows(task, runs, cited_rows(name) if name in PAPER else [], logs)
         rows.sort(key=lambda row: row["source"] != "run")
         metric = PAPER[task].headline
+        rows = [dict.fromkeys(tuned.COLUMNS, "") | row for row in rows]
         made.append({"name": name, "task": task, "rows": rows, "metric": metric, "lower": lower_is_better(metric)})
     return sorted(made, key=lambda t: (not any(r["source"] == "run" for r in t["rows"]), t["name"]))
 
@@ -51,16 +56,23 @@ def render(found: Sequence[Group], logs: Logs) -> str:
         loader=engine.FunctionLoader(_asset), autoescape=True, undefined=engine.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    drawn = figures(found, logs)
+    reported = [group for group in found if not group.is_trial]
+    told = verdicts(found)
+    one_rate = [group for group in reported if group.first.tuning is None]
+    own_rate = tuned_figures(told)
+    drawn = figures(reported, logs)
+    every = [*drawn, *(figure for _, each in own_rate for figure in each)]
     text: str = environment.get_template("page.html.j2").render(
         version=wsbench.__version__,
-        answers=answers(found),
+        overall=overall(told),
+        tuned=own_rate,
+        answers=answers(one_rate),
         paper=of_the_paper(),
-        curves=of_the_curves(found),
-        tables=_tables(found),
-        comparisons=comparisons(found, PAIRS),
+        curves=of_the_curves(reported),
+        tables=_tables(found, logs),
+        comparisons=comparisons(reported, PAIRS),
         figures=drawn,
-        specs={figure.name: figure.chart.to_dict() for figure in drawn},
+        specs={figure.name: figure.chart.to_dict() for figure in every},
         records=_records(found),
         main=MAIN,
         short=short,

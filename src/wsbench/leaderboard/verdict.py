@@ -1,0 +1,238 @@
+"""Which norm to use: what a table of methods, each at its own learning rate, shows, and how surely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wsbench.leaderboard.compare import ALPHA
+from wsbench.leaderboard.spread import Paired, Spread, holm, paired
+from wsbench.leaderboard.tables import PAPER
+from wsbench.leaderboard.tuned import working_range
+from wsbench.leaderboard.wide import Group
+from wsbench.records import better, guessing, lower_is_better
+
+#: points of the metric; a norm that is surely worse than the best by more is one to avoid
+FAR = 10.0
+
+
+def short(norm: str) -> str:
+    """``gn16`` is called gn: the 16 groups are the task's, as in the paper's code."""
+    return norm.replace("gn16", "gn")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A norm in a verdict."""
+
+    group: Group
+    over: Spread
+    test: Paired | None
+    """Against the best, over the seeds that both have; None of the best itself, or without two such seeds."""
+    p: float
+    """Holm's correction of the test's p for the norms that are held against the best; 1 without a test."""
+    loss: tuple[float, float, float]
+    """Points that it is worse than the best by (above 0: worse), and the ends of the 95 % interval; 0 of the best."""
+
+    @property
+    def norm(self) -> str:
+        """As tables name it."""
+        return short(self.group.first.labelled_norm)
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is shown to be worse than the best."""
+        return self.test is not None and self.p < ALPHA
+
+    @property
+    def far(self) -> bool:
+        """Whether it is shown to be worse by more than :data:`FAR`."""
+        return self.worse and self.loss[1] > FAR
+
+    @property
+    def rate(self) -> float:
+        """Its own."""
+        tuning = self.group.first.tuning
+        assert tuning is not None
+        return tuning.rate
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Learning rates between which it works about as well: docs/protocol.md."""
+        tuning = self.group.first.tuning
+        assert tuning is not None
+        return working_range(tuning)
+
+    def value(self) -> str:
+        """Mean and 95 % interval in words."""
+        if self.over.low is None:
+            return f"{self.over.mean:.1f}"
+        return f"{self.over.mean:.1f} [{max(self.over.low, 0):.1f}, {min(self.over.high or 100, 100):.1f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of the norms of one setting: a task, its data, a network, batch sizes."""
+
+    standings: tuple[Standing, ...]
+    """The best mean first."""
+    metric: str
+
+    @property
+    def table(self) -> str:
+        """Where the numbers stand."""
+        return self.best.group.table
+
+    @property
+    def best(self) -> Standing:
+        """The best mean."""
+        return self.standings[0]
+
+    @property
+    def level(self) -> tuple[Standing, ...]:
+        """The best, and those that are not shown to be worse: the tie group."""
+        return tuple(s for s in self.standings if not s.worse)
+
+    @property
+    def avoid(self) -> tuple[Standing, ...]:
+        """Those that are far worse, the worst last."""
+        return tuple(s for s in self.standings if s.far)
+
+    @property
+    def images(self) -> int:
+        """On a device at a time."""
+        return self.best.group.first.batch.micro_batch
+
+    @property
+    def guessing(self) -> float | None:
+        """What guessing scores; None where the records do not say how many classes there are."""
+        known = self.best.group.first.per_class.values()
+        return guessing(self.metric, max(map(len, known))) if known else None
+
+    @property
+    def nothing_learned(self) -> bool:
+        """Whether the best is no better than guessing."""
+        if self.guessing is None:
+            return False
+        return not better(self.best.over.mean, self.guessing, not lower_is_better(self.metric))
+
+    def sentence(self) -> str:
+        """Which to use, which are as good as can be told, which to avoid."""
+        if self.nothing_learned:
+            return "no norm learned more than guessing knows; nothing follows about them"
+        others = [s.norm for s in self.level[1:]]
+        if len(self.standings) > 1 and len(self.level) == len(self.standings):
+            said = f"no difference shown between {_listed([s.norm for s in self.standings])}"
+            said += f"; the best mean has {self.best.norm} with {self.best.value()}"
+        else:
+            said = f"use {self.best.norm}: {self.best.value()}"
+            said += f"; no difference shown for {_listed(others)}" if others else ""
+        if self.avoid:
+            lost = [f"{s.norm} (worse by {s.loss[0]:.0f} [{s.loss[1]:.0f}, {s.loss[2]:.0f}])" for s in self.avoid]
+            said += f"; avoid {_listed(lost)}"
+        return said
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def verdict(setting: Sequence[Group]) -> Verdict | None:
+    """What the norms of a setting show; None if there are fewer than two with the task's main metric.
+
+    Every norm is held against the one with the best mean by Student's paired t-test over common seeds, p corrected for
+    how many are (Holm).
+
+    Args:
+        setting: tuned groups that differ in nothing but norm and rate.
+    """
+    metric = PAPER[setting[0].first.task].headline
+    lower = lower_is_better(metric)
+    found = [(over, g) for g in setting if (over := g.spread(metric)) is not None]
+    if len(found) < 2:
+        return None
+    found.sort(key=lambda pair: (pair[0].mean if lower else -pair[0].mean, pair[1].first.labelled_norm))
+    best = found[0][1].values(metric)
+    tests = [paired(group.values(metric), best) for _, group in found[1:]]
+    corrected = iter(holm([test.p for test in tests if test is not None]))
+    standings = [Standing(found[0][1], found[0][0], None, 1.0, (0.0, 0.0, 0.0))]
+    for (over, group), test in zip(found[1:], tests, strict=True):
+        if test is None:
+            lost = abs(over.mean - found[0][0].mean)
+            standings.append(Standing(group, over, None, 1.0, (lost, 0.0, 100.0)))
+            continue
+        ends = (test.mean, test.low, test.high) if lower else (-test.mean, -test.high, -test.low)
+        standings.append(Standing(group, over, test, next(corrected), ends))
+    return Verdict(tuple(standings), metric)
+
+
+def verdicts(found: Sequence[Group]) -> list[Verdict]:
+    """Of all settings whose norms have rates of their own: the fewest images a device first."""
+    settings: dict[tuple[object, ...], list[Group]] = {}
+    for group in found:
+        if group.first.tuning is not None:
+            settings.setdefault(group.setting, []).append(group)
+    made = [one for setting in settings.values() if (one := verdict(setting)) is not None]
+    return sorted(made, key=lambda v: (v.images, v.table, v.best.group.first.network))
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Over several tables, at the same number of images a device."""
+
+    images: int
+    tables: int
+    counts: tuple[tuple[str, int], ...]
+    """(norm, in how many tables it is in the tie group), the most first."""
+    far: tuple[tuple[str, int], ...]
+    """(norm, in how many tables it is far worse than the best), the most first."""
+
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        norm, most = self.counts[0]
+        where = f"At {_images(self.images)} a device"
+        if self.tables == 1:
+            level, far = [n for n, c in self.counts[1:] if c], [n for n, _ in self.far]
+            said = f"{where} use {norm}"
+            said += f"; {_listed(level)} {'is' if len(level) == 1 else 'are'} not told from it" if level else ""
+            return said + (f"; avoid {_listed(far)}, more than {FAR:.0f} points worse" if far else "")
+        said = f"{where} use {norm}: best, or not told from the best, {self._in(most)}"
+        others = [(n, c) for n, c in self.counts[1:] if 2 * c >= self.tables]
+        if others:
+            good = _listed([n if c == most else f"{n} ({self._in(c)})" for n, c in others])
+            said += f"; {good} {'is' if len(others) == 1 else 'are'} as good there"
+        bad = [(n, c) for n, c in self.far if 2 * c >= self.tables]
+        if bad:
+            fewest = min(c for _, c in bad)
+            least = "" if all(c == fewest for _, c in bad) else "at least "
+            said += (f"; avoid {_listed([n for n, _ in bad])}, more than {FAR:.0f} points worse "
+                     f"{self._in(fewest, least)}")  # fmt: skip
+        return said
+
+    def _in(self, count: int, least: str = "") -> str:
+        if count == self.tables == 2:
+            return "in both tables"
+        return f"in all {count} tables" if count == self.tables else f"in {least}{count} of {self.tables} tables"
+
+
+def _images(number: int) -> str:
+    return "one image" if number == 1 else f"{number} images"
+
+
+def overall(found: Sequence[Verdict]) -> Overall | None:
+    """The answer over all tables at the fewest images a device; None without one.
+
+    Norms that stand in all of these tables are counted; of equal counts the one with the better mean place is first.
+    """
+    learned = [v for v in found if not v.nothing_learned]
+    if not learned:
+        return None
+    images = min(v.images for v in learned)
+    chosen = [v for v in learned if v.images == images]
+    common = set.intersection(*({s.norm for s in v.standings} for v in chosen))
+    if not common:
+        return None
+    level = {n: sum(n in {s.norm for s in v.level} for v in chosen) for n in common}
+    place = {n: sum([s.norm for s in v.standings].index(n) for v in chosen) for n in common}
+    far = {n: sum(n in {s.norm for s in v.avoid} for v in chosen) for n in common}
+    counts = sorted(level.items(), key=lambda pair: (-pair[1], place[pair[0]], pair[0]))
+    worst = sorted((pair for pair in far.items() if pair[1]), key=lambda pair: (-pair[1], -place[pair[0]], pair[0]))
+    return Overall(images, len(chosen), tuple(counts), tuple(worst))

@@ -1,0 +1,158 @@
+"""What a tuned table is said to show: by made-up records whose answer is known, and by scipy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.test_records import make_record
+from wsbench.leaderboard.derive import derive
+from wsbench.leaderboard.spread import effect_size
+from wsbench.leaderboard.verdict import Overall, overall, verdicts
+from wsbench.leaderboard.wide import groups
+from wsbench.records import BatchNumbers, MetricValue, RunRecord, Trial, Tuning
+
+
+def tuned(
+    norm: str, values: Sequence[float], rate: float = 0.1, task: str = "imagenet", metric: str = "top1_error",
+    **changes: Any,
+) -> list[RunRecord]:  # fmt: skip
+    trials = tuple(
+        Trial(rate=r, seed=1000, record=f"t{r}", score=40.0 + 10 * abs(r - rate), diverged=False) for r in (0.03, 0.1)
+    )
+    tuning = Tuning(metric=metric, share=0.2, trials=trials, rate=rate)
+    batch = BatchNumbers(micro_batch=1, accumulate=8, devices=1, effective_batch=8, norm_batch=1)
+    classes = {"top1_acc": {str(i): 50.0 for i in range(10)}}
+    fixed: dict[str, Any] = {"task": task, "norm": norm, "tuning": tuning, "schema_version": 7, "batch": batch,
+                             "overrides": {"model.lr": rate}, "per_class": classes}  # fmt: skip
+    return [
+        make_record(**fixed | {"id": f"{norm}{task}{i}", "seed": 100 + i,
+                               "metrics": {metric: MetricValue(value=v, n_eval=3, step=4)}} | changes)
+        for i, v in enumerate(values)
+    ]  # fmt: skip
+
+
+BEST = [15.0, 16.0, 14.5, 15.5, 16.0]
+LEVEL = [15.2, 15.5, 15.5, 15.0, 16.2]
+WORSE = [22.0, 22.5, 21.0, 22.0, 23.5]
+FAR = [60.0, 63.0, 58.0, 61.0, 59.0]
+
+
+def test_a_table_of_four() -> None:
+    """Each at another rate: they are of one setting all the same."""
+    records = [*tuned("gn+ws", BEST), *tuned("sn+ws", LEVEL, 0.03), *tuned("gn", WORSE), *tuned("bn", FAR, 0.03)]
+    (found,) = verdicts(groups(records))
+    assert [s.norm for s in found.standings] == ["gn+ws", "sn+ws", "gn", "bn"]
+    assert [s.norm for s in found.level] == ["gn+ws", "sn+ws"]
+    assert [s.norm for s in found.avoid] == ["bn"]
+    assert found.standings[3].rate == 0.03
+    said = found.sentence()
+    assert said.startswith("use gn+ws: 15.4 [14.6, 16.2]; no difference shown for sn+ws; avoid bn (worse by 45 [")
+    # the p values are scipy's, corrected by Holm's rule over three
+    p = [stats.ttest_rel(other, BEST).pvalue for other in (LEVEL, WORSE, FAR)]
+    assert found.standings[1].p == pytest.approx(p[0])
+    assert sorted(s.p for s in found.standings[2:]) == pytest.approx(sorted([3 * min(p[1:]), 2 * max(p[1:])]))
+    interval = stats.ttest_rel(FAR, BEST).confidence_interval()
+    assert found.standings[3].loss == pytest.approx((np.mean(FAR) - np.mean(BEST), interval.low, interval.high))
+
+
+def test_where_more_is_better() -> None:
+    records = [*tuned("gn+ws", FAR, task="voc", metric="miou"), *tuned("bn", WORSE, task="voc", metric="miou")]
+    (found,) = verdicts(groups(records))
+    assert (found.best.norm, found.avoid[0].norm) == ("gn+ws", "bn")
+    assert found.avoid[0].loss[1] > 30
+
+
+def test_no_difference_is_said() -> None:
+    (found,) = verdicts(groups([*tuned("gn+ws", BEST), *tuned("gn", LEVEL)]))
+    assert found.sentence().startswith("no difference shown between gn+ws and gn; the best mean has gn+ws")
+    assert not found.avoid
+
+
+def test_nothing_learned_is_said() -> None:
+    (found,) = verdicts(groups([*tuned("gn+ws", [90.0] * 5), *tuned("gn", [90.0, 91, 90, 92, 90])]))
+    assert "no norm learned more than guessing" in found.sentence()
+    assert overall([found]) is None
+
+
+def test_one_rate_for_all_is_no_verdict() -> None:
+    records = [*tuned("gn+ws", BEST, tuning=None), *tuned("gn", FAR, tuning=None)]
+    assert verdicts(groups(records)) == []
+
+
+def test_a_run_that_diverged_counts_beside_its_seeds() -> None:
+    """It has taken fewer steps, and is of the same method."""
+    runs = tuned("bn", [60.0, 61.0, 90.0])
+    runs[2] = runs[2].model_copy(update={"diverged": 2, "steps": 2})
+    (group,) = groups(runs)
+    assert len(group.records) == 3
+    (found,) = verdicts(groups([*runs, *tuned("gn+ws", BEST[:3])]))
+    assert found.standings[1].over.n == 3
+
+
+def test_over_several_tables() -> None:
+    of_voc = {"task": "voc", "metric": "miou"}
+    records = [
+        *tuned("gn+ws", BEST), *tuned("sn+ws", LEVEL), *tuned("bn", FAR),
+        *tuned("gn+ws", FAR, **of_voc), *tuned("sn+ws", WORSE, **of_voc), *tuned("bn", BEST, **of_voc),
+    ]  # fmt: skip
+    answer = overall(verdicts(groups(records)))
+    assert answer is not None
+    assert answer.counts == (("gn+ws", 2), ("sn+ws", 1), ("bn", 0))
+    assert answer.sentence() == (
+        "At one image a device use gn+ws: best, or not told from the best, in both tables; sn+ws (in 1 of 2 tables) is "
+        "as good there; avoid bn and sn+ws, more than 10 points worse in at least 1 of 2 tables"
+    )
+    assert Overall(2, 1, (("gn", 1), ("bn", 0)), ()).sentence() == "At 2 images a device use gn"
+
+
+def test_steps_to_the_stated_score() -> None:
+    """By hand: 50 % is reached at steps 20, 30 and never; the median is 30."""
+    from tests.leaderboard.test_tuned import data
+
+    mini = data("val").model_copy(update={"name": "imagenet-mini-v1"})
+    records = tuned("gn+ws", [40.0, 45.0, 70.0], recipe="mini", data=mini)
+    series = [{10: 80.0, 20: 50.0, 30: 40.0}, {10: 80.0, 20: 51.0, 30: 45.0}, {10: 80.0, 20: 75.0, 30: 70.0}]
+    logs = {r.id: {"val/top1_error": s} for r, s in zip(records, series, strict=True)}
+
+    def cells(text: str) -> dict[str, str]:
+        header, *rows = text.splitlines()
+        row = next(r for r in rows if ",top1_error," in r)
+        return dict(zip(header.split(","), row.split(","), strict=True))
+
+    row = cells(derive(records, logs)["imagenet-mini-tuned.wide.csv"])
+    assert (row["target"], row["reached"], row["steps_to_target"]) == ("50", "2", "30")
+    row = cells(derive(records)["imagenet-mini-tuned.wide.csv"])
+    assert (row["target"], row["reached"], row["steps_to_target"]) == ("", "", "")
+    worse = {**logs, records[0].id: {"val/top1_error": {10: 80.0}}}
+    row = cells(derive(records, worse)["imagenet-mini-tuned.wide.csv"])
+    assert (row["reached"], row["steps_to_target"]) == ("1", "")  # half do not reach it
+
+
+@pytest.mark.parametrize(("statistic", "n"), [(0.0, 3), (1.0, 5), (3.0, 5), (-4.0, 10)])
+def test_the_effects_interval_is_scipys(statistic: float, n: int) -> None:
+    """Where scipy's noncentral t has a value, it puts 2.5 % beyond either end."""
+    size, low, high = effect_size(statistic, n)
+    plain = statistic / n**0.5
+    correction = size / plain if plain else 1.0
+    from scipy.special import gamma
+
+    exact = gamma((n - 1) / 2) / gamma((n - 2) / 2) / ((n - 1) / 2) ** 0.5  # Hedges 1981
+    assert correction == pytest.approx(exact if plain else 1.0)
+    for end, beyond in ((low, 0.975), (high, 0.025)):
+        assert stats.nct.cdf(statistic, n - 1, end / exact * n**0.5) == pytest.approx(beyond, abs=2e-4)
+
+
+def test_the_effect_covers_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    true, n, covered, sizes = 1.5, 5, 0, []
+    for _ in range(400):
+        drawn = generator.normal(true, 1, n)
+        size, low, high = effect_size(drawn.mean() / (drawn.std(ddof=1) / n**0.5), n)
+        correction = size / (drawn.mean() / drawn.std(ddof=1))
+        sizes.append(size)
+        covered += low / correction < true < high / correction
+    assert 0.92 < covered / 400 < 0.98
+    assert np.mean(sizes) == pytest.approx(true, abs=0.12)  # unbiased
