@@ -32,6 +32,28 @@ def _setting(text: str) -> tuple[str, str]:
     return key, value
 
 
+def launching(parser: Parser) -> None:
+    """Add how cells are run: what ``sweep`` and ``recommend`` have in common."""
+    how = parser.add_argument_group("how")
+    how.add_argument("--launcher", choices=LAUNCHERS, default="local", help="(default: local)")
+    how.add_argument("--jobs", type=int, help="cells at a time; default: what the devices allow (slurm: no limit)")
+    how.add_argument("--devices", type=int, default=1, help="devices of a cell on one node; more than 1 is DDP")
+    how.add_argument("--retries", type=int, default=0, help="further attempts at a failed cell (default: 0)")
+    slurm = parser.add_argument_group("slurm")
+    slurm.add_argument("--partition", help="Slurm's partition")
+    slurm.add_argument("--time", type=int, default=24 * 60, metavar="MINUTES", help="limit of a job (default: a day)")
+    slurm.add_argument("--nodes", type=int, default=1, help="nodes of a cell (default: 1)")
+    slurm.add_argument("--cpus", type=int, metavar="N", help="CPU cores a device")
+    slurm.add_argument("--memory", type=float, metavar="GB", help="memory of a node's part")
+    slurm.add_argument("--no-gpus", action="store_true", help="cells train on CPUs")
+    slurm.add_argument(
+        "--slurm", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="further: account, qos, ..."
+    )
+    slurm.add_argument("--no-wait", action="store_true", help="submit and return; `sweep status` says how it goes")
+    ray = parser.add_argument_group("ray")
+    ray.add_argument("--address", help="of a Ray cluster, for instance auto; default: start one here")
+
+
 def sweep() -> Parser:
     """Of ``sweep``."""
     from wsbench.grid.definition import sweep_names
@@ -60,24 +82,7 @@ def sweep() -> Parser:
     what.add_argument("--rerun-stale", action="store_true", help="run again what another version of wsbench has run")
     what.add_argument("--resolve", action="store_true", help="status: look at configurations and data again")
     what.add_argument("--dry-run", action="store_true", help="print every cell's command and run nothing")
-    how = parser.add_argument_group("how")
-    how.add_argument("--launcher", choices=LAUNCHERS, default="local", help="(default: local)")
-    how.add_argument("--jobs", type=int, help="cells at a time; default: what the devices allow (slurm: no limit)")
-    how.add_argument("--devices", type=int, default=1, help="devices of a cell on one node; more than 1 is DDP")
-    how.add_argument("--retries", type=int, default=0, help="further attempts at a failed cell (default: 0)")
-    slurm = parser.add_argument_group("slurm")
-    slurm.add_argument("--partition", help="Slurm's partition")
-    slurm.add_argument("--time", type=int, default=24 * 60, metavar="MINUTES", help="limit of a job (default: a day)")
-    slurm.add_argument("--nodes", type=int, default=1, help="nodes of a cell (default: 1)")
-    slurm.add_argument("--cpus", type=int, metavar="N", help="CPU cores a device")
-    slurm.add_argument("--memory", type=float, metavar="GB", help="memory of a node's part")
-    slurm.add_argument("--no-gpus", action="store_true", help="cells train on CPUs")
-    slurm.add_argument(
-        "--slurm", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="further: account, qos, ..."
-    )
-    slurm.add_argument("--no-wait", action="store_true", help="submit and return; `sweep status` says how it goes")
-    ray = parser.add_argument_group("ray")
-    ray.add_argument("--address", help="of a Ray cluster, for instance auto; default: start one here")
+    launching(parser)
     return parser
 
 
@@ -248,7 +253,7 @@ def leaderboard_compare() -> Parser:
     parser = Parser(
         prog="wsbench leaderboard compare",
         description="The paired t-test of two norms over the seeds that both have, in every table and batch size; p is "
-        "corrected for the number of lines (Holm), the effect is Hedges' g of the pairs with its 95 %% interval.",
+        "corrected for the number of lines (Holm), the effect is Hedges' g of the pairs with its 95 % interval.",
     )
     parser.add_argument("first", help="a norm, for instance gn+ws")
     parser.add_argument("second", help="another")

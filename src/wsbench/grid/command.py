@@ -1,43 +1,22 @@
 """``python -m wsbench sweep``."""
 
 import argparse
-import signal
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from wsbench.errors import UserError, printable
+from wsbench.errors import printable
+from wsbench.grid import drive, show
 from wsbench.grid import plan as plans
-from wsbench.grid import show
-from wsbench.grid.cells import CLAIM, Cell, Status, now, status
-from wsbench.grid.definition import RESERVED, Definition, GridError, load, sweep_names
+from wsbench.grid.definition import RESERVED, GridError, load, sweep_names
 from wsbench.grid.launcher import Launcher
 from wsbench.grid.local import LocalLauncher, options_of
-from wsbench.grid.tuned import DIVERGED, Protocol, methods
-from wsbench.run.lines import append_line, read_lines
-from wsbench.run.lock import LOCK, remove_if_free
-from wsbench.run.report import console, duration
-
-HISTORY = "history.jsonl"
-
-
-class UnfinishedError(UserError, RuntimeError):
-    """Some cells are not done; the table has said which."""
-
-    exit_status = 1
-
-
-class StoppedError(UserError, RuntimeError):
-    """The sweep was interrupted."""
-
-    exit_status = 128 + signal.SIGINT
+from wsbench.run.lines import read_lines
+from wsbench.run.report import console
 
 
 def _options(args: argparse.Namespace) -> list[str]:
     """What the launcher adds to a cell's options."""
     _require_numbers(args)
-    return options_of(args.devices) if args.launcher == "local" else list(_launcher(args).options())
+    return options_of(args.devices) if args.launcher == "local" else list(launcher_of(args).options())
 
 
 def _require_numbers(args: argparse.Namespace) -> None:
@@ -50,7 +29,12 @@ def _require_numbers(args: argparse.Namespace) -> None:
         raise GridError(f"--nodes {args.nodes} is for --launcher slurm")
 
 
-def _launcher(args: argparse.Namespace) -> Launcher:
+def launcher_of(args: argparse.Namespace) -> Launcher:
+    """The launcher that the options of :func:`wsbench.commands.launching` ask for.
+
+    Raises:
+        GridError: a number makes no sense.
+    """
     _require_numbers(args)
     if args.launcher == "slurm":
         from wsbench.grid.slurm import Job, SlurmLauncher
@@ -81,63 +65,6 @@ def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plan
     )
 
 
-def _statuses(plan: plans.Plan) -> dict[str, Status]:
-    former = plans.former_ids(plan.folder)
-    return {cell.id: status(cell, former) for cell in plan.cells}
-
-
-def _is_stale(cell: Cell) -> bool:
-    return status(cell).state == "stale"
-
-
-def _dry_run(plan: plans.Plan) -> None:
-    show.commands(plan)
-    for problem in plan.problems():
-        print(f"wsbench: note: cannot run here: {problem}", file=sys.stderr)
-    print(f"{len(plan.cells)} cells of {plan.name}, recipe {plan.recipe} ({plan.reason})", file=sys.stderr)
-
-
-def _run(plan: plans.Plan, launcher: Launcher) -> None:
-    problems = plan.problems()
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise GridError(f"nothing is run: {problems[0]}{more}")
-    for cell in plan.cells:
-        for name in (CLAIM, LOCK):  # of processes that were killed
-            remove_if_free(cell.folder / name)
-    before = _statuses(plan)
-    todo = [cell for cell in plan.cells if not cell.finished()]
-    out = console()
-    out.print(f"{plan.name}: {plan.about}")
-    out.print(f"recipe {plan.recipe} ({plan.reason}); {show.counts(list(before.values()))}; {len(todo)} to run")
-    plans.write(plan)
-    began, start = now(), time.monotonic()
-    interrupted = False
-    try:
-        if todo:
-            launcher.run(todo, show.Progress(plan, todo))
-    except KeyboardInterrupt:
-        interrupted = True
-        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
-    after = _statuses(plan)
-    seconds = time.monotonic() - start
-    history = {
-        "began": began,
-        "ended": now(),
-        "launcher": launcher.name,
-        "ran": len(todo),
-        "seconds": round(seconds, 1),
-    }
-    append_line(plan.folder / HISTORY, history | {"states": show.counts(list(after.values()))})
-    show.table(plan, after, all_of_them=False)
-    out.print(f"this sweep took {duration(seconds)}; logs: {plan.runs}/TASK/RUN/cell.log; plan: {plan.folder}")
-    if interrupted:
-        raise StoppedError("interrupted")
-    unfinished = sum(s.state in ("failed", "missing", "running") for s in after.values())
-    if unfinished and not getattr(launcher, "detached", False):
-        raise UnfinishedError(f"{unfinished} of {len(after)} cells are not done")
-
-
 def _status(
     args: argparse.Namespace, names: Sequence[str], further: Sequence[str], resolver: Callable[[], plans.Resolve]
 ) -> None:
@@ -146,10 +73,10 @@ def _status(
         choice, options = _choice(args, names[0], further), _options(args)
         definition = load(names[0])
         if definition.tuned:
-            protocol, recipe = protocol_of(choice, definition, resolver(), options)
+            protocol, recipe = drive.protocol_of(choice, definition, resolver(), options)
             stage = protocol.stage()
-            plan = plan_of(choice, definition, recipe, protocol.cells(stage))
-            show.table(plan, _statuses(plan), all_of_them=True)
+            plan = drive.plan_of(choice, definition, recipe, protocol.cells(stage))
+            show.table(plan, drive.statuses(plan), all_of_them=True)
             return show.tuned(protocol, stage)
         written = None if args.resolve else plans.as_written(choice, options)
         if written is None:
@@ -157,7 +84,7 @@ def _status(
         else:
             plan, when = written
             out.print(f"cells as of {when}; --resolve finds out what has changed in configurations and data since")
-        show.table(plan, _statuses(plan), all_of_them=True)
+        show.table(plan, drive.statuses(plan), all_of_them=True)
         current = {cell.id for cell in plan.cells}
         earlier = plans.read(plan.folder)
         left = [c for c in (*earlier.get("cells", []), *earlier.get("left", [])) if c["id"] not in current]
@@ -169,7 +96,7 @@ def _status(
     if not folders:
         out.print(f"no sweep was run in '{args.runs}'; `wsbench sweep list` names some")
     for folder in folders:
-        history = folder / HISTORY
+        history = folder / drive.HISTORY
         last = ([*read_lines(history)] or [{}])[-1] if history.exists() else {}
         line = f"{folder.name}: {last.get('states', 'being run')}, last ended {last.get('ended', '-')}"
         out.print(printable(line), markup=False)
@@ -203,58 +130,12 @@ def main(args: argparse.Namespace, further: Sequence[str], resolver: Callable[[]
     else:
         definition = load(args.words[0])  # whose faults are said before anything heavy is imported
         choice = _choice(args, args.words[0], further)
-        launcher = _launcher(args)
+        launcher = launcher_of(args)
         if definition.tuned:
-            tune(choice, definition, resolver(), launcher, args.dry_run)
+            ended = drive.tune(choice, definition, resolver(), launcher, args.dry_run)
+            if ended is not None:
+                show.tuned(*ended)
             return 0
-        plan = plans.make(choice, resolver(), launcher.options(), _is_stale)
-        _dry_run(plan) if args.dry_run else _run(plan, launcher)
+        plan = plans.make(choice, resolver(), launcher.options(), drive.is_stale)
+        drive.print_commands(plan) if args.dry_run else drive.run(plan, launcher)
     return 0
-
-
-# -- tuned ------------------------------------------------------------------------------------------------------------
-
-
-def protocol_of(
-    choice: plans.Choice, definition: Definition, resolve: plans.Resolve, options: Sequence[str]
-) -> tuple[Protocol, str]:
-    """The protocol of a tuned sweep, and its recipe.
-
-    Raises:
-        GridError: it has no grid of that recipe, or one that makes no sense.
-    """
-    recipe = choice.recipe or next(iter(definition.tuned))
-    if recipe not in definition.tuned:
-        raise GridError(f"sweep '{choice.name}' tunes nothing for --recipe {recipe}; there is "
-                        f"{', '.join(definition.tuned)}")  # fmt: skip
-    grid = definition.tuned[recipe]
-    asked = methods(grid, choice.axes, choice.only)
-    return Protocol(grid, asked, lambda o: plans.cell_of(o, recipe, choice, resolve, [*DIVERGED, *options])), recipe
-
-
-def plan_of(choice: plans.Choice, definition: Definition, recipe: str, cells: Sequence[Cell]) -> plans.Plan:
-    """The plan of a stage."""
-    return plans.Plan(Path(choice.name).stem, recipe, "tuned", definition.about, tuple(cells), choice.runs)
-
-
-def tune(
-    choice: plans.Choice, definition: Definition, resolve: plans.Resolve, launcher: Launcher, dry_run: bool
-) -> None:
-    """Run both stages, from where the records say that they are."""
-    protocol, recipe = protocol_of(choice, definition, resolve, launcher.options())
-    while True:
-        stage = protocol.stage()
-        plan = plan_of(choice, definition, recipe, [cell for _, cell in stage.cells])
-        if dry_run:
-            _dry_run(plan)
-            runs = len(protocol.methods) * len(protocol.grid.seeds)
-            print(f"stage {stage.number} as far as it is known; stage 2 has {runs} runs at the chosen rates",
-                  file=sys.stderr)  # fmt: skip
-            return
-        protocol.write_tunings(stage)
-        _run(plan, launcher)
-        if getattr(launcher, "detached", False):
-            console().print("submitted; the same command goes on when these have ended")
-            return
-        if stage.number == 2:
-            return show.tuned(protocol, stage)
