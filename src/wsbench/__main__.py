@@ -34,6 +34,7 @@ commands
                why it might not: checks of a model         analyze doctor MODEL_OR_CKPT
   export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
   data         verify and prepare a dataset                data voc --root FOLDER
+  recommend    which norm on your own data, in a budget    recommend --task voc --data.root FOLDER --budget 2h
   sweep        a grid: on this machine, Slurm or Ray       sweep table2; sweep status table2; sweep list
   leaderboard  result records to CSV                       leaderboard; leaderboard submit RUN
                are they right, is it more than noise?      leaderboard check; leaderboard compare gn+ws gn
@@ -95,11 +96,23 @@ def _data(argv: Sequence[str]) -> int:
     return main(args)
 
 
+def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own options, and those of ``fit`` behind ``--``."""
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[1:at]), list(argv[at + 1 :])
+
+
+def _recommend(argv: Sequence[str]) -> int:
+    line, further = _divided(argv)
+    args = commands.recommend().parse_args(line)
+    fields.require_known(further)
+    from wsbench.recommend.command import main
+
+    return main(args, further)
+
+
 def _sweep(argv: Sequence[str]) -> int:
-    line, further = list(argv[1:]), []
-    if "--" in line:
-        at = line.index("--")
-        line, further = line[:at], line[at + 1 :]
+    line, further = _divided(argv)
     args = commands.sweep().parse_args(line)
     from wsbench.grid.command import main
 
@@ -156,6 +169,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "analyze": _analyze,
     "export": _export,
     "data": _data,
+    "recommend": _recommend,
     "sweep": _sweep,
     "leaderboard": _leaderboard,
     "report": _report,

@@ -86,6 +86,33 @@ def sweep() -> Parser:
     return parser
 
 
+def recommend() -> Parser:
+    """Of ``recommend``."""
+    parser = Parser(
+        prog="wsbench recommend",
+        usage="%(prog)s --task TASK --data.root FOLDER --budget 2h [options] [-- options of fit for every run]",
+        description="Which norm, at which learning rate, on your own data: measures a step, shows a plan that fits the "
+        "budget, tunes every norm alike, trains fresh seeds, and answers in words, a table, a page and the lines for "
+        "your own code. The same command goes on where it was stopped. docs/recommend.md explains it.",
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--task", choices=TASKS, required=True)
+    what.add_argument("--data.root", dest="root", type=Path, required=True, metavar="FOLDER",
+                      help="your data (docs/data.md); without a val a fifth is held out")  # fmt: skip
+    what.add_argument("--budget", required=True, help="time for all of it, with measuring: 2h, 1h30m")
+    what.add_argument("--networks", metavar="NAME,NAME",
+                      help="of torchvision, timm:NAME, or as of --model.network (default: the recipe's)")  # fmt: skip
+    what.add_argument("--pretrained", action="store_true", help="start from the networks' own weights")
+    what.add_argument("--norms", metavar="NORM,NORM",
+                      help="(default: bn,gn,gn+ws,bn+ws, the last where there is time)")  # fmt: skip
+    what.add_argument("--micro-batch", default="auto", metavar="N",
+                      help="samples on a device at a time (default: auto, as many as fit)")  # fmt: skip
+    what.add_argument("--out", type=Path, help="folder of the answer (default: recommend/TASK-FOLDER)")
+    what.add_argument("--dry-run", action="store_true", help="measure, show the plan, and stop")
+    launching(parser)
+    return parser
+
+
 def data() -> Parser:
     """Of ``data``."""
     parser = Parser(
@@ -263,7 +290,8 @@ def leaderboard_compare() -> Parser:
 
 #: of each command its parser; of one that has commands of its own, those first
 PARSERS: Mapping[str, Callable[[], Parser]] = {
-    "sweep": sweep, "data": data, "analyze": analyze, "analyze doctor": analyze_doctor, "export": export,
+    "sweep": sweep, "recommend": recommend, "data": data,
+    "analyze": analyze, "analyze doctor": analyze_doctor, "export": export,
     "norms": norms, "doctor": doctor, "report": report, "leaderboard": leaderboard,
     "leaderboard check": leaderboard_check, "leaderboard submit": leaderboard_submit,
     "leaderboard compare": leaderboard_compare, "completion": completion,

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from wsbench.errors import UserError, shortened
@@ -11,6 +12,24 @@ from wsbench.errors import UserError, shortened
 _UNKNOWN = re.compile(r"unrecognized arguments?: (.+)", re.IGNORECASE | re.DOTALL)
 #: argparse names the option first
 _OF_OPTION = re.compile(r"argument (?P<name>[^:]+): (?P<what>.+)", re.DOTALL)
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``10m``, ``1h30m``, ``90s``, ``2d``.
+
+    Raises:
+        ValueError: it is no such duration, or none at all.
+        OverflowError: it is longer than can be counted.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    parts = [int(part or 0) for part in found.groups()] if found else [0]
+    if not any(parts):
+        raise ValueError(f"'{text}' is no duration such as 10m, 1h30m or 90s")
+    days, hours, minutes, seconds = parts
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
 
 class UsageError(UserError, ValueError):

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from wsbench.choose import Choice, choose
 from wsbench.cli import BenchmarkCLI, find_dataset, plain, prepared
+from wsbench.datamodules import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import accumulation
 from wsbench.grid.cells import Resolved
@@ -60,18 +61,30 @@ class Resolver:
         self._defaults: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, DataIdentity | str] = {}
 
-    def __call__(self, argv: Sequence[str]) -> Resolved:
-        """What ``fit`` with these arguments would run."""
+    def _parsed(self, argv: Sequence[str]) -> tuple[Choice, Namespace]:
         choice = choose(argv, find_dataset)
         if choice.configs not in self._parsers:
             self._parsers[choice.configs] = _Parser(choice)
             self._defaults[choice.configs] = self._parsers[choice.configs].recipe_defaults()
-        parser = self._parsers[choice.configs]
         try:
-            settings: Namespace = parser.parser.parse_args(["fit", *argv])["fit"]
+            settings: Namespace = self._parsers[choice.configs].parser.parse_args(["fit", *argv])["fit"]
         except argparse.ArgumentError as error:
             raise UsageError(" ".join(str(error).split())) from error
         settings.task, settings.recipe = choice.task, choice.recipe
+        return choice, settings
+
+    def read(self, argv: Sequence[str]) -> tuple[Namespace, BenchmarkData]:
+        """The settings of ``fit`` with these arguments, and the data as it would read it.
+
+        Raises:
+            DatasetError: the data cannot be read.
+        """
+        choice, settings = self._parsed(argv)
+        return settings, prepared(choice.task, settings.data, "fit")
+
+    def __call__(self, argv: Sequence[str]) -> Resolved:
+        """What ``fit`` with these arguments would run."""
+        choice, settings = self._parsed(argv)
         data, trainer = settings.data, settings.trainer
         devices = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
         accumulation(data.effective_batch, data.micro_batch, devices * trainer.num_nodes)

@@ -17,7 +17,9 @@ from wsbench.run.lock import RunBusyError, claimed, holder
 BUSY = RunBusyError.exit_status
 #: how much of a log's end is looked at for the reason of a failure
 _TAIL = 20_000
-_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|MemoryError|Cannot allocate memory|memory is used up", re.IGNORECASE
+)
 _ERROR = re.compile(r"^(?:wsbench: error: .*|[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$")
 
 

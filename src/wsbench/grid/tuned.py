@@ -65,7 +65,12 @@ def methods(
     cells = select(expand(Grid(options=grid.options, axes=grid.axes, rules=grid.rules), axes), only or {})
     if any("norm" not in cell for cell in cells):
         raise GridError("a tuned grid needs the axis norm: what is tuned and compared")
-    return [Method(tuple(sorted(cell.items()))) for cell in cells]
+    return [Method(tuple((name, _fixed(cell[name])) for name in sorted(cell))) for cell in cells]
+
+
+def _fixed(value: Any) -> Any:
+    """A list as a tuple: methods and settings are told apart by their options."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def grown(

@@ -1,6 +1,5 @@
 """When a run writes checkpoints between epochs, and how it stops when it is told to: whole steps, and resumable."""
 
-import re
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from wsbench.errors import UserError
+from wsbench.options import parse_duration
 from wsbench.run.folder import LAST
 
 #: what ends a run at its next optimizer step; a second one ends it at once
@@ -23,7 +23,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 UNFINISHED = 75
 #: seconds of training that may be lost where evaluation follows, in which no checkpoint can be written
 _BEFORE_EVALUATION = 60.0
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 class Interrupted(UserError):
@@ -59,13 +58,10 @@ class Every(NamedTuple):
             return cls()
         if text.isdecimal() and int(text):
             return cls(steps=int(text))
-        found = _DURATION.fullmatch(text)
-        parts = [int(part or 0) for part in found.groups()] if found else [0]
-        if not any(parts):
-            raise ValueError(f"'{text}' is no duration such as 10m, 1h30m or 90s, no number of optimizer steps such as "
-                             "500, and not never")  # fmt: skip
-        days, hours, minutes, seconds = parts
-        return cls(seconds=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds())
+        try:
+            return cls(seconds=parse_duration(text))
+        except ValueError as error:
+            raise ValueError(f"{error}, no number of optimizer steps such as 500, and not never") from error
 
 
 def seconds_of(max_time: Any) -> float | None:

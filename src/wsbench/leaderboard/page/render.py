@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 import wsbench
 from wsbench.leaderboard import tuned
@@ -44,12 +44,29 @@ def _records(found: Sequence[Group]) -> list[Mapping[str, Any]]:
     ]
 
 
-def render(found: Sequence[Group], logs: Logs) -> str:
+class Said(Protocol):
+    """An answer that is given beforehand: of ``recommend``."""
+
+    @property
+    def title(self) -> str:
+        """What to do."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What it rests on."""
+
+    @property
+    def code(self) -> str:
+        """How."""
+
+
+def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
     """The page.
 
     Args:
         found: groups of runs.
         logs: their logs of metrics.
+        said: the answer, of a page for one question; None: what all the runs say together.
     """
     engine = jinja2()
     environment = engine.Environment(
@@ -64,6 +81,7 @@ def render(found: Sequence[Group], logs: Logs) -> str:
     every = [*drawn, *(figure for _, each in own_rate for figure in each)]
     text: str = environment.get_template("page.html.j2").render(
         version=wsbench.__version__,
+        said=said,
         overall=overall(told),
         tuned=own_rate,
         answers=answers(one_rate),

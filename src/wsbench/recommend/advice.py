@@ -1,0 +1,142 @@
+"""A finished protocol to an answer: in words, as a table, as lines of code, as a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from wsbench.leaderboard.verdict import Standing, Verdict, verdicts
+from wsbench.leaderboard.wide import Group
+from wsbench.norms import NormSpec
+from wsbench.records import lower_is_better, mean_scores
+from wsbench.run.report import console
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Of the recipe, in the user's code."""
+
+    kind: str
+    """``SGD`` or ``Adam``."""
+    arguments: str
+    """Beside the learning rate."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do."""
+
+    title: str
+    sentences: tuple[str, ...]
+    """One for each network, the best first, then what it rests on."""
+    code: str
+    """Lines that put it into the user's own code."""
+
+
+def code_for(best: Standing, optimizer: Optimizer, shape: Sequence[int]) -> str:
+    """The lines: normalize, optimizer, and where weights are standardized in micro-steps the window.
+
+    Args:
+        best: the norm.
+        optimizer: of the recipe.
+        shape: of an example input.
+    """
+    record = best.group.first
+    spec, batch = NormSpec.parse(record.norm), record.batch
+    window = spec.weight is not None and batch.accumulate > 1
+    names = "AccumulationWindow, normalize" if window else "normalize"
+    lines = [
+        f"from wsbench.norms import {names}",
+        f'normalize(model, "{record.norm}", example=torch.zeros{tuple(shape)})  # in place, before the optimizer',
+        f"optimizer = torch.optim.{optimizer.kind}(model.parameters(), lr={best.rate:g}{optimizer.arguments})"
+        f"  # at {batch.effective_batch} samples a step",
+    ]
+    if window:
+        lines.append(
+            f"window = AccumulationWindow(model)  # each micro-step: with window.micro_step(last=i == "
+            f"{batch.accumulate - 1}): loss.backward()"
+        )
+    return "\n".join(lines)
+
+
+def ranked(found: Sequence[Group]) -> list[Verdict]:
+    """The verdicts of all networks, that with the best mean first."""
+    told = verdicts(found)
+    return sorted(told, key=lambda v: v.best.over.mean if lower_is_better(v.metric) else -v.best.over.mean)
+
+
+def advise(found: Sequence[Group], name: str, optimizer: Optimizer, shape: Sequence[int], facts: Sequence[str]) -> (
+    Advice
+):  # fmt: skip
+    """The answer.
+
+    Args:
+        found: groups of runs of stage 2.
+        name: of the data.
+        optimizer: of the recipe.
+        shape: of an example input.
+        facts: what it rests on, in words.
+    """
+    told = ranked(found)
+    sentences = []
+    for one in told:
+        network = one.best.group.first.network
+        sentences.append(f"{network}: {one.sentence()}" if len(told) > 1 else one.sentence())
+    if told[0].nothing_learned:
+        title, code = f"{name}: nothing can be recommended", ""
+    else:
+        title = f"{name}: use {told[0].best.norm} at learning rate {told[0].best.rate:g}"
+        code = code_for(told[0].best, optimizer, shape)
+    return Advice(title, (*(f"{s}." for s in sentences), *facts), code)
+
+
+def show(advice: Advice, found: Sequence[Group], files: Sequence[Path]) -> None:
+    """Print it: words, table, scores by rate, code, files."""
+    out = console()
+    out.print(f"\n{advice.title}", markup=False, highlight=False, style="bold")
+    for sentence in advice.sentences:
+        out.print(f"  {sentence}", markup=False, highlight=False)
+    for one in ranked(found):
+        out.print(_standings(one))
+        out.print(_by_rate(one))
+    if advice.code:
+        out.print("\nin your own code:", markup=False)
+        out.print("\n".join(f"    {line}" for line in advice.code.splitlines()), markup=False, highlight=False,
+                  soft_wrap=True)  # fmt: skip
+    for path in files:
+        out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _standings(one: Verdict) -> Table:
+    order = "lower" if lower_is_better(one.metric) else "higher"
+    table = Table(title=f"{one.best.group.first.network}: {one.metric} on val, {order} is better")
+    for column in ("norm", "rate", "works at", "seeds", "mean [95 %]", "worse than the best by [95 %]", "p"):
+        table.add_column(column, justify="left" if column == "norm" else "right")
+    for s in one.standings:
+        low, high = s.range
+        lost = "-" if s.test is None else f"{s.loss[0]:+.1f} [{s.loss[1]:+.1f}, {s.loss[2]:+.1f}]"
+        mark = "" if s.worse else " *"
+        table.add_row(escape(s.norm) + mark, f"{s.rate:g}", f"{low:g} to {high:g}", str(s.over.n),
+                      escape(s.value()), escape(lost), "-" if s.test is None else f"{s.p:.3f}")  # fmt: skip
+    table.caption = "* not told from the best; p corrected for the number of norms (Holm)"
+    return table
+
+
+def _by_rate(one: Verdict) -> Table:
+    tunings = {s.norm: s.group.first.tuning for s in one.standings}
+    rates = sorted({trial.rate for tuning in tunings.values() if tuning for trial in tuning.trials})
+    table = Table(title=f"{one.metric} on held-out training data, by learning rate")
+    for column in ("norm", *(f"{rate:g}" for rate in rates)):
+        table.add_column(column, justify="left" if column == "norm" else "right")
+    for norm, tuning in tunings.items():
+        assert tuning is not None
+        scores = mean_scores(tuning.trials)
+        diverged = {trial.rate for trial in tuning.trials if trial.diverged}
+        cells = []
+        for rate in rates:
+            text = f"{scores[rate]:.1f}" + (" (nan)" if rate in diverged else "")
+            cells.append(f"[bold]{text}[/]" if rate == tuning.rate else text)
+        table.add_row(escape(norm), *cells)
+    return table

@@ -1,0 +1,360 @@
+"""``python -m wsbench recommend``: the user's own answer, within a budget of time."""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.table import Table
+
+from wsbench.datamodules import DATA_CLASSES, BenchmarkData
+from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.prepare.split import LIST, make_split
+from wsbench.errors import UserError
+from wsbench.grid import drive
+from wsbench.grid import plan as plans
+from wsbench.grid.command import launcher_of
+from wsbench.grid.definition import load
+from wsbench.grid.launcher import Launcher
+from wsbench.grid.resources import memory
+from wsbench.grid.tuned import DIVERGED
+from wsbench.leaderboard.logs import find_logs
+from wsbench.leaderboard.wide import groups
+from wsbench.norms import NormSpec, SpecError
+from wsbench.options import UsageError, parse_duration
+from wsbench.parts import altair, jinja2, vl_convert
+from wsbench.recommend import advice as advices
+from wsbench.recommend import measure
+from wsbench.recommend.budget import FEWEST_NORMS, NORMS, Cost, Plan, Size, plan_for
+from wsbench.recommend.networks import full_name, what_its_weights_mean
+from wsbench.records import write_text_atomically
+from wsbench.resolve import Resolver
+from wsbench.run.lock import claimed
+from wsbench.run.report import console, duration
+
+#: in the folder of an answer
+PLAN, PAGE, ANSWER, RUNS, LOCK = "plan.json", "answer.html", "answer.json", "runs", "recommend.lock"
+RECIPE = "small"
+#: of a cluster whose number of jobs is not limited, runs at a time that are planned with
+_ON_A_CLUSTER = 16
+_MIB = 2**20
+#: options that the plan sets
+_PLANNED = (
+    "--trainer.max_steps", "--trainer.max_epochs", "--data.micro_batch", "--model.lr", "--norm", "--model.network",
+    "--seed_everything", "--data.tuning", "--data.root", "--recipe", "--task", "--runs", "--model.milestones",
+    "--model.init_from", "--model.init_from_any_norm",
+)  # fmt: skip
+
+
+class _Written(BaseModel):
+    """What was decided, so that the same command goes on with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str
+    micro_batch: int
+    costs: list[dict[str, Cost]]
+    size: Size
+    jobs: int
+    plan: Plan
+
+
+def _norms(text: str | None, task: str) -> list[str]:
+    if text is None:
+        return [n.replace("gn", "gn16") for n in NORMS] if task == "modelnet40" else [*NORMS]
+    try:
+        norms = [str(NormSpec.parse(word)) for word in text.split(",") if word]
+    except SpecError as error:
+        raise UsageError(f"--norms: {error}") from error
+    if len(norms) < 2 or len(set(norms)) < len(norms):
+        raise UsageError(f"--norms {text}: expected two or more different norms, separated by commas")
+    return norms
+
+
+def _budget(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--budget: {error}; say 2h, or 1h30m") from error
+
+
+def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
+    """The dataset's folder, or one with a split made of it; and what is to be said about it."""
+    kind = DATA_CLASSES[task]
+    if not root.is_dir():
+        raise UsageError(f"--data.root '{root}' is no folder")
+    try:
+        kind.find(root)
+    except DatasetError:
+        made = make_split(task, root, out)
+        if made is None:
+            raise
+        said = f"'{root}' has no val: a fifth of its samples was held out, by their names; '{made / LIST}' lists which"
+        return made, [said]
+    return root, []
+
+
+def _jobs(launcher: Launcher) -> int:
+    return int(getattr(launcher, "jobs", None) or _ON_A_CLUSTER)
+
+
+def _sizes(data: BenchmarkData, settings: Any) -> Size:
+    epochs = settings.trainer.max_epochs
+    if not epochs or epochs < 1:
+        raise UsageError("the recipe's length has to be in epochs: --trainer.max_epochs")
+    fewest = data.steps_per_epoch or data.min_steps_per_epoch
+    return Size(train=len(data.train_data), val=len(data.val_data), effective_batch=data.effective_batch,
+                fewest_steps=fewest, epochs=epochs, lr=settings.model.lr)  # fmt: skip
+
+
+def _candidates(effective: int, asked: str) -> list[int]:
+    """Samples on a device at a time that are tried, the most first."""
+    if asked == "auto":
+        return [n for n in range(effective, 0, -1) if effective % n == 0 and n & (n - 1) == 0] or [1]
+    if not asked.isdecimal() or not 0 < int(asked) <= effective or effective % int(asked):
+        raise UsageError(f"--micro-batch {asked}: expected auto, or a divisor of {effective}, the samples of an "
+                         "optimizer step")  # fmt: skip
+    return [int(asked)]
+
+
+class _Answering:
+    """A question on its way to an answer.
+
+    Args:
+        args: the command line.
+        further: options of ``fit`` for every run.
+        resolver: says which run a command line is.
+    """
+
+    def __init__(self, args: argparse.Namespace, further: Sequence[str], resolver: Resolver) -> None:
+        self.args, self.further, self.resolver = args, list(further), resolver
+        for word in further:
+            if word.split("=")[0] in _PLANNED:
+                raise UsageError(f"{word.split('=')[0]} may not stand behind --; recommend sets it")
+        self.task: str = args.task
+        self.norms = _norms(args.norms, self.task)
+        self.budget = _budget(args.budget)
+        root = args.root.expanduser()
+        self.name = root.resolve().name
+        self.out: Path = args.out or Path("recommend") / f"{self.task}-{self.name}"
+        self.root, self.said = _root(self.task, root, self.out)
+        self.launcher = launcher_of(args)
+        asked = [name for name in (args.networks or "").split(",") if name]
+        self.settings, self.data = resolver.read(self._line())
+        networks = [full_name(self.task, name, args.pretrained) for name in asked] or [self.settings.model.network]
+        self.networks = list(dict.fromkeys(networks))
+        if args.pretrained and not asked:
+            raise UsageError("--pretrained needs --networks: the recipe's own network has no weights")
+        self.size = _sizes(self.data, self.settings)
+
+    def _line(self) -> list[str]:
+        return ["--task", self.task, "--recipe", RECIPE, "--data.root", str(self.root), *self.further]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of every run."""
+        weights: dict[str, Any] = {}
+        if self.args.pretrained:
+            weights = {"model.init_from": "pretrained", "model.init_from_any_norm": True}
+        return {"task": self.task, "data.root": str(self.root), **weights}
+
+    @property
+    def question(self) -> str:
+        """SHA-256 of what decides the plan."""
+        parts = [self.task, self.data.identity().model_dump(), self.norms, self.networks, self.budget, self.further,
+                 self.args.micro_batch, self.args.pretrained, _jobs(self.launcher), self.size.model_dump()]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _sweep(self, name: str, text: str) -> plans.Choice:
+        path = self.out / f"{name}.yaml"
+        write_text_atomically(path, text)
+        return plans.Choice(str(path), RECIPE, runs=self.out / RUNS, further=self.further)
+
+    # -- the plan -------------------------------------------------------------------------------------------------
+
+    def _measured(self, micro_batch: int) -> list[dict[str, Cost]] | None:
+        """What runs cost; None where they do not fit into memory.
+
+        Raises:
+            UserError: a run failed for another reason, or jobs were submitted and are not done.
+        """
+        text = measure.definition(self.options, self.norms, self.networks, micro_batch)
+        choice = self._sweep("measure", text)
+        plan = plans.make(choice, self.resolver, [*DIVERGED, *self.launcher.options()])
+        try:
+            drive.run(plan, self.launcher)
+        except drive.UnfinishedError:
+            if any(measure.ran_out_of_memory(cell) for cell in plan.cells):
+                return None
+            raise
+        records = [(cell, cell.record()) for cell in plan.cells]
+        if any(record is None for _, record in records):
+            raise _SubmittedError("submitted; the same command goes on when these have ended")
+        by_network: dict[str, dict[str, Cost]] = {name: {} for name in self.networks}
+        for cell, record in records:
+            assert record is not None
+            by_network[cell.options["model.network"]][cell.options["norm"]] = measure.cost_of(cell, record)
+        costs = list(by_network.values())
+        peak = max(cost.memory for of in costs for cost in of.values()) * _jobs(self.launcher) * _MIB
+        on_cpu = all("CPU" in record.provenance.hardware for _, record in records if record is not None)
+        return None if on_cpu and self.launcher.name == "local" and peak > memory() else costs
+
+    def decide(self) -> _Written:
+        """The plan as it was decided, or what is measured now says."""
+        path = self.out / PLAN
+        if path.is_file():
+            try:
+                written = _Written.model_validate_json(path.read_bytes())
+            except ValidationError:  # of another version, or torn by hand: it can be made again
+                written = None
+            if written is not None and written.question == self.question:
+                console().print(f"goes on with the plan in '{path}'", markup=False)
+                return written
+        began = time.monotonic()
+        costs, micro_batch = None, 0
+        for micro_batch in _candidates(self.size.effective_batch, self.args.micro_batch):
+            costs = self._measured(micro_batch)
+            if costs is not None:
+                break
+            console().print(f"{micro_batch} at a time do not fit into memory", markup=False)
+        if costs is None:
+            raise UserError(f"not even {micro_batch} sample(s) at a time fit into memory; take a smaller network, or "
+                            "smaller samples (-- --data.crop ...)")  # fmt: skip
+        left = self.budget - (time.monotonic() - began)
+        fewest = FEWEST_NORMS if self.args.norms is None else None
+        jobs = _jobs(self.launcher)
+        plan = plan_for(left, costs, self.size, jobs, self.norms, fewest)
+        written = _Written(question=self.question, micro_batch=micro_batch, costs=costs, size=self.size, jobs=jobs,
+                           plan=plan)  # fmt: skip
+        write_text_atomically(path, written.model_dump_json(indent=1) + "\n")
+        return written
+
+    def show_plan(self, written: _Written) -> None:
+        """Print what will be run, and what it takes."""
+        plan, size, out = written.plan, written.size, console()
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        first, second = (n * len(self.networks) for n in plan.runs)
+        longest = max(size.seconds(of[norm], plan.epochs, False) for of in written.costs for norm in plan.norms)
+        accumulate = size.effective_batch // written.micro_batch
+        for name, value in {
+            "data": f"{self.name}: {size.train} train, {size.val} val, {len(self.data.classes)} classes "
+                    f"({', '.join(self.data.classes[:6])}{' ...' if len(self.data.classes) > 6 else ''})",
+            "networks": ", ".join(self.networks),
+            "norms": ", ".join(plan.norms),
+            "batch": f"{written.micro_batch} a device x {accumulate} micro-steps = {size.effective_batch}",
+            "length": f"{plan.epochs} of the recipe's {size.epochs} epochs; a run takes up to {duration(longest)}",
+            "rates": f"{', '.join(f'{r:g}' for r in plan.rates)}, and {plan.most_rates - len(plan.rates)} more where "
+                     "the best lies at an end",
+            "runs": f"{first} to choose rates on a fifth of the training data, then {second} with {plan.seeds} fresh "
+                    f"seeds each, scored on val; {written.jobs} at a time",
+            "time": f"about {duration(plan.seconds)} at most, of a budget of {duration(self.budget)}",
+        }.items():  # fmt: skip
+            table.add_row(name, value)
+        out.print(table)
+        for norm in self.norms:
+            if norm not in plan.norms:
+                out.print(f"left out, for want of time: {norm}", markup=False)
+
+    def tuned(self, written: _Written) -> str:
+        """The sweep that answers, as its YAML's content."""
+        plan = written.plan
+        options = {**self.options, "data.micro_batch": written.micro_batch, "trainer.max_epochs": plan.epochs}
+        milestones = self.settings.model.get("milestones")
+        if milestones and plan.epochs != self.size.epochs and all(m >= 1 for m in milestones):
+            options["model.milestones"] = _scaled(milestones, plan.epochs / self.size.epochs)
+        grid = {
+            "options": options, "axes": {"norm": [*plan.norms], "model.network": [*self.networks]},
+            "rates": [*plan.rates], "most_rates": plan.most_rates, "share": self.size.share,
+            "seeds": list(range(100, 100 + plan.seeds)),
+        }  # fmt: skip
+        content = {"about": f"which norm on {self.name}", "tuned": {RECIPE: grid}}
+        return str(yaml.safe_dump(content, sort_keys=False))
+
+    # -- the answer -----------------------------------------------------------------------------------------------
+
+    def run(self, dry_run: bool) -> None:
+        """Decide, say, run, answer."""
+        for text in self.said:
+            console().print(text, markup=False)
+        for network in self.networks:
+            for line in what_its_weights_mean(network, self.norms, self.args.pretrained):
+                console().print(line, markup=False)
+        with claimed(self.out / LOCK) as free:
+            if not free:
+                raise UserError(f"another process works in '{self.out}'; wait for it, or name another folder by --out")
+            written = self.decide()
+            self.show_plan(written)
+            choice = self._sweep("tuned", self.tuned(written))
+            if dry_run:
+                return
+            ended = drive.tune(choice, load(choice.name), self.resolver, self.launcher, dry_run=False)
+            if ended is not None:
+                self._answer(written, ended)
+
+    def _answer(self, written: _Written, ended: Any) -> None:
+        protocol, stage = ended
+        records = [record for cell in protocol.cells(stage) if (record := cell.record()) is not None]
+        found = groups(records)
+        final = [group for group in found if not group.is_trial]
+        plan = written.plan
+        trials = max((len(r.tuning.trials) for r in records if r.tuning is not None), default=0)
+        facts = (
+            f"It rests on {trials} learning rates and {plan.seeds} fresh seeds a norm, {plan.epochs} epochs of "
+            f"{written.size.train} samples, {written.micro_batch} at a time; it holds for this data, this network and "
+            "runs of this length.",
+        )
+        advice = advices.advise(final, self.name, self._optimizer(), self._shape(), facts)
+        page = self.out / PAGE
+        from wsbench.leaderboard.page.render import render
+
+        write_text_atomically(page, render(found, find_logs([self.out / RUNS]), advice))
+        answer = {"title": advice.title, "sentences": [*advice.sentences], "code": advice.code,
+                  "records": [record.id for record in records]}  # fmt: skip
+        write_text_atomically(self.out / ANSWER, json.dumps(answer, indent=1) + "\n")
+        advices.show(advice, final, [page, self.out / ANSWER])
+
+    def _optimizer(self) -> advices.Optimizer:
+        model: Mapping[str, Any] = self.settings.model.as_dict()
+        named = [name for name in ("momentum", "weight_decay") if model.get(name)]
+        kind = str(model.get("optimizer") or ("SGD" if "momentum" in model else "Adam")).upper()
+        kind = "Adam" if kind == "ADAM" else kind
+        named = [name for name in named if not (kind == "Adam" and name == "momentum")]
+        return advices.Optimizer(kind, "".join(f", {name}={model[name]:g}" for name in named))
+
+    def _shape(self) -> tuple[int, ...]:
+        data = self.settings.data
+        if "points" in data:
+            return (1, 3, data.points)
+        return (1, 3, *([data.get("crop") or 224] * 2))
+
+
+def _scaled(milestones: Sequence[float], factor: float) -> list[int]:
+    """Milestones of a shorter run: at the same shares of it."""
+    return sorted({max(1, round(m * factor)) for m in milestones})
+
+
+class _SubmittedError(UserError):
+    """Nothing is wrong: jobs wait in a queue."""
+
+    label = ""
+    exit_status = 0
+
+
+def main(args: argparse.Namespace, further: Sequence[str]) -> int:
+    """Answer; returns 0.
+
+    Args:
+        args: the command line.
+        further: what stands behind ``--``.
+    """
+    for part in (altair, jinja2, vl_convert):  # said before hours are spent, not after
+        part()
+    _Answering(args, further, Resolver()).run(args.dry_run)
+    return 0
