@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.leaderboard.test_verdict import BEST, FAR, LEVEL, WORSE, tuned
 from tests.test_records import make_record
 from wsbench.__main__ import main
 from wsbench.leaderboard.logs import find_logs
@@ -127,6 +128,37 @@ def test_in_a_browser(folder: Path, tmp_path: Path, browser: Any) -> None:
     assert page.title().startswith("wsbench")
     assert EVIL in page.evaluate("document.querySelector('#records').textContent")
     assert page.locator("img").count() == 0
+
+
+@pytest.mark.slow
+def test_the_answer_at_own_rates(tmp_path: Path, browser: Any) -> None:
+    """The first screen answers; the dots are sorted and the tie group has a colour; what trials scored is no result."""
+    runs = [*tuned("gn+ws", BEST), *tuned("sn+ws", LEVEL, 0.03), *tuned("gn", WORSE), *tuned("bn", FAR, 0.03)]
+    trial = tuned("ln", [1.0, 2.0], tuning=None, overrides={"model.lr": 0.1, "data.tuning": 0.2})
+    for one in (*runs, *trial):
+        write_record(one, tmp_path / "records" / "imagenet" / f"{one.id}.json")
+    assert main(["report", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "report.html")]) == 0
+    page = open_page(browser, tmp_path / "report.html")
+    assert page.said == []
+    verdict = page.locator(".verdict")
+    assert verdict.inner_text() == (
+        "At one image a device use gn+ws; sn+ws is not told from it; avoid bn, more than 10 points worse."
+    )
+    assert "ln" not in page.inner_text("#answer .task")
+    page.evaluate("document.querySelector('#answer .chart').scrollIntoView()")
+    page.wait_for_selector("#answer .chart.low[data-drawn] svg")
+    script = "[...document.querySelectorAll('#answer .chart.low svg .role-axis-label text')].map((e) => e.textContent)"
+    labels = [text for text in page.evaluate(script) if not text.replace(".", "").isdigit()]
+    assert labels == ["gn+ws", "sn+ws", "gn", "bn"]
+    specs = json.loads(page.evaluate("document.getElementById('specs').textContent"))
+    (name,) = (name for name in specs if name.startswith("dots-"))
+    rows = specs[name]["layer"][0]["data"]["values"]
+    assert {row["norm"]: row["how"] for row in rows} == {
+        "gn+ws": "not told from the best", "sn+ws": "not told from the best", "gn": "worse",
+        "bn": "worse by more than 10 points",
+    }  # fmt: skip
+    phone = open_page(browser, tmp_path / "report.html", viewport={"width": 390, "height": 844})
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ def test_a_table_of_four() -> None:
     assert [s.norm for s in found.avoid] == ["bn"]
     assert found.standings[3].rate == 0.03
     said = found.sentence()
-    assert said.startswith("use gn+ws: 15.4 [14.6, 16.2]; no difference shown for sn+ws; avoid bn (worse by 45 [")
+    assert said.startswith("use gn+ws: top-1 error 15.4 [14.6, 16.2]; no difference shown for sn+ws; worse: gn (by 7 [")
+    assert "; avoid bn (by 45 [" in said
     # the p values are scipy's, corrected by Holm's rule over three
     p = [stats.ttest_rel(other, BEST).pvalue for other in (LEVEL, WORSE, FAR)]
     assert found.standings[1].p == pytest.approx(p[0])
@@ -75,6 +76,17 @@ def test_nothing_learned_is_said() -> None:
     (found,) = verdicts(groups([*tuned("gn+ws", [90.0] * 5), *tuned("gn", [90.0, 91, 90, 92, 90])]))
     assert "no norm learned more than guessing" in found.sentence()
     assert overall([found]) is None
+
+
+def test_doubts() -> None:
+    """Of two rates each is at an end; 95 % of error in ten classes is no learning."""
+    records = [*tuned("gn+ws", BEST), *tuned("sn+ws", LEVEL, 0.03), *tuned("gn", [89.0, 91, 92, 90, 93])]
+    (found,) = verdicts(groups(records))
+    idle, edge = found.doubts
+    assert idle == "gn is not surely better than guessing (90) after 4 steps: longer runs may say otherwise"
+    assert (
+        edge == "the best rate of gn+ws (0.1) and sn+ws (0.03) lies at the end of the grid: a better one may lie beyond"
+    )
 
 
 def test_one_rate_for_all_is_no_verdict() -> None:

@@ -14,6 +14,12 @@ from wsbench.records import better, guessing, lower_is_better
 FAR = 10.0
 
 
+def metric_name(metric: str) -> str:
+    """In words: ``top-1 error``."""
+    known = {"top1_error": "top-1 error", "top1_acc": "top-1 accuracy", "miou": "mIoU"}
+    return known.get(metric, metric.replace("_", " ").replace("acc", "accuracy"))
+
+
 def short(norm: str) -> str:
     """``gn16`` is called gn: the 16 groups are the task's, as in the paper's code."""
     return norm.replace("gn16", "gn")
@@ -119,16 +125,44 @@ class Verdict:
         if self.nothing_learned:
             return "no norm learned more than guessing knows; nothing follows about them"
         others = [s.norm for s in self.level[1:]]
+        best = f"{metric_name(self.metric)} {self.best.value()}"
         if len(self.standings) > 1 and len(self.level) == len(self.standings):
             said = f"no difference shown between {_listed([s.norm for s in self.standings])}"
-            said += f"; the best mean has {self.best.norm} with {self.best.value()}"
+            said += f"; the best mean has {self.best.norm} with {best}"
         else:
-            said = f"use {self.best.norm}: {self.best.value()}"
+            said = f"use {self.best.norm}: {best}"
             said += f"; no difference shown for {_listed(others)}" if others else ""
-        if self.avoid:
-            lost = [f"{s.norm} (worse by {s.loss[0]:.0f} [{s.loss[1]:.0f}, {s.loss[2]:.0f}])" for s in self.avoid]
-            said += f"; avoid {_listed(lost)}"
+        for verb, those in (
+            ("worse:", [s for s in self.standings if s.worse and not s.far]),
+            ("avoid", list(self.avoid)),
+        ):
+            lost = [f"{s.norm} (by {s.loss[0]:.0f} [{s.loss[1]:.0f}, {s.loss[2]:.0f}])" for s in those]
+            said += f"; {verb} {_listed(lost)}" if lost else ""
         return said
+
+    @property
+    def doubts(self) -> list[str]:
+        """What makes the verdict worth less: norms that learned nothing, best rates at the end of a grid."""
+        found = []
+        guess = self.guessing
+        lower = lower_is_better(self.metric)
+        if guess is not None:
+            ends = {s.norm: s.over.high if lower else s.over.low for s in self.standings}
+            idle = [norm for norm, end in ends.items() if end is None or not better(end, guess, not lower)]
+            if idle:
+                found.append(
+                    f"{_listed(idle)} {'is' if len(idle) == 1 else 'are'} not surely better than guessing "
+                    f"({guess:.0f}) after {self.best.group.steps} steps: longer runs may say otherwise"
+                )
+        edge = []
+        for s in self.level:
+            tuning = s.group.first.tuning
+            assert tuning is not None
+            if tuning.rate in (min(t.rate for t in tuning.trials), max(t.rate for t in tuning.trials)):
+                edge.append(f"{s.norm} ({tuning.rate:g})")
+        if edge:
+            found.append(f"the best rate of {_listed(edge)} lies at the end of the grid: a better one may lie beyond")
+        return found
 
 
 def _listed(words: Sequence[str]) -> str:

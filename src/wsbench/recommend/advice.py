@@ -83,7 +83,9 @@ def advise(found: Sequence[Group], name: str, optimizer: Optimizer, shape: Seque
     sentences = []
     for one in told:
         network = one.best.group.first.network
-        sentences.append(f"{network}: {one.sentence()}" if len(told) > 1 else one.sentence())
+        name_it = f"{network}: " if len(told) > 1 else ""
+        sentences.append(f"{name_it}{one.sentence()}")
+        sentences += [f"{name_it}but {doubt}" for doubt in one.doubts]
     if told[0].nothing_learned:
         title, code = f"{name}: nothing can be recommended", ""
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.tables import PAPER
-from wsbench.leaderboard.verdict import short
+from wsbench.leaderboard.verdict import metric_name, short
 from wsbench.leaderboard.wide import Group
 from wsbench.parts import altair as altair_module
 from wsbench.records import lower_is_better
@@ -55,10 +55,7 @@ def _good_name(metric: str) -> str:
 
 def metric_title(metric: str) -> str:
     """Of an axis: ``top-1 error (%), lower is better``."""
-    name = {"top1_error": "top-1 error", "top1_acc": "top-1 accuracy", "miou": "mIoU"}.get(
-        metric, metric.replace("_", " ").replace("acc", "accuracy")
-    )
-    return f"{name} (%), {'lower' if lower_is_better(metric) else 'higher'} is better"
+    return f"{metric_name(metric)} (%), {'lower' if lower_is_better(metric) else 'higher'} is better"
 
 
 def _chart(alt: Any, rows: Sequence[Mapping[str, Any]], width: int | str) -> Any:
