@@ -142,7 +142,7 @@ def test_the_answer_at_own_rates(tmp_path: Path, browser: Any) -> None:
     assert page.said == []
     verdict = page.locator(".verdict")
     assert verdict.inner_text() == (
-        "At one image a device use gn+ws; sn+ws is not told from it; avoid bn, more than 10 points worse."
+        "At one image per device use gn+ws; not significantly worse: sn+ws; avoid bn, more than 10 points worse."
     )
     assert "ln" not in page.inner_text("#answer .task")
     page.evaluate("document.querySelector('#answer .chart').scrollIntoView()")
@@ -154,7 +154,7 @@ def test_the_answer_at_own_rates(tmp_path: Path, browser: Any) -> None:
     (name,) = (name for name in specs if name.startswith("dots-"))
     rows = specs[name]["layer"][0]["data"]["values"]
     assert {row["norm"]: row["how"] for row in rows} == {
-        "gn+ws": "not told from the best", "sn+ws": "not told from the best", "gn": "worse",
+        "gn+ws": "tied with the best", "sn+ws": "tied with the best", "gn": "significantly worse",
         "bn": "worse by more than 10 points",
     }  # fmt: skip
     phone = open_page(browser, tmp_path / "report.html", viewport={"width": 390, "height": 844})

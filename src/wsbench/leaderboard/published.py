@@ -1,4 +1,4 @@
-"""Numbers that others have published, with where they stand."""
+"""Numbers that others have published, with where they stand; and public datasets by what they hold."""
 
 import csv
 from dataclasses import dataclass
@@ -27,3 +27,10 @@ def published_rows(task: str) -> tuple[PublishedRow, ...]:
     if not path.is_file():
         return ()
     return tuple(PublishedRow(**row) for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+@cache
+def datasets() -> dict[str, str]:
+    """``{data_checksum: name}`` of public datasets that are not a paper's; several, where parts of one were used."""
+    path = files("wsbench.published") / "datasets.csv"
+    return {row["data_checksum"]: row["name"] for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}

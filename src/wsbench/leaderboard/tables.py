@@ -11,7 +11,7 @@ from typing import Any
 
 from wsbench.errors import UserError
 from wsbench.leaderboard.paper import PaperRow, paper_rows
-from wsbench.leaderboard.published import published_rows
+from wsbench.leaderboard.published import datasets, published_rows
 from wsbench.records import HEADLINES, RECORD_NAME, DataIdentity, RunRecord, read_record
 from wsbench.run.identity import SHARE
 
@@ -109,7 +109,10 @@ def _data_name(record: RunRecord) -> str:
         return task
     if recipe == "mini" and data.startswith(f"{task}-mini"):
         return f"{task}-mini"
-    return f"{task}-{recipe}-{data}" + (f"-{data_checksum(record.data)}" if data == "custom" else "")
+    if data != "custom":
+        return f"{task}-{recipe}-{data}"
+    checksum = data_checksum(record.data)
+    return f"{task}-{recipe}-{datasets().get(checksum) or f'custom-{checksum}'}"
 
 
 def overrides_of(record: RunRecord) -> str:

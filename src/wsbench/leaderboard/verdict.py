@@ -123,15 +123,15 @@ class Verdict:
     def sentence(self) -> str:
         """Which to use, which are as good as can be told, which to avoid."""
         if self.nothing_learned:
-            return "no norm learned more than guessing knows; nothing follows about them"
+            return "no norm is better than chance; nothing follows about them"
         others = [s.norm for s in self.level[1:]]
         best = f"{metric_name(self.metric)} {self.best.value()}"
         if len(self.standings) > 1 and len(self.level) == len(self.standings):
-            said = f"no difference shown between {_listed([s.norm for s in self.standings])}"
-            said += f"; the best mean has {self.best.norm} with {best}"
+            said = f"no significant difference between {_listed([s.norm for s in self.standings])}"
+            said += f"; best mean: {self.best.norm}, {best}"
         else:
             said = f"use {self.best.norm}: {best}"
-            said += f"; no difference shown for {_listed(others)}" if others else ""
+            said += f"; not significantly worse: {_listed(others)}" if others else ""
         for verb, those in (
             ("worse:", [s for s in self.standings if s.worse and not s.far]),
             ("avoid", list(self.avoid)),
@@ -151,7 +151,7 @@ class Verdict:
             idle = [norm for norm, end in ends.items() if end is None or not better(end, guess, not lower)]
             if idle:
                 found.append(
-                    f"{_listed(idle)} {'is' if len(idle) == 1 else 'are'} not surely better than guessing "
+                    f"{_listed(idle)} {'is' if len(idle) == 1 else 'are'} not significantly better than chance "
                     f"({guess:.0f}) after {self.best.group.steps} steps: longer runs may say otherwise"
                 )
         edge = []
@@ -161,7 +161,9 @@ class Verdict:
             if tuning.rate in (min(t.rate for t in tuning.trials), max(t.rate for t in tuning.trials)):
                 edge.append(f"{s.norm} ({tuning.rate:g})")
         if edge:
-            found.append(f"the best rate of {_listed(edge)} lies at the end of the grid: a better one may lie beyond")
+            found.append(
+                f"the best learning rate of {_listed(edge)} lies at the edge of the grid; a better one may lie beyond"
+            )
         return found
 
 
@@ -222,17 +224,17 @@ class Overall:
     def sentence(self) -> str:
         """The answer in one sentence."""
         norm, most = self.counts[0]
-        where = f"At {_images(self.images)} a device"
+        where = f"At {_images(self.images)} per device"
         if self.tables == 1:
             level, far = [n for n, c in self.counts[1:] if c], [n for n, _ in self.far]
             said = f"{where} use {norm}"
-            said += f"; {_listed(level)} {'is' if len(level) == 1 else 'are'} not told from it" if level else ""
+            said += f"; not significantly worse: {_listed(level)}" if level else ""
             return said + (f"; avoid {_listed(far)}, more than {FAR:.0f} points worse" if far else "")
-        said = f"{where} use {norm}: best, or not told from the best, {self._in(most)}"
+        said = f"{where} use {norm}: best or tied with the best {self._in(most)}"
         others = [(n, c) for n, c in self.counts[1:] if 2 * c >= self.tables]
         if others:
             good = _listed([n if c == most else f"{n} ({self._in(c)})" for n, c in others])
-            said += f"; {good} {'is' if len(others) == 1 else 'are'} as good there"
+            said += f"; also tied: {good}"
         bad = [(n, c) for n, c in self.far if 2 * c >= self.tables]
         if bad:
             fewest = min(c for _, c in bad)

@@ -122,7 +122,7 @@ def _standings(one: Verdict) -> Table:
         mark = "" if s.worse else " *"
         table.add_row(escape(s.norm) + mark, f"{s.rate:g}", f"{low:g} to {high:g}", str(s.over.n),
                       escape(s.value()), escape(lost), "-" if s.test is None else f"{s.p:.3f}")  # fmt: skip
-    table.caption = "* not told from the best; p corrected for the number of norms (Holm)"
+    table.caption = "* tied with the best: not significantly worse; p corrected for the number of norms (Holm)"
     return table
 
 

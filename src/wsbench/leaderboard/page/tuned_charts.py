@@ -7,8 +7,8 @@ from wsbench.leaderboard.page.charts import HEIGHT, Figure, metric_title
 from wsbench.leaderboard.verdict import Verdict
 from wsbench.parts import altair as altair_module
 
-#: of a norm that is not told from the best, that is worse, and that is far worse
-LEVEL, WORSE, FAR = "not told from the best", "worse", "worse by more than 10 points"
+#: of a norm in the tie group, of one that is significantly worse, and of one that is far worse
+LEVEL, WORSE, FAR = "tied with the best", "significantly worse", "worse by more than 10 points"
 _TONES = {LEVEL: "#228833", WORSE: "#8a8f98", FAR: "#cc6677"}
 #: a colour for each activation normalization (Paul Tol's bright scheme); standardized weights are a solid line
 _ACTS = {"bn": "#4477aa", "gn": "#228833", "ln": "#ccaa33", "in": "#aa3377", "sn": "#66ccee"}
@@ -111,13 +111,13 @@ def tuned_figures(found: Sequence[Verdict], width: int | str = "container") -> l
         first = one.best.group.first
         seeds = max(s.over.n for s in one.standings)
         trials = len(first.tuning.trials) if first.tuning is not None else 0
-        batch = f"{first.batch.micro_batch} a device, {first.batch.effective_batch} a step"
+        batch = f"{first.batch.micro_batch} per device, {first.batch.effective_batch} per step"
         made.append((one, [
             Figure(f"dots-{table}{suffix}", "Each norm at its own learning rate",
-                   f"{batch}, {first.steps} steps; {seeds} fresh seeds a norm (ticks), 95 % interval of the mean. "
-                   "A dashed line is guessing.", dots(one, width)),
+                   f"{batch}, {first.steps} steps; {seeds} fresh seeds per norm (ticks), 95 % interval of the mean. "
+                   "A dashed line is chance.", dots(one, width)),
             Figure(f"rates-{table}{suffix}", "How each depends on its learning rate",
-                   f"Score on held-out training data, {trials} trials a norm; dashed: plain weights, solid: with WS. "
-                   "The rings are the rates that were chosen.", rate_curves(one, width)),
+                   f"Score on held-out training data, {trials} trials per norm; dashed: plain weights, solid: with WS. "
+                   "Rings: the rates that were chosen.", rate_curves(one, width)),
         ]))  # fmt: skip
     return made
