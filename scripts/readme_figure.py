@@ -46,7 +46,7 @@ def records() -> dict[str, dict[str, list[RunRecord]]]:
     found: dict[str, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted((ROOT / "leaderboards/records").glob("*/*.json")):
         record = read_record(path)
-        if record.overrides:  # the batch-size sweep's
+        if record.overrides or record.tuning is not None:  # the batch-size sweep's, and those at rates of their own
             continue
         found[record.task][record.norm.replace("gn16", "gn")].append(record)
     return found

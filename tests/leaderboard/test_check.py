@@ -13,7 +13,7 @@ from tests.test_records import make_record
 from wsbench.__main__ import main
 from wsbench.leaderboard.check import check, problems_of
 from wsbench.leaderboard.derive import update
-from wsbench.records import BatchNumbers, MetricValue, RunRecord, read_record, write_record
+from wsbench.records import BatchNumbers, MetricValue, RunRecord, Trial, Tuning, read_record, write_record
 from wsbench.run.identity import id_of
 
 
@@ -119,6 +119,30 @@ def test_submit_refuses_and_writes_nothing(boards: Path, tmp_path: Path, capsys:
     assert "say why it is renewed" in refused(renewed)
     (renewed / "metrics.jsonl").unlink()
     assert "is missing" in refused(renewed, "--note", "x")
+
+
+def test_several_at_once_are_all_or_none(boards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.read_bytes() for p in boards.rglob("*") if p.is_file()}
+    good = write_run(clean(id="7" * 12, seed=7), tmp_path / "good")
+    bad = write_run(clean(id="8" * 12, seed=7), tmp_path / "bad")
+    line = ["leaderboard", "submit", "--leaderboards", str(boards)]
+    assert main([*line, str(good), str(bad)]) == 2
+    assert "are the same run" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in boards.rglob("*") if p.is_file()} == before
+    assert main([*line, str(good), str(tmp_path / "runs" / "0")]) == 0
+    assert "1 of 2 runs published" in capsys.readouterr().out
+    assert check(boards) == []
+
+
+def test_a_tuned_run_is_published_with_its_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone it is refused, and nothing is written."""
+    tuning = Tuning(metric="miou", share=0.2, rate=0.1,
+                    trials=(Trial(rate=0.1, seed=1000, record="9" * 12, score=42.0, diverged=False),))  # fmt: skip
+    made = clean(seed=100, schema_version=7, tuning=tuning, overrides={"model.lr": 0.1})
+    run = write_run(made.model_copy(update={"id": id_of(made)}), tmp_path / "run")
+    assert main(["leaderboard", "submit", str(run), "--leaderboards", str(tmp_path / "boards")]) == 2
+    assert "is not published" in capsys.readouterr().err
+    assert not (tmp_path / "boards").exists()
 
 
 def git(folder: Path, *line: str) -> None:

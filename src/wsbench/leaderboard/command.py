@@ -62,9 +62,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _submit(args: argparse.Namespace) -> None:
-    for run in args.run:
-        for path in submit(run, args.leaderboards, args.note)[:2]:
-            console().print(f"wrote {path}", soft_wrap=True)
+    written = [path for path in submit(args.run, args.leaderboards, args.note) if path.suffix != ".csv"]
+    for path in written:
+        console().print(f"wrote {path}", soft_wrap=True)
+    if len(args.run) > 1:
+        console().print(f"{len(written) // 2} of {len(args.run)} runs published; the others were before")
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -1,29 +1,26 @@
-"""A finished run to a published record."""
+"""Finished runs to published records."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsbench.leaderboard.check import log_problems, problems_of, twins
 from wsbench.leaderboard.derive import derive, update
 from wsbench.leaderboard.logs import METRICS_SUFFIX
 from wsbench.leaderboard.tables import LeaderboardError, find_records
-from wsbench.records import NOTED, RECORD_NAME, read_record, write_atomically, write_record
+from wsbench.leaderboard.tuned import tuning_problems
+from wsbench.records import NOTED, RECORD_NAME, RunRecord, read_record, write_atomically, write_record
 from wsbench.run.folder import METRICS
 
 
-def submit(run: Path, leaderboards: Path, note: str = "") -> list[Path]:
-    """Copy a run's record and its log of metrics to those that are published, and derive the tables.
+def _target(record: RunRecord, leaderboards: Path) -> Path:
+    return leaderboards / "records" / record.task / f"{record.id}.json"
 
-    Args:
-        run: the folder of a finished run.
-        leaderboards: with ``records/`` and the CSV files.
-        note: stands in the record; needed where a record of this run is published already and says otherwise.
 
-    Returns:
-        The files that were written.
+def _checked(run: Path, leaderboards: Path, note: str) -> RunRecord:
+    """The record of a run as it is to be published.
 
     Raises:
-        LeaderboardError: the record cannot be published; nothing was written.
-        RecordError: there is none.
+        LeaderboardError: it cannot be, or another of this run needs a note to be renewed.
     """
     source = run / RECORD_NAME
     if not source.is_file():
@@ -32,24 +29,56 @@ def submit(run: Path, leaderboards: Path, note: str = "") -> list[Path]:
     problems = problems_of(record) + log_problems(record, run / METRICS)
     if problems:
         raise LeaderboardError(f"run {record.id} is not published: {'; '.join(problems)}")
-    target = leaderboards / "records" / record.task / f"{record.id}.json"
-    if target.exists():
-        published = read_record(target)
-        if published.metrics == record.metrics and not note:
-            raise LeaderboardError(f"run {record.id} is published already, with the same results: '{target}'")
-        if not note:
-            raise LeaderboardError(f"run {record.id} is published with other results; say why it is renewed by --note")
+    target = _target(record, leaderboards)
+    if target.exists() and not note and read_record(target).metrics != record.metrics:
+        raise LeaderboardError(f"run {record.id} is published with other results; say why it is renewed by --note")
     if note:
         version = max(record.schema_version, NOTED)  # not the newest: what that one brought is not in an old record
         record = record.model_copy(update={"note": note, "schema_version": version})
+    return record
+
+
+def submit(runs: Sequence[Path], leaderboards: Path, note: str = "") -> list[Path]:
+    """Copy the records and logs of runs to those that are published, and derive the tables.
+
+    All of them or none: a tuned run is published with the trials by which its rate was chosen. Of several runs, those
+    that are published already, with the same results, are passed over.
+
+    Args:
+        runs: folders of finished runs.
+        leaderboards: with ``records/`` and the CSV files.
+        note: stands in the records; needed where a record of a run is published already and says otherwise.
+
+    Returns:
+        The files that were written, a record and a log for each run, then tables.
+
+    Raises:
+        LeaderboardError: a record cannot be published; nothing was written.
+        RecordError: there is none.
+    """
+    fresh: dict[str, tuple[Path, RunRecord]] = {}
+    for run in runs:
+        record = _checked(run, leaderboards, note)
+        if note or not _target(record, leaderboards).exists():
+            fresh[record.id] = (run, record)
+        elif len(runs) == 1:
+            raise LeaderboardError(
+                f"run {record.id} is published already, with the same results: '{_target(record, leaderboards)}'"
+            )
     folders = [leaderboards / "records"]
-    others = [r for r in find_records(folders) if r.id != record.id] if folders[0].is_dir() else []
-    doubled = twins([*others, record])
-    if doubled:
-        raise LeaderboardError(f"run {record.id} is not published: {'; '.join(doubled)}")
-    derive([*others, record])  # refuses mixed data before anything is written
-    log = target.with_name(record.id + METRICS_SUFFIX)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(log, (run / METRICS).read_bytes())
-    write_record(record, target)
-    return [target, log, *update(folders, leaderboards)]
+    others = [r for r in find_records(folders) if r.id not in fresh] if folders[0].is_dir() else []
+    together = [*others, *(record for _, record in fresh.values())]
+    wrong = twins(together)
+    wrong += [f"{record.id}: {p}" for _, record in fresh.values() for p in tuning_problems(record, together)]
+    if wrong:
+        raise LeaderboardError(f"nothing is published: {'; '.join(wrong[:5])}")
+    derive(together)  # refuses mixed data before anything is written
+    written = []
+    for run, record in fresh.values():
+        target = _target(record, leaderboards)
+        log = target.with_name(record.id + METRICS_SUFFIX)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(log, (run / METRICS).read_bytes())
+        write_record(record, target)
+        written += [target, log]
+    return [*written, *update(folders, leaderboards)]

@@ -1,0 +1,42 @@
+"""README's figure: norms at their own learning rates beside their learning-rate curves, from the published records.
+
+python scripts/tuned_figure.py          # writes docs/tuned.png (extra report)
+"""
+
+import sys
+from pathlib import Path
+
+from wsbench.leaderboard.page.tuned_charts import dots, rate_curves
+from wsbench.leaderboard.tables import find_records
+from wsbench.leaderboard.verdict import verdicts
+from wsbench.leaderboard.wide import groups
+from wsbench.parts import altair, vl_convert
+from wsbench.records import write_atomically
+
+RECORDS, OUT = Path("leaderboards/records"), Path("docs/tuned.png")
+#: of a panel, pixels
+WIDTH, HEIGHT, SCALE = 330, 250, 2
+
+
+def main() -> int:
+    """Draw the miniatures at one image per device."""
+    alt = altair()
+    found = [v for v in verdicts(groups(find_records([RECORDS]))) if v.best.group.first.recipe == "mini"]
+    found = [v for v in found if v.images == min(v.images for v in found)]
+    if not found:
+        print("no tuned records of miniatures", file=sys.stderr)
+        return 1
+    rows = []
+    for one in found:
+        left = dots(one, WIDTH).properties(title=f"{one.best.group.first.task}: each norm at its own learning rate")
+        right = rate_curves(one, WIDTH).properties(title="score by learning rate, on held-out training data")
+        rows.append(alt.hconcat(left, right.properties(height=HEIGHT), spacing=30))
+    chart = alt.vconcat(*rows, spacing=24).resolve_scale(color="independent", strokeDash="independent")
+    chart = chart.configure_view(stroke="#d8dde3").configure(background="white", font="sans-serif")
+    write_atomically(OUT, vl_convert().vegalite_to_png(chart.to_dict(), scale=SCALE))
+    print(f"wrote {OUT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
