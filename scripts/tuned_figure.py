@@ -30,7 +30,8 @@ def main() -> int:
     for one in found:
         left = dots(one, WIDTH).properties(title=f"{one.best.group.first.task}: each norm at its own learning rate")
         right = rate_curves(one, WIDTH).properties(title="score by learning rate, on held-out training data")
-        rows.append(alt.hconcat(left, right.properties(height=HEIGHT), spacing=30))
+        row = alt.hconcat(left, right.properties(height=HEIGHT), spacing=30)
+        rows.append(row.resolve_scale(color="independent", strokeDash="independent"))
     chart = alt.vconcat(*rows, spacing=24).resolve_scale(color="independent", strokeDash="independent")
     chart = chart.configure_view(stroke="#d8dde3").configure(background="white", font="sans-serif")
     write_atomically(OUT, vl_convert().vegalite_to_png(chart.to_dict(), scale=SCALE))
