@@ -85,7 +85,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any, Callable[[], Tensor]]]] =
 
 
 def build(task: str, form: str) -> tuple[nn.Module, Any, Callable[[], Tensor]]:
-    """The network turned over, its example, and a function that returns its loss."""
+    """The network converted, its example, and a function that returns its loss."""
     torch.manual_seed(0)
     network, example, loss = NETWORKS[task]()
     spec = FORMS[form][0].replace("gn", "gn16") if task == "modelnet40" else FORMS[form][0]

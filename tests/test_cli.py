@@ -149,7 +149,7 @@ def test_fit_writes_a_record_and_says_what_it_is(root: Path, capsys: pytest.Capt
         "deeplabv3_resnet_mini",
         "custom: 6 train (train), 5 val (val)",
         "23 layers weight-normalized, 1 plain",
-        "1 a device x 2 micro-steps x 1 device(s) = 2",
+        "1 per device x 2 micro-steps x 1 device(s) = 2",
         "classes  21: background, aeroplane",
         "steps    4, seed 3",
     ):

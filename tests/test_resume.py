@@ -88,7 +88,7 @@ def test_two_processes_are_twice_the_accumulation(root: Path, tmp_path: Path) ->
     )  # fmt: skip
     finish(start(tmp_path / "one", *options))
     out = finish(start(tmp_path / "two", *options, "--trainer.devices", "2", "--trainer.strategy", "ddp"))
-    assert "1 a device x 2 micro-steps x 2 device(s) = 4" in out
+    assert "1 per device x 2 micro-steps x 2 device(s) = 4" in out
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     initial = max(float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-3)) for k in one)
     assert initial < 1e-9, f"relative difference {initial}"

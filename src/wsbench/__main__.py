@@ -37,7 +37,7 @@ commands
   recommend    which norm on your own data, in a budget    recommend --task voc --data.root FOLDER --budget 2h
   sweep        a grid: on this machine, Slurm or Ray       sweep table2; sweep status table2; sweep list
   leaderboard  result records to CSV                       leaderboard; leaderboard submit RUN
-               are they right, is it more than noise?      leaderboard check; leaderboard compare gn+ws gn
+               are they right, is it significant?          leaderboard check; leaderboard compare gn+ws gn
   report       leaderboards as one HTML page               report
   norms        every normalization: paper, what it sees, cost
   doctor       versions, devices, optional parts           doctor

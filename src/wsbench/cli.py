@@ -418,7 +418,7 @@ class BenchmarkCLI(LightningCLI):
         return str(last)
 
     def _same_run(self, path: str) -> None:
-        """Refuse to resume another configuration: Lightning would restore its optimizer and schedule without a word."""
+        """Refuse to resume another configuration: Lightning would restore its optimizer and schedule silently."""
         checkpoint, folder = _read_checkpoint(path), cast(Path, self.folder)
         owner = checkpoint.get("run_id")
         if owner == folder.name:

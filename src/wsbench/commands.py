@@ -249,7 +249,7 @@ def leaderboard() -> Parser:
         "and a wide one (a row for each norm, over its seeds), beside the paper's rows. docs/leaderboards.md explains "
         "every column.",
         epilog="leaderboard check - are the published tables what their records say?   leaderboard submit RUN - "
-        "publish a run   leaderboard compare A B - is a difference more than noise?",
+        "publish a run   leaderboard compare A B - is a difference significant?",
     )
     _records(parser)
     parser.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the CSV files go")

@@ -185,7 +185,7 @@ class RunRecord(_Strict):
     per_class: dict[str, dict[str, float]] = Field(
         {}, description="metrics of single classes, of the final weights: {metric: {class: value}}"
     )
-    converted: dict[str, int] = Field(description="layers turned over: activation, weight, kept, plain")
+    converted: dict[str, int] = Field(description="layers converted: activation, weight, kept, plain")
     definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")
     analysis: tuple[AnalysisPoint, ...] = Field(
         (), description="shares of gradients, of a run with --analysis true; docs/analysis.md"

@@ -19,7 +19,7 @@ def grid(**changes: Any) -> Grid:
 
 @pytest.mark.parametrize("number", range(1, 9))
 def test_a_table_is_the_papers(number: int) -> None:
-    """Networks, norms and images a device of the cells are those of the paper's rows, and no others."""
+    """Networks, norms and images per device of the cells are those of the paper's rows, and no others."""
     cells = expand(load(f"table{number}").grids["paper"])
     have = {
         (c.get("model.network", NETWORK.get(c["task"])), c["norm"], str(c.get("data.micro_batch", ""))) for c in cells

@@ -220,7 +220,7 @@ def test_the_curve_says_both_ends() -> None:
     assert of_the_curves(found) == [
         (
             "voc-mini",
-            "from 4 to 1 images a device, at 8 a step throughout, miou goes for bn from 40.0 ± 0.0 to 10.0 ± 0.0",
+            "from 4 to 1 images per device, at 8 a step throughout, miou goes for bn from 40.0 ± 0.0 to 10.0 ± 0.0",
         )
     ]
 

@@ -102,4 +102,4 @@ def test_comparisons_keep_to_one_setting_and_say_who_is_better() -> None:
     assert one.words() == "gn+ws is better"
     noisy = [record("gn+ws", s, v) for s, v in enumerate((1.0, 90.0, 40.0))] + records[3:6]
     (two,) = comparisons(groups(noisy), [("gn+ws", "gn")])
-    assert two.words() == "may be noise"
+    assert two.words() == "not significant"

@@ -1,4 +1,4 @@
-"""``normalize`` on models of torchvision and timm: what is and what is not turned over, by name."""
+"""``normalize`` on models of torchvision and timm: what is and what is not converted, by name."""
 
 import copy
 import pickle
@@ -227,7 +227,7 @@ def test_what_changes_besides_the_kind_is_noted() -> None:
 
 
 def test_a_registered_method_is_all_it_takes() -> None:
-    """CONTRIBUTING.md's example: turned over to, and from again."""
+    """CONTRIBUTING.md's example: converted to, and from again."""
 
     class RMSNorm(nn.Module):
         """Root mean square."""

@@ -72,7 +72,7 @@ def test_an_answer(pictures: Path, here: Here, in_a_folder: None, capsys: pytest
     said = capsys.readouterr().out
     assert "a fifth of its samples was held out" in said
     assert "20 train, 4 val, 2 classes (cat, dog)" in said
-    assert "4 a device x 1 micro-steps = 4" in said
+    assert "4 per device x 1 micro-steps = 4" in said
     assert len(here.ran) == 2  # what it measured
     # shortened here: a test has no hour
     out = Path("recommend/imagenet-my pictures")
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_halved(
     assert main([*asked[: asked.index("--")], "--dry-run", *asked[asked.index("--") :]]) == 0
     said = capsys.readouterr().out
     assert "4 at a time do not fit into memory" in said
-    assert "2 a device x 2 micro-steps = 4" in said
+    assert "2 per device x 2 micro-steps = 4" in said
 
 
 @pytest.mark.slow

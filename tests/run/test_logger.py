@@ -1,4 +1,4 @@
-"""The log of a run: nothing twice, nothing lost without a word."""
+"""The log of a run: nothing twice, nothing lost silently."""
 
 import errno
 import os

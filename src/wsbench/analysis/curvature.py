@@ -112,7 +112,7 @@ def centred_weights(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tenso
 def _require_second_derivatives(gradients: Iterable[Tensor]) -> None:
     """Refuse a graph with a function that is marked ``once_differentiable``.
 
-    Asked for the derivative with respect to a leaf, autograd leaves such a function out without a word: it would be
+    Asked for the derivative with respect to a leaf, autograd leaves such a function out silently: it would be
     taken for constant.
     """
     waiting = [g.grad_fn for g in gradients]

@@ -89,7 +89,7 @@ def subject_of_run(checkpoint: Path, config: Path | None = None) -> Subject:
 
 
 def subject_of_model(args: argparse.Namespace) -> Subject:
-    """What ``PACKAGE.MODULE:FUNCTION`` returns, turned over and loaded as the options say.
+    """What ``PACKAGE.MODULE:FUNCTION`` returns, converted and loaded as the options say.
 
     Raises:
         ChoiceError: there is no such function, it returns no module, or options do not fit it.

@@ -244,7 +244,7 @@ def _outcome(cell: Cell, job: Any) -> Outcome:
     events = attempts(cell.folder)
     if events and events[-1]["event"] == "end":
         return Outcome(events[-1]["status"], events[-1]["reason"])
-    outcome = Outcome(1, _last_words(Path(job.paths.stderr)) or f"job {job.job_id} ended without a word")
+    outcome = Outcome(1, _last_words(Path(job.paths.stderr)) or f"job {job.job_id} ended silently")
     note_end(cell.folder, outcome.status, outcome.reason)
     return outcome
 

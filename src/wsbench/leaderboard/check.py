@@ -138,7 +138,7 @@ def _git(folder: Path, *args: str) -> str:
 
 
 def _since(folder: Path, texts: dict[str, str], base: str) -> list[str]:
-    """Rows that were lost since a revision, and means that moved without a word."""
+    """Rows that were lost since a revision, and means that moved silently."""
     found = []
     names = _git(folder, "ls-tree", "--name-only", base, "./").split()
     for name in sorted(name for name in names if name.endswith(".csv")):

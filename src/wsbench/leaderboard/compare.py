@@ -1,4 +1,4 @@
-"""Is the difference of two norms more than noise? Over the same seeds, in the same table, at the same batch sizes."""
+"""Is the difference of two norms significant? Over the same seeds, in the same table, at the same batch sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.wide import Group
 from wsbench.records import lower_is_better
 
-#: below it a difference is called more than noise
+#: below it a difference is called significant
 ALPHA = 0.05
 
 
@@ -25,14 +25,14 @@ class Comparison:
 
     @property
     def better(self) -> Group | None:
-        """The better of the two; None if the difference may be noise."""
+        """The better of the two; None if the difference is not significant."""
         if self.p >= ALPHA:
             return None
         return self.first if (self.test.mean < 0) == lower_is_better(self.metric) else self.second
 
     def words(self) -> str:
         """The verdict."""
-        return "may be noise" if self.better is None else f"{self.better.first.labelled_norm} is better"
+        return "not significant" if self.better is None else f"{self.better.first.labelled_norm} is better"
 
 
 def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], together: bool = False) -> list[Comparison]:

@@ -1,4 +1,4 @@
-"""Means over seeds, their intervals, and whether a difference is more than noise."""
+"""Means over seeds, their intervals, and whether a difference is significant."""
 
 import math
 import statistics

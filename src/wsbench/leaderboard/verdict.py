@@ -201,7 +201,7 @@ def verdict(setting: Sequence[Group]) -> Verdict | None:
 
 
 def verdicts(found: Sequence[Group]) -> list[Verdict]:
-    """Of all settings whose norms have rates of their own: the fewest images a device first."""
+    """Of all settings whose norms have rates of their own: the fewest images per device first."""
     settings: dict[tuple[object, ...], list[Group]] = {}
     for group in found:
         if group.first.tuning is not None:
@@ -212,7 +212,7 @@ def verdicts(found: Sequence[Group]) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class Overall:
-    """Over several tables, at the same number of images a device."""
+    """Over several tables, at the same number of images per device."""
 
     images: int
     tables: int
@@ -254,7 +254,7 @@ def _images(number: int) -> str:
 
 
 def overall(found: Sequence[Verdict]) -> Overall | None:
-    """The answer over all tables at the fewest images a device; None without one.
+    """The answer over all tables at the fewest images per device; None without one.
 
     Norms that stand in all of these tables are counted; of equal counts the one with the better mean place is first.
     """

@@ -83,7 +83,7 @@ class Group:
         return sum(float(getattr(r.cost, name)) for r in self.records) / len(self.records)
 
     def paper(self, metric: str) -> float | None:
-        """The paper's value of the same network, norm and images a device; None if the run is another experiment."""
+        """The paper's value of the same network, norm and images per device; None if the run is another experiment."""
         if self.table not in PAPER or self.overrides:
             return None
         rows = [r for r in paper_rows_of(self.first.task) if network_of(r) == self.first.network]

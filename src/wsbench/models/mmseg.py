@@ -12,7 +12,7 @@ class MMSegNetwork(nn.Module):
     """One of mmsegmentation's EncoderDecoders as pictures to logits.
 
     Its auxiliary head, losses, data preprocessor and pretrained weights are left out; SyncBN becomes BN, which
-    :func:`wsbench.norms.normalize` then turns over like any other.
+    :func:`wsbench.norms.normalize` then converts like any other.
 
     Args:
         config: a config of mmsegmentation by path below its ``configs``, without ``.py``, for instance

@@ -316,7 +316,7 @@ class InstanceNorm(GroupNorm):
 
 @register_activation("none")
 class NoNorm(nn.Identity):
-    """No activation normalization; it remembers the channels, so that a model can be turned over again.
+    """No activation normalization; it remembers the channels, so that a model can be converted again.
 
     Args:
         num_features: channels C.

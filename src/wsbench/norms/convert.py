@@ -269,7 +269,7 @@ class _Conversion:
                 return False, f"note: {remark}"
             return False, "no normalization layer consumes its output"
         if isinstance(layer, nn.Linear):
-            return False, "linear: without an example only convolutions are turned over"
+            return False, "linear: without an example only convolutions are converted"
         if layer.bias is None:
             return True, "convolution without a bias (no example given)"
         return False, "convolution with a bias (no example given)"

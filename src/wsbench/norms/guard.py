@@ -23,7 +23,7 @@ def require_spec(checkpoint: Mapping[str, Any], spec: str | NormSpec, source: st
 
     Args:
         checkpoint: as loaded; :func:`stamp_spec` wrote its spec.
-        spec: what the model was turned over to.
+        spec: what the model was converted to.
         source: where the checkpoint came from, for the message.
 
     Raises:

@@ -69,7 +69,7 @@ class NormReport:
     def summary(self) -> str:
         """One line."""
         return (
-            f"{self.spec}: {len(self.activations)} normalization layers turned over, {len(self.kept)} kept; "
+            f"{self.spec}: {len(self.activations)} normalization layers converted, {len(self.kept)} kept; "
             f"{len(self.weight_normalized)} layers weight-normalized, {len(self.plain)} plain"
         )
 

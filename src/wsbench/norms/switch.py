@@ -23,7 +23,7 @@ class SwitchNorm(nn.Module):
 
     Statistics are biased and in float32, gathered in one pass over (N, C, *). What does not exist takes no part in the
     softmax: IN where a channel has one value (1x1 maps, (N, C) features), BN where the batch has one sample, and BN in
-    evaluation until a batch of two or more has been seen. A network trained at one image a device is thus SN(8,1) of
+    evaluation until a batch of two or more has been seen. A network trained at one image per device is thus SN(8,1) of
     the authors in training and in evaluation alike.
 
     With the semantics ``authors`` IN's variance is the unbiased one, L / (L - 1) times the biased with L values a

@@ -248,7 +248,7 @@ class _Answering:
                     f"({', '.join(self.data.classes[:6])}{' ...' if len(self.data.classes) > 6 else ''})",
             "networks": ", ".join(self.networks),
             "norms": ", ".join(plan.norms),
-            "batch": f"{written.micro_batch} a device x {accumulate} micro-steps = {size.effective_batch}",
+            "batch": f"{written.micro_batch} per device x {accumulate} micro-steps = {size.effective_batch}",
             "length": f"{plan.epochs} of the recipe's {size.epochs} epochs; a run takes up to {duration(longest)}",
             "rates": f"{', '.join(f'{r:g}' for r in plan.rates)}, and {plan.most_rates - len(plan.rates)} more where "
                      "the best lies at an end",

@@ -62,6 +62,6 @@ def what_its_weights_mean(network: str, norms: Sequence[str], pretrained: bool) 
         else:
             what = ": its own filters; the function is another, so they are a start, not a trained network"
             what += " (standardized, each keeps its shape and loses its scale)" if spec.weight == "ws" else ""
-        turned = f"{counts['activation']} normalization layers turned over, {counts['kept']} kept"
+        turned = f"{counts['activation']} normalization layers converted, {counts['kept']} kept"
         said.append(f"{network} under {norm}: {turned}, {counts['weight']} layers weight-normalized{what}")
     return said

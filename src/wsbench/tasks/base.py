@@ -1,4 +1,4 @@
-"""What all tasks share: turning the network over, the accumulation rule, evaluation, checkpoint guard, seeds."""
+"""What all tasks share: converting the network, the accumulation rule, evaluation, checkpoint guard, seeds."""
 
 import inspect
 import math
@@ -320,7 +320,7 @@ class BenchmarkTask(LightningModule, ABC):
         if trainer.accumulate_grad_batches not in (1, derived):
             raise TaskOptionError(
                 f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts "
-                f"--data.effective_batch {whole} = {data.micro_batch} a device x {derived} x {trainer.world_size} "
+                f"--data.effective_batch {whole} = {data.micro_batch} per device x {derived} x {trainer.world_size} "
                 f"device(s); leave it out, it is derived, or set effective_batch to "
                 f"{data.micro_batch * trainer.accumulate_grad_batches * trainer.world_size}"
             )

@@ -127,7 +127,7 @@ class COCODetection(BenchmarkTask):
         anchor_size: of the finest level in pixels.
         min_size: shorter side that pictures are resized to.
         max_size: limit of the longer side.
-        proposals: kept of a picture in training. The authors kept 2,000 of a batch, so 1,000 is 2 pictures a device.
+        proposals: kept of a picture in training. The authors kept 2,000 of a batch, so 1,000 is 2 pictures per device.
         rois: sampled of a picture for the heads.
         lr: base learning rate.
         momentum: of SGD.

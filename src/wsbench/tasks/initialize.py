@@ -116,7 +116,7 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
     """Load the backbone's weights from ``source``.
 
     Args:
-        backbone: turned over to ``spec`` already; a classifier's own last layer is loaded too if it has this shape.
+        backbone: converted to ``spec`` already; a classifier's own last layer is loaded too if it has this shape.
         source: a checkpoint, ``SPEC=CHECKPOINT`` for one that does not say its normalization, or ``torchvision``.
         spec: the model's normalization; ``frozenbn`` and others with BN's state take a ``bn`` checkpoint.
         any_norm: load even if the checkpoint's normalization is another one; statistics, gains and mixing weights that

@@ -27,4 +27,4 @@ def memory_format_for(
     start = ACTIVATIONS[spec.act].facts.channels_last_from
     if start is not None and micro_batch >= start:
         return torch.channels_last, f"channels_last, faster on a CPU for {spec.act} from {start} pictures"
-    return torch.contiguous_format, f"contiguous, not slower on a CPU for {spec.act} at {micro_batch} a device"
+    return torch.contiguous_format, f"contiguous, not slower on a CPU for {spec.act} at {micro_batch} per device"

@@ -86,7 +86,7 @@ def check(task: str, planted: Fault, root: Path, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in text
     assert "ready:" not in text
     assert snapshot(root) == before, "the dataset's folder was changed"
-    assert not taken, "training takes it without a word"
+    assert not taken, "training takes it silently"
 
 
 def each_is_found(task: str, faults: dict[str, Fault], **options: Any) -> Callable[..., None]:

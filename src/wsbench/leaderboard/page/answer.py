@@ -35,11 +35,11 @@ def _number(group: Group, metric: str) -> str:
 
 
 def answers(found: Sequence[Group], images: int | None = None) -> list[Answer]:
-    """An answer for every table and setting, at the given number of images a device or, by default, the smallest.
+    """An answer for every table and setting, at the given number of images per device or, by default, the smallest.
 
     Args:
         found: groups of runs.
-        images: images a device; None: the fewest that a table has runs of.
+        images: images per device; None: the fewest that a table has runs of.
     """
     given = []
     for setting in settings_of(found):
@@ -76,7 +76,7 @@ def _images(number: str) -> str:
 
 
 def of_the_curves(found: Sequence[Group]) -> list[tuple[str, str]]:
-    """(table, sentence): what becomes of each norm from the most images a device to the fewest."""
+    """(table, sentence): what becomes of each norm from the most images per device to the fewest."""
     said = []
     for curve in curves_of(found):
         metric = PAPER[curve[0].first.task].headline
@@ -85,7 +85,7 @@ def of_the_curves(found: Sequence[Group]) -> list[tuple[str, str]]:
         norms = [n for n in dict.fromkeys(g.first.labelled_norm for g in curve) if {(n, most), (n, least)} <= at.keys()]
         moves = ", ".join(f"{short(n)} from {at[n, most]} to {at[n, least]}" for n in norms)
         said.append(
-            (curve[0].table, f"from {most} to {least} images a device, at {curve[0].first.batch.effective_batch} a "
+            (curve[0].table, f"from {most} to {least} images per device, at {curve[0].first.batch.effective_batch} a "
              f"step throughout, {metric} goes for {moves}")
         )  # fmt: skip
     return said

@@ -64,7 +64,7 @@ def _chart(alt: Any, rows: Sequence[Mapping[str, Any]], width: int | str) -> Any
 
 def _batch(group: Group) -> str:
     batch = group.first.batch
-    return f"{batch.micro_batch} a device, {batch.effective_batch} a step"
+    return f"{batch.micro_batch} per device, {batch.effective_batch} per step"
 
 
 def bars(found: Sequence[Group], width: int | str) -> Any:
@@ -93,7 +93,7 @@ def bars(found: Sequence[Group], width: int | str) -> Any:
 
 
 def batch_curve(found: Sequence[Group], width: int | str) -> Any:
-    """Error against images a device at a constant effective batch; a band from the best seed to the worst."""
+    """Error against images per device at a constant effective batch; a band from the best seed to the worst."""
     alt = altair_module()
     metric = PAPER[found[0].first.task].headline
     rows: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ def batch_curve(found: Sequence[Group], width: int | str) -> Any:
         )  # fmt: skip
     ticks = sorted({r["batch"] for r in rows}, reverse=True)
     x = alt.X(
-        "batch:Q", title="images a device (log scale)", axis=alt.Axis(values=ticks, grid=False),
+        "batch:Q", title="images per device (log scale)", axis=alt.Axis(values=ticks, grid=False),
         scale=alt.Scale(type="log", base=2, domain=[max(ticks), min(ticks)], nice=False),
     )  # fmt: skip
     title = f"{metric.replace('_', ' ')} (%)"
@@ -218,7 +218,7 @@ def settings_of(found: Sequence[Group]) -> list[list[Group]]:
 
 
 def curves_of(found: Sequence[Group]) -> list[list[Group]]:
-    """Groups of one table and effective batch at three or more numbers of images a device: a batch curve each."""
+    """Groups of one table and effective batch at three or more numbers of images per device: a batch curve each."""
     kept: dict[tuple[object, ...], list[Group]] = {}
     for group in found:
         varied = {"data.micro_batch"} | ({LR} if group.first.tuning else set())
@@ -238,8 +238,8 @@ def figures(found: Sequence[Group], logs: Logs, width: int | str = "container") 
         made.append(
             Figure(
                 f"batch-{each[0].table}" + (f"-{i}" if i else ""),
-                f"{each[0].table}: images a device",
-                f"{effective} images an optimizer step throughout, so that only what the normalization sees changes. "
+                f"{each[0].table}: images per device",
+                f"{effective} images per optimizer step throughout, so that only what the normalization sees changes. "
                 f"Lines are means over {seeds} seed(s), bands reach from the best seed to the worst. Lower is better.",
                 batch_curve(each, width),
             )
