@@ -5,7 +5,9 @@ import pytest
 
 from tests.test_records import make_record
 from wsbench.__main__ import main
+from wsbench.leaderboard import tuned
 from wsbench.leaderboard.derive import derive
+from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.paper import paper_rows
 from wsbench.leaderboard.published import published_rows
 from wsbench.leaderboard.tables import COLUMNS, PAPER, find_records, paper_rows_of, table_name
@@ -150,7 +152,7 @@ def test_a_bad_record_is_an_error_not_a_traceback(tmp_path: Path, capsys: pytest
 def test_committed_tables_are_the_committed_records() -> None:
     """leaderboards/*.csv say exactly what leaderboards/records hold."""
     folder = Path(__file__).parents[2] / "leaderboards"
-    for name, text in derive(find_records([folder / "records"])).items():
+    for name, text in derive(find_records([folder / "records"]), find_logs([folder / "records"])).items():
         assert (folder / name).read_text() == text, (
             f"run `python -m wsbench leaderboard --records leaderboards/records`: {name}"
         )
@@ -158,5 +160,5 @@ def test_committed_tables_are_the_committed_records() -> None:
 
 def test_every_column_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "leaderboards.md").read_text()
-    for column in {*COLUMNS, *WIDE}:
+    for column in {*COLUMNS, *WIDE, *tuned.COLUMNS}:
         assert f"| `{column}` |" in text, f"docs/leaderboards.md lacks `{column}`"
