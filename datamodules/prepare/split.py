@@ -7,6 +7,7 @@ folder is not touched.
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from wsbench.records import checksum, write_text_atomically
 SHARE = 0.2
 #: what was drawn, in the folder that was made
 LIST = "split.csv"
+_LIKE_VAL = ("validation", "valid", "test", "dev", "eval")
 _OF_MESHES = (".off", ".ply", ".obj", ".stl")
 
 
@@ -46,6 +48,11 @@ def _classes_in(root: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
 def _of_classes(root: Path, share: float) -> dict[str, dict[str, list[str]]]:
     """Images in class folders: ``{split: {class: files}}``."""
     listing = list_split(root)
+    if listing.unused:
+        raise DatasetError(
+            f"{len(listing.unused)} images in '{root}' lie where none is looked for, among them {listing.unused[0]}; "
+            "lay them into the class folders themselves, or take them out"
+        )
     drawn = {name: _drawn(files, share, f"the class '{name}'") for name, files in listing.names.items()}
     return {split: {name: parts[split] for name, parts in drawn.items()} for split in ("train", "val")}
 
@@ -84,6 +91,9 @@ def split_imagenet(root: Path, out: Path, share: float = SHARE) -> Path | None:
     source = root / "train" if (root / "train").is_dir() else root
     if not _classes_in(source, PICTURES):
         return None
+    other = next((p for p in folders_in(root) if source != root and p.name.lower() in _LIKE_VAL), None)
+    if other is not None:
+        raise DatasetError(f"'{other}' lies beside '{source}'; if it is what to evaluate on, call it val")
     chosen = _of_classes(source, share)
     flat = {split: [f"{c}/{n}" for c, names in of.items() for n in names] for split, of in chosen.items()}
     folder = _folder(out, flat, source)
@@ -118,9 +128,11 @@ def split_voc(root: Path, out: Path, share: float = SHARE) -> Path | None:
     if not images.is_dir() or not masks.is_dir() or (root / LISTS).exists():
         return None
     masked = {p.stem for p in masks.iterdir() if is_meant(p)}
-    names = sorted(
-        p.stem for p in images.iterdir() if p.suffix.lower() in PICTURES and is_meant(p) and p.stem in masked
-    )
+    pictures = [p.stem for p in images.iterdir() if p.suffix.lower() in PICTURES and is_meant(p)]
+    twice = next((name for name, count in Counter(pictures).items() if count > 1), None)
+    if twice is not None:
+        raise DatasetError(f"'{images}' has two files called '{twice}', which differ in their suffix only; remove one")
+    names = sorted(name for name in pictures if name in masked)
     if not names:
         return None
     chosen = _drawn(names, share, f"'{root}'")
@@ -150,4 +162,9 @@ def make_split(task: str, root: Path, out: Path, share: float = SHARE) -> Path |
         DatasetError: a class has one sample only, or links cannot be made.
     """
     split = _OF_TASK.get(task)
-    return None if split is None or not root.is_dir() else split(root, out, share)
+    below = [root / "VOCdevkit" / "VOC2012", root / "VOC2012"] if task == "voc" else []
+    for place in (*below, root):
+        made = split(place, out, share) if split is not None and place.is_dir() else None
+        if made is not None:
+            return made
+    return None

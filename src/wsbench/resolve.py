@@ -19,6 +19,7 @@ from wsbench.norms import NormSpec
 from wsbench.options import UsageError
 from wsbench.records import DataIdentity
 from wsbench.run import identity
+from wsbench.tasks.base import PRETRAINED
 from wsbench.tasks.initialize import parse_source
 
 
@@ -89,7 +90,7 @@ class Resolver:
         devices = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
         accumulation(data.effective_batch, data.micro_batch, devices * trainer.num_nodes)
         missing = None
-        if settings.model.init_from not in (None, "torchvision"):
+        if settings.model.init_from not in (None, "torchvision", PRETRAINED):
             _, weights = parse_source(settings.model.init_from)
             if not weights.is_file():
                 missing = f"the weights '{weights}' of model.init_from are not there"

@@ -59,7 +59,11 @@ class FakeCell:
     score: float
     ran: bool = False
     folder: Path = Path("nowhere")
-    resolved: Any = field(default_factory=lambda: SimpleNamespace(task="imagenet"))
+    resolved: Any = field(default_factory=lambda: SimpleNamespace(task="imagenet", id="known"))
+
+    @property
+    def id(self) -> str:
+        return repr(sorted(self.options.items()))
 
     def finished(self) -> bool:
         return self.ran
@@ -119,6 +123,17 @@ def test_both_stages() -> None:
 def test_an_end_is_reached_where_every_rate_is_better_than_the_one_before() -> None:
     stages = run(protocol(lambda norm, rate: 50 / (1 + rate), most_rates=5))
     assert sum(len(cells) for number, cells in stages if number == 1) == 2 * 5
+
+
+def test_a_rate_that_changes_nothing_is_refused() -> None:
+    """An option of every cell that sets the rate would make one run of all trials."""
+    grid = TunedGrid(**GRID)  # type: ignore[arg-type]
+
+    def cell_of(options: dict[str, Any]) -> Cell:
+        return cast(Cell, FakeCell(options | {LR: 0.5}, 50.0))
+
+    with pytest.raises(GridError, match="at different rates are one run"):
+        Protocol(grid, methods(grid), cell_of).stage()
 
 
 def test_what_is_there_is_not_run_again() -> None:

@@ -35,7 +35,10 @@ def test_paired_is_scipys_on_common_seeds_only() -> None:
     assert (test.low, test.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert paired({0: 1.0}, {0: 2.0}) is None
     assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p == 1  # type: ignore[union-attr]
-    assert paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0}).p == 0  # type: ignore[union-attr]
+    # all differences equal: no spread to test against, so the sign test's p
+    equal = paired({0: 10 / 3, 1: 20 / 3, 2: 70 / 3}, {0: 0.0, 1: 10 / 3, 2: 20.0})
+    assert equal is not None
+    assert (equal.p, equal.effect) == (stats.binomtest(3, 3).pvalue, None)
 
 
 def test_holm_by_its_definition() -> None:

@@ -8,14 +8,16 @@ import pytest
 from tests.test_records import make_record
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.tuned import columns, tuning_problems, working_range
-from wsbench.records import DataIdentity, MetricValue, RunRecord, SplitIdentity, Trial, Tuning
+from wsbench.records import BatchNumbers, DataIdentity, MetricValue, RunRecord, SplitIdentity, Trial, Tuning
 
 RATES = {0.01: 30.0, 0.03: 42.0, 0.1: 45.0, 0.3: 20.0}
 
 
 def data(val: str) -> DataIdentity:
+    """With 15 training samples, of which 3 may be held out."""
+    held = val != "val"
     splits = {
-        "train": SplitIdentity(list="t", count=3, checksum="t"),
+        "train": SplitIdentity(list="t", count=12 if held else 15, checksum="rest" if held else "t", labels="l"),
         "val": SplitIdentity(list=val, count=3, checksum=val),
     }
     return DataIdentity(name="voc-mini-v1", splits=splits)
@@ -40,6 +42,20 @@ def tuned(rate: float = 0.1, rates: tuple[float, ...] = tuple(RATES), **changes:
         "data": data("val"),
     }
     return make_record(schema_version=7, **values | changes)
+
+
+def whole() -> DataIdentity:
+    """A held-out part beside all training samples: nothing was held out."""
+    found = data("held out")
+    return found.model_copy(update={"splits": {**found.splits, "train": data("val").splits["train"]}})
+
+
+def doubled() -> Tuning:
+    """One run, listed as several."""
+    tuning = tuned().tuning
+    assert tuning is not None
+    first = tuning.trials[2]
+    return tuning.model_copy(update={"trials": (first, first, first)})
 
 
 TRIALS = [trial(rate) for rate in RATES]
@@ -70,8 +86,18 @@ def test_a_row_with_its_trials() -> None:
         (tuned(overrides={"model.lr": 0.1, "data.tuning": 0.2}), TRIALS, "scored on what its rate was chosen on"),
         (tuned(seed=1000), TRIALS, "seed 1000 was used to choose its rate"),
         (tuned(data=data("held out")), TRIALS, "t0.01 was scored on the reporting split"),
+        (tuned(rates=(0.03, 0.1)), TRIALS, "chosen of fewer than 3"),
+        (tuned(task="imagenet"), TRIALS, "t0.01 is of another method or setting: task"),
+        (tuned(recipe="small"), TRIALS, "t0.01 is of another method or setting: recipe"),
+        (tuned(batch=BatchNumbers(micro_batch=2, accumulate=4, devices=1, effective_batch=8, norm_batch=2)), TRIALS,
+         "t0.01 is of another method or setting: batch"),
+        (tuned(), [trial(0.01, data=data("held out").model_copy(update={"name": "custom"})), *TRIALS[1:]],
+         "t0.01 is of other data"),
+        (tuned(), [trial(0.01, data=whole()), *TRIALS[1:]], "t0.01 is of other data than a division"),
+        (tuned(), [trial(0.01, diverged=3), *TRIALS[1:]], "t0.01 does not score"),
+        (tuned(tuning=doubled()), TRIALS, "two of its trials are one run"),
         (tuned(norm="bn"), TRIALS, "t0.01 is of another method"),
-        (tuned(overrides={"model.lr": 0.1, "trainer.max_steps": 9}), TRIALS, "t0.01 is of another method, setting"),
+        (tuned(overrides={"model.lr": 0.1, "trainer.max_steps": 9}), TRIALS, "t0.01 is of another .*: overrides"),
         (tuned(), [*TRIALS[:3], trial(0.3, metrics={"miou": MetricValue(value=60.0, n_eval=3, step=4)})],
          "t0.3 does not score 20.0"),
         (tuned(), [*TRIALS[:3], trial(0.3, overrides={"model.lr": 0.2, "data.tuning": 0.2})], "t0.3 has the rate 0.2"),

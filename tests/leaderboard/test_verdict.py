@@ -76,7 +76,7 @@ def test_no_difference_is_said() -> None:
 
 def test_nothing_learned_is_said() -> None:
     (found,) = verdicts(groups([*tuned("gn+ws", [90.0] * 5), *tuned("gn", [90.0, 91, 90, 92, 90])]))
-    assert "no norm is better than chance" in found.sentence()
+    assert "no norm is significantly better than chance" in found.sentence()
     assert overall([found]) is None
 
 
@@ -114,10 +114,33 @@ def test_over_several_tables() -> None:
     assert answer is not None
     assert answer.counts == (("gn+ws", 2), ("sn+ws", 1), ("bn", 0))
     assert answer.sentence() == (
-        "At one image per device use gn+ws: best or tied with the best in both tables; also tied: sn+ws (in 1 of 2 "
-        "tables); avoid bn and sn+ws, more than 10 points worse in at least 1 of 2 tables"
+        "At one image per device use gn+ws: best or tied with the best in both tables; avoid bn, more than 10 points "
+        "worse in both tables"
     )
-    assert Overall(2, 1, (("gn", 1), ("bn", 0)), ()).sentence() == "At 2 images per device use gn"
+    assert Overall(2, 1, (("gn", 1), ("bn", 0)), (), (("a", "gn"),)).sentence() == "At 2 images per device use gn"
+
+
+def test_no_norm_is_recommended_and_forbidden() -> None:
+    """Each is best in one table and far worse in the other: then the tables speak for themselves."""
+    of_voc = {"task": "voc", "metric": "miou"}
+    records = [
+        *tuned("gn+ws", BEST), *tuned("gn", FAR),
+        *tuned("gn+ws", BEST, **of_voc), *tuned("gn", FAR, **of_voc),
+    ]  # fmt: skip
+    answer = overall(verdicts(groups(records)))
+    assert answer is not None
+    assert answer.sentence() == (
+        "At one image per device no norm is among the best in most of the 2 tables: gn+ws is best in "
+        "imagenet-mini-voc-mini-v1-tuned, gn is best in voc-mini-tuned"
+    )
+
+
+def test_a_norm_whose_runs_all_diverged_is_there() -> None:
+    """They stopped early, at chance: it is one to avoid, not one that is forgotten."""
+    lost = [r.model_copy(update={"diverged": 2, "steps": 2}) for r in tuned("bn", [90.0] * 5)]
+    (found,) = verdicts(groups([*tuned("gn+ws", BEST), *tuned("gn", WORSE), *lost]))
+    assert [s.norm for s in found.avoid] == ["bn"]
+    assert "bn is not significantly better than chance" in found.doubts[0]
 
 
 def test_steps_to_the_stated_score() -> None:

@@ -33,7 +33,9 @@ def test_a_run_by_hand() -> None:
 
 def test_the_estimate_is_that_of_a_schedule() -> None:
     """Of equal runs: so many rounds of ``jobs`` at a time."""
-    plan = Plan(norms=("bn", "gn"), rates=(0.01, 0.03, 0.1), most_rates=4, seeds=3, epochs=5, seconds=0.0)
+    plan = Plan(
+        norms=("bn", "gn"), rates=(0.01, 0.03, 0.1), most_rates=4, tuning_seeds=1, seeds=3, epochs=5, seconds=0.0
+    )
     one, two = SIZE.seconds(COST, 5, True), SIZE.seconds(COST, 5, False)
     for jobs, rounds in ((1, (8, 6)), (2, (4, 3)), (3, (3, 2)), (100, (1, 1))):
         assert estimate(plan, COSTS, SIZE, jobs) == pytest.approx(MARGIN * (rounds[0] * one + rounds[1] * two))
@@ -48,7 +50,14 @@ def test_more_time_never_answers_worse() -> None:
         assert plan.seconds == pytest.approx(estimate(plan, COSTS, SIZE, 2))
         worth.append(plan.epochs * len(plan.norms) * len(plan.rates) * plan.seeds)
     assert worth == sorted(worth)
-    assert (plan.epochs, plan.norms, len(plan.rates), plan.seeds) == (30, tuple(NORMS), 5, 5)
+    assert (plan.epochs, plan.norms, len(plan.rates), plan.seeds, plan.tuning_seeds) == (30, tuple(NORMS), 5, 10, 3)
+
+
+def test_seeds_of_trials_count() -> None:
+    plan = Plan(norms=("bn",), rates=(0.01, 0.03, 0.1), most_rates=4, tuning_seeds=2, seeds=3, epochs=5, seconds=0.0)
+    assert plan.runs == (6, 3)
+    whole = 8 * SIZE.seconds(COST, 5, True) + 3 * SIZE.seconds(COST, 5, False)
+    assert estimate(plan, COSTS, SIZE, 1) == pytest.approx(MARGIN * whole)
 
 
 def test_a_small_budget_is_refused_with_what_is_needed() -> None:

@@ -8,12 +8,14 @@ import pytest
 
 from tests.datamodules.prepare.test_split import photos
 from wsbench.__main__ import main
+from wsbench.datamodules.prepare.split import make_split
 from wsbench.grid import attempt
 from wsbench.grid.attempt import Outcome
 from wsbench.grid.cells import Cell, note_end, note_start
 from wsbench.grid.launcher import Event, Say
 from wsbench.recommend import command, measure
 from wsbench.records import read_record
+from wsbench.resolve import Resolver
 
 TINY = (
     "--", "--data.crop", "16", "--data.resize", "16", "--data.min_steps_per_epoch", "2", "--data.num_workers", "0",
@@ -77,7 +79,7 @@ def test_an_answer(pictures: Path, here: Here, in_a_folder: None, capsys: pytest
     # shortened here: a test has no hour
     out = Path("recommend/imagenet-my pictures")
     written = json.loads((out / command.PLAN).read_text())
-    written["plan"] |= {"epochs": 1, "rates": [0.01, 0.03, 0.1], "most_rates": 3, "seeds": 2}
+    written["plan"] |= {"epochs": 1, "rates": [0.01, 0.03, 0.1], "most_rates": 3, "tuning_seeds": 1, "seeds": 2}
     (out / command.PLAN).write_text(json.dumps(written))
     # interrupted, and said again
     here.left = 3
@@ -125,6 +127,10 @@ def test_refused_before_anything_runs(
 def test_options_that_it_sets(pictures: Path, in_a_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
     for further, message in (
         (["--model.lr", "0.1"], "--model.lr may not stand behind --"),
+        (["--model", '{"lr": 0.5}'], "--model may not stand behind --"),
+        (["--data={micro_batch: 1}"], "--data may not stand behind --"),
+        (["--config", "mine.yaml"], "--config may not stand behind --"),
+        (["--print_config"], "--print_config may not stand behind --"),
         (["--model.learning_rate", "0.1"], "there is no option --model.learning_rate"),
     ):
         assert main([*line(pictures, "--budget", "1h"), *further]) == 2
@@ -134,6 +140,25 @@ def test_options_that_it_sets(pictures: Path, in_a_folder: None, capsys: pytest.
     (pictures.parent / "empty").mkdir()
     assert main(line(pictures.parent / "empty", "--budget", "1h")) == 2
     assert "was not found under" in capsys.readouterr().err
+
+
+def test_an_answer_inside_the_data_would_be_data(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pictures)
+    assert main(line(Path(), "--budget", "1h")) == 2
+    assert "lies in the data's folder" in capsys.readouterr().err
+    assert sorted(p.name for p in pictures.iterdir()) == ["cat", "dog"]
+
+
+def test_pretrained_is_not_a_file(pictures: Path, in_a_folder: None) -> None:
+    """It is resolved without looking for weights on disk or on the network."""
+    made = make_split("imagenet", pictures, Path("out"))
+    resolved = Resolver()([
+        "--task", "imagenet", "--recipe", "small", "--data.root", str(made), "--norm", "gn", "--model.network",
+        "torchvision:resnet18", "--model.init_from", "pretrained", "--model.init_from_any_norm", "true",
+    ])  # fmt: skip
+    assert resolved.problem is None
 
 
 @pytest.mark.slow

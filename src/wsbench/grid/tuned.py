@@ -148,8 +148,21 @@ class Protocol:
                                score=record.metrics[name].value, diverged=record.diverged is not None))  # fmt: skip
         return found
 
+    def _require_that_rates_count(self, method: Method) -> None:
+        """Refuse a grid whose runs do not change with the rate: something else sets it."""
+        cells = self._first(method, self.grid.rates)
+        if len({cell.id for cell in cells}) < len(cells) and all(cell.resolved.id for cell in cells):
+            raise GridError(f"runs of '{dict(method.options).get('norm')}' at different rates are one run, "
+                            f"{cells[0].id}: an option of every cell sets the learning rate; leave it out")  # fmt: skip
+
     def stage(self) -> Stage:
-        """What comes now: stage 1 until no grid grows any more, then stage 2."""
+        """What comes now: stage 1 until no grid grows any more, then stage 2.
+
+        Raises:
+            GridError: the runs are the same at every rate.
+        """
+        for method in self.methods:
+            self._require_that_rates_count(method)
         rates = {method.setting: tuple(self.grid.rates) for method in self.methods}
         while True:
             cells = [(m, c) for m in self.methods for c in self._first(m, rates[m.setting])]

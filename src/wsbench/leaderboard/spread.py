@@ -9,6 +9,8 @@ import numpy as np
 from scipy import optimize, special, stats
 
 LEVEL = 0.95
+#: differences of percentages that are this close are equal: what rounding leaves
+_EQUAL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Paired:
     high: float
     """95 % interval of it."""
     p: float
-    """Two-sided; 1 where all differences are 0."""
+    """Two-sided. Where all differences are equal there is no spread to test against: then that of the sign test,
+    2^(1 - n), and 1 where they are 0."""
     effect: tuple[float, float, float] | None
     """Standardized size of the effect with the ends of its 95 % interval: :func:`effect_size`; None of two seeds, or
     where all differences are equal."""
@@ -95,8 +98,9 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | 
     assert over.std is not None
     assert over.low is not None
     assert over.high is not None
-    if over.std == 0:
-        return Paired(over.n, over.mean, over.low, over.high, 1.0 if over.mean == 0 else 0.0, None)
+    if over.std <= _EQUAL * max(1.0, abs(over.mean)):  # the metric's steps are coarse, or nothing differs
+        p = 1.0 if abs(over.mean) <= _EQUAL else 2.0 ** (1 - over.n)
+        return Paired(over.n, over.mean, over.low, over.high, p, None)
     statistic = over.mean / (over.std / math.sqrt(over.n))
     p = float(2 * stats.t.sf(abs(statistic), over.n - 1))
     effect = effect_size(statistic, over.n) if over.n > 2 else None

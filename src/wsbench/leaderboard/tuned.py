@@ -5,11 +5,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from wsbench.leaderboard.logs import Logs
-from wsbench.records import RunRecord, Tuning, chosen, lower_is_better, mean_scores
+from wsbench.records import RunRecord, Trial, Tuning, chosen, lower_is_better, mean_scores
 from wsbench.run.identity import LR, SHARE
 
 #: points of the metric (percent) within which a rate works as well as the best
 WITHIN = 5.0
+#: learning rates that a choice needs
+FEWEST_RATES = 3
 #: of the miniatures: the score whose first reaching is counted in steps, about half of what can be had
 TARGETS = {
     "imagenet-mini": 50.0, "something-mini": 90.0, "voc-mini": 40.0, "modelnet40-mini": 60.0, "coco-mini": 10.0,
@@ -89,6 +91,35 @@ def _settings(record: RunRecord) -> dict[str, object]:
     return {name: value for name, value in record.overrides.items() if name not in (LR, SHARE)}
 
 
+def _trial_problems(record: RunRecord, tuning: Tuning, trial: Trial, other: RunRecord) -> list[str]:
+    """Why the record of a trial is not what the tuning says of it."""
+    found = []
+    method = ("task", "recipe", "recipe_digest", "norm", "network", "batch")
+    differ = [name for name in method if getattr(other, name) != getattr(record, name)]
+    differ += ["seed"] if other.seed != trial.seed else []
+    differ += ["held-out share"] if other.overrides.get(SHARE) != tuning.share else []
+    differ += ["overrides"] if _settings(other) != _settings(record) else []
+    whole = record.diverged is None and other.diverged is None and "trainer.max_steps" in record.overrides
+    differ += ["steps"] if whole and other.steps != record.steps else []
+    if differ:
+        found.append(f"its trial {trial.record} is of another method or setting: {', '.join(differ)}")
+    ours, theirs = record.data.splits, other.data.splits
+    labels = [splits["train"].labels for splits in (ours, theirs)]
+    count = sum(theirs[part].count for part in ("train", "val"))
+    if other.data.name != record.data.name or (all(labels) and labels[0] != labels[1]) or count != ours["train"].count:
+        found.append(f"its trial {trial.record} is of other data than a division of the training samples")
+    if theirs["val"].checksum in (ours["val"].checksum, ours["train"].checksum, theirs["train"].checksum):
+        found.append(f"its trial {trial.record} was scored on the reporting split, or on what it was trained on")
+    if other.overrides.get(LR, trial.rate) != trial.rate:
+        found.append(f"its trial {trial.record} has the rate {other.overrides.get(LR)}, not {trial.rate}")
+    score = other.metrics.get(tuning.metric)
+    if score is None or score.value != trial.score or (other.diverged is not None) != trial.diverged:
+        found.append(f"its trial {trial.record} does not score {trial.score}")
+    if other.seed == record.seed:
+        found.append(f"seed {record.seed} was used to choose its rate")
+    return found
+
+
 def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[str]:
     """Why a tuned record cannot be believed: one line each.
 
@@ -105,23 +136,16 @@ def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[s
         found.append(f"its learning rate is {rate}, the tuning chose {tuning.rate}")
     if SHARE in record.overrides:
         found.append("it is scored on what its rate was chosen on")
+    if len({trial.record for trial in tuning.trials}) < len(tuning.trials):
+        found.append("two of its trials are one run")
+    if len({trial.rate for trial in tuning.trials}) < FEWEST_RATES:
+        found.append(f"its rate was chosen of fewer than {FEWEST_RATES}")
     for trial in tuning.trials:
         other = by_id.get(trial.record)
         if other is None:
             found.append(f"its trial {trial.record} (rate {trial.rate}, seed {trial.seed}) is not published")
-            continue
-        said = (other.norm, other.network, other.seed, other.overrides.get(SHARE), _settings(other))
-        if said != (record.norm, record.network, trial.seed, tuning.share, _settings(record)):
-            found.append(f"its trial {trial.record} is of another method, setting or part of the data")
-        if other.overrides.get(LR, trial.rate) != trial.rate:
-            found.append(f"its trial {trial.record} has the rate {other.overrides.get(LR)}, not {trial.rate}")
-        score = other.metrics.get(tuning.metric)
-        if score is None or score.value != trial.score:
-            found.append(f"its trial {trial.record} does not score {trial.score}")
-        if other.seed == record.seed:
-            found.append(f"seed {record.seed} was used to choose its rate")
-        if other.data.splits["val"].checksum == record.data.splits["val"].checksum:
-            found.append(f"its trial {trial.record} was scored on the reporting split")
+        else:
+            found += _trial_problems(record, tuning, trial, other)
     best = chosen(mean_scores(tuning.trials), not lower_is_better(tuning.metric))
     if tuning.rate != best:
         found.append(f"the tuning chose {tuning.rate}, the best of its trials is {best}")

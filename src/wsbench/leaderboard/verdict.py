@@ -113,17 +113,21 @@ class Verdict:
         known = self.best.group.first.per_class.values()
         return guessing(self.metric, max(map(len, known))) if known else None
 
+    def learned(self, one: Standing) -> bool:
+        """Whether a norm's interval lies on the good side of chance; True where chance is not known."""
+        lower = lower_is_better(self.metric)
+        end = one.over.high if lower else one.over.low
+        return self.guessing is None or better(one.over.mean if end is None else end, self.guessing, not lower)
+
     @property
     def nothing_learned(self) -> bool:
-        """Whether the best is no better than guessing."""
-        if self.guessing is None:
-            return False
-        return not better(self.best.over.mean, self.guessing, not lower_is_better(self.metric))
+        """Whether not even the best is significantly better than chance."""
+        return not self.learned(self.best)
 
     def sentence(self) -> str:
         """Which to use, which are as good as can be told, which to avoid."""
         if self.nothing_learned:
-            return "no norm is better than chance; nothing follows about them"
+            return "no norm is significantly better than chance; nothing follows about them"
         others = [s.norm for s in self.level[1:]]
         best = f"{metric_name(self.metric)} {self.best.value()}"
         if len(self.standings) > 1 and len(self.level) == len(self.standings):
@@ -144,16 +148,12 @@ class Verdict:
     def doubts(self) -> list[str]:
         """What makes the verdict worth less: norms that learned nothing, best rates at the end of a grid."""
         found = []
-        guess = self.guessing
-        lower = lower_is_better(self.metric)
-        if guess is not None:
-            ends = {s.norm: s.over.high if lower else s.over.low for s in self.standings}
-            idle = [norm for norm, end in ends.items() if end is None or not better(end, guess, not lower)]
-            if idle:
-                found.append(
-                    f"{_listed(idle)} {'is' if len(idle) == 1 else 'are'} not significantly better than chance "
-                    f"({guess:.0f}) after {self.best.group.steps} steps: longer runs may say otherwise"
-                )
+        idle = [s.norm for s in self.standings if not self.learned(s)]
+        if idle:
+            found.append(
+                f"{_listed(idle)} {'is' if len(idle) == 1 else 'are'} not significantly better than chance "
+                f"({self.guessing:.0f}) after {self.best.group.steps} steps: longer runs may say otherwise"
+            )
         edge = []
         for s in self.level:
             tuning = s.group.first.tuning
@@ -220,28 +220,32 @@ class Overall:
     """(norm, in how many tables it is in the tie group), the most first."""
     far: tuple[tuple[str, int], ...]
     """(norm, in how many tables it is far worse than the best), the most first."""
+    winners: tuple[tuple[str, str], ...]
+    """(table, the norm with the best mean)."""
 
     def sentence(self) -> str:
         """The answer in one sentence."""
-        norm, most = self.counts[0]
         where = f"At {_images(self.images)} per device"
-        if self.tables == 1:
-            level, far = [n for n, c in self.counts[1:] if c], [n for n, _ in self.far]
-            said = f"{where} use {norm}"
-            said += f"; not significantly worse: {_listed(level)}" if level else ""
-            return said + (f"; avoid {_listed(far)}, more than {FAR:.0f} points worse" if far else "")
-        said = f"{where} use {norm}: best or tied with the best {self._in(most)}"
-        others = [(n, c) for n, c in self.counts[1:] if 2 * c >= self.tables]
-        if others:
-            good = _listed([n if c == most else f"{n} ({self._in(c)})" for n, c in others])
-            said += f"; also tied: {good}"
-        bad = [(n, c) for n, c in self.far if 2 * c >= self.tables]
-        if bad:
-            fewest = min(c for _, c in bad)
-            least = "" if all(c == fewest for _, c in bad) else "at least "
-            said += (f"; avoid {_listed([n for n, _ in bad])}, more than {FAR:.0f} points worse "
-                     f"{self._in(fewest, least)}")  # fmt: skip
-        return said
+        far = dict(self.far)
+        good = [(n, c) for n, c in self.counts if 2 * c > self.tables and n not in far]
+        level = {n for n, c in self.counts if c}
+        bad = [(n, c) for n, c in self.far if 2 * c >= self.tables and n not in level]
+        if not good:
+            said = f"{where} no norm is among the best in most of the {self.tables} tables: "
+            said += ", ".join(f"{norm} is best in {table}" for table, norm in self.winners)
+        elif self.tables == 1:
+            said = f"{where} use {good[0][0]}"
+            said += f"; not significantly worse: {_listed([n for n, _ in good[1:]])}" if good[1:] else ""
+        else:
+            said = f"{where} use {good[0][0]}: best or tied with the best {self._in(good[0][1])}"
+            also = [n if c == good[0][1] else f"{n} ({self._in(c)})" for n, c in good[1:]]
+            said += f"; also tied: {_listed(also)}" if also else ""
+        if not bad:
+            return said
+        fewest = min(c for _, c in bad)
+        least = "" if all(c == fewest for _, c in bad) else "at least "
+        told = "" if self.tables == 1 else f" {self._in(fewest, least)}"
+        return f"{said}; avoid {_listed([n for n, _ in bad])}, more than {FAR:.0f} points worse{told}"
 
     def _in(self, count: int, least: str = "") -> str:
         if count == self.tables == 2:
@@ -271,4 +275,5 @@ def overall(found: Sequence[Verdict]) -> Overall | None:
     far = {n: sum(n in {s.norm for s in v.avoid} for v in chosen) for n in common}
     counts = sorted(level.items(), key=lambda pair: (-pair[1], place[pair[0]], pair[0]))
     worst = sorted((pair for pair in far.items() if pair[1]), key=lambda pair: (-pair[1], -place[pair[0]], pair[0]))
-    return Overall(images, len(chosen), tuple(counts), tuple(worst))
+    winners = tuple((v.table, v.best.norm) for v in chosen)
+    return Overall(images, len(chosen), tuple(counts), tuple(worst), winners)

@@ -53,11 +53,14 @@ class Group:
 
     @cached_property
     def setting(self) -> tuple[object, ...]:
-        """What groups that may be compared have in common: all but the norm, and the rate where each has its own."""
+        """What groups that may be compared have in common: all but the norm, and the rate where each has its own.
+
+        The number of steps of tuned runs follows from the rest; where all seeds diverged it was not reached.
+        """
         own_rate = self.first.tuning is not None
         changed = {name: v for name, v in self.first.overrides.items() if not (own_rate and name == LR)}
         batch = tuple(self.first.batch.model_dump().items())
-        return (self.table, self.first.network, said(changed), batch[:-1], self.steps)
+        return (self.table, self.first.network, said(changed), batch[:-1], None if own_rate else self.steps)
 
     @property
     def steps(self) -> int:

@@ -7,11 +7,16 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from wsbench.errors import UserError
 from wsbench.leaderboard.verdict import Standing, Verdict, verdicts
 from wsbench.leaderboard.wide import Group
 from wsbench.norms import NormSpec
 from wsbench.records import lower_is_better, mean_scores
 from wsbench.run.report import console
+
+
+class AdviceError(UserError, RuntimeError):
+    """Runs from which nothing follows."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Advice:
 
 
 def code_for(best: Standing, optimizer: Optimizer, shape: Sequence[int]) -> str:
-    """The lines: normalize, optimizer, and where weights are standardized in micro-steps the window.
+    """The lines: normalize, optimizer, and where samples are accumulated the loop, with the window for weights.
 
     Args:
         best: the norm.
@@ -45,25 +50,33 @@ def code_for(best: Standing, optimizer: Optimizer, shape: Sequence[int]) -> str:
     """
     record = best.group.first
     spec, batch = NormSpec.parse(record.norm), record.batch
-    window = spec.weight is not None and batch.accumulate > 1
+    n = batch.accumulate
+    window = spec.weight is not None and n > 1
     names = "AccumulationWindow, normalize" if window else "normalize"
     lines = [
+        "import torch",
         f"from wsbench.norms import {names}",
+        "",
         f'normalize(model, "{record.norm}", example=torch.zeros{tuple(shape)})  # in place, before the optimizer',
-        f"optimizer = torch.optim.{optimizer.kind}(model.parameters(), lr={best.rate:g}{optimizer.arguments})"
-        f"  # at {batch.effective_batch} samples a step",
+        f"optimizer = torch.optim.{optimizer.kind}(model.parameters(), lr={best.rate:g}{optimizer.arguments})",
     ]
+    loop = f"{n} micro-steps of {batch.micro_batch} per optimizer step"
     if window:
-        lines.append(
-            f"window = AccumulationWindow(model)  # each micro-step: with window.micro_step(last=i == "
-            f"{batch.accumulate - 1}): loss.backward()"
-        )
+        lines += [
+            "window = AccumulationWindow(model)",
+            f"with window.micro_step(last=i == {n - 1}):  # i of {loop}",
+            f"    (loss / {n}).backward()",
+        ]
+    elif n > 1:
+        lines.append(f"(loss / {n}).backward()  # {loop}")
     return "\n".join(lines)
 
 
 def ranked(found: Sequence[Group]) -> list[Verdict]:
     """The verdicts of all networks, that with the best mean first."""
     told = verdicts(found)
+    if not told:
+        raise AdviceError("no two norms have results to compare; `sweep status` of the folder's tuned.yaml lists them")
     return sorted(told, key=lambda v: v.best.over.mean if lower_is_better(v.metric) else -v.best.over.mean)
 
 
@@ -82,16 +95,19 @@ def advise(found: Sequence[Group], name: str, optimizer: Optimizer, shape: Seque
     told = ranked(found)
     sentences = []
     for one in told:
-        network = one.best.group.first.network
-        name_it = f"{network}: " if len(told) > 1 else ""
+        name_it = f"{one.best.group.first.network}: " if len(told) > 1 else ""
         sentences.append(f"{name_it}{one.sentence()}")
         sentences += [f"{name_it}but {doubt}" for doubt in one.doubts]
-    if told[0].nothing_learned:
-        title, code = f"{name}: nothing can be recommended", ""
+    first = told[0]
+    at = f"{first.best.norm} at learning rate {first.best.rate:g}"
+    on = f" on {first.best.group.first.network}" if len(told) > 1 else ""
+    if first.nothing_learned:
+        title, code = f"{name}: nothing can be recommended, the runs are too short", ""
+    elif len(first.level) == len(first.standings):
+        title, code = f"{name}: no significant difference; best mean: {at}{on}", code_for(first.best, optimizer, shape)
     else:
-        title = f"{name}: use {told[0].best.norm} at learning rate {told[0].best.rate:g}"
-        code = code_for(told[0].best, optimizer, shape)
-    return Advice(title, (*(f"{s}." for s in sentences), *facts), code)
+        title, code = f"{name}: use {at}{on}", code_for(first.best, optimizer, shape)
+    return Advice(title, (*(f"{s[0].upper()}{s[1:]}." for s in sentences), *facts), code)
 
 
 def show(advice: Advice, found: Sequence[Group], files: Sequence[Path]) -> None:

@@ -16,7 +16,9 @@ NORMS = ("bn", "gn", "gn+ws", "bn+ws")
 FEWEST_NORMS = 3
 #: learning rates of a norm at first, and how many more the grid may grow by
 RATES, GROWTH = (5, 4, 3), 1
-SEEDS = (5, 4, 3)
+SEEDS = (10, 7, 5, 4, 3)
+#: seeds of each trial of stage 1
+TUNING_SEEDS = (3, 2, 1)
 #: shares of the recipe's epochs; below the last a run says little
 LENGTHS = (1.0, 0.67, 0.5, 0.33, 0.2, 0.1)
 #: epochs of a run, at least
@@ -79,6 +81,7 @@ class Plan(BaseModel):
     norms: tuple[str, ...]
     rates: tuple[float, ...]
     most_rates: int
+    tuning_seeds: int
     seeds: int
     epochs: int
     seconds: float
@@ -87,13 +90,14 @@ class Plan(BaseModel):
     @property
     def runs(self) -> tuple[int, int]:
         """Of stage 1 at first, and of stage 2; of one network."""
-        return len(self.norms) * len(self.rates), len(self.norms) * self.seeds
+        return len(self.norms) * len(self.rates) * self.tuning_seeds, len(self.norms) * self.seeds
 
 
 @dataclass(frozen=True)
 class _Shape:
     norms: int
     rates: int
+    tuning_seeds: int
     seeds: int
     length: float
 
@@ -101,14 +105,21 @@ class _Shape:
 def _shapes(norms: int, fewest: int) -> list[_Shape]:
     """All that may be run, the most telling first.
 
-    A run that is long enough counts most, then the further norms, then rates and seeds.
+    A run that is long enough counts most, then the further norms, then rates and five seeds, then more seeds of both
+    stages.
     """
-    every = itertools.product(range(norms, fewest - 1, -1), RATES, SEEDS, LENGTHS)
+    every = itertools.product(range(norms, fewest - 1, -1), RATES, TUNING_SEEDS, SEEDS, LENGTHS)
     shapes = [_Shape(*one) for one in every]
 
     def worth(shape: _Shape) -> float:
         long = math.log(min(shape.length, 1.0) / LENGTHS[-1]) / math.log(1 / LENGTHS[-1])
-        return 4 * long + 1.5 * (shape.norms - fewest) + (shape.rates - 3) + (shape.seeds - 3)
+        return (
+            4 * long
+            + 1.5 * (shape.norms - fewest)
+            + (shape.rates - 3)
+            + min(shape.seeds - 3, 2)
+            + (0.3 * (shape.tuning_seeds - 1) + 0.1 * max(0, shape.seeds - 5))
+        )
 
     return sorted(shapes, key=lambda s: (-worth(s), -s.length))
 
@@ -150,7 +161,7 @@ def estimate(plan: Plan, costs: Sequence[Mapping[str, Cost]], size: Size, jobs: 
         jobs: runs at a time.
     """
     first = [size.seconds(of[norm], plan.epochs, True) for of in costs for norm in plan.norms
-             for _ in range(plan.most_rates)]  # fmt: skip
+             for _ in range(plan.most_rates * plan.tuning_seeds)]  # fmt: skip
     second = [size.seconds(of[norm], plan.epochs, False) for of in costs for norm in plan.norms
               for _ in range(plan.seeds)]  # fmt: skip
     return MARGIN * (_packed(first, jobs) + _packed(second, jobs))
@@ -178,7 +189,8 @@ def plan_for(
     for shape in _shapes(len(norms), fewest):
         epochs = max(min(FEWEST_EPOCHS, size.epochs), round(shape.length * size.epochs))
         plan = Plan(norms=tuple(norms[: shape.norms]), rates=rates_around(size.lr, shape.rates),
-                    most_rates=shape.rates + GROWTH, seeds=shape.seeds, epochs=epochs, seconds=0.0)  # fmt: skip
+                    most_rates=shape.rates + GROWTH, tuning_seeds=shape.tuning_seeds, seeds=shape.seeds,
+                    epochs=epochs, seconds=0.0)  # fmt: skip
         plan = plan.model_copy(update={"seconds": estimate(plan, costs, size, jobs)})
         if plan.seconds <= budget:
             return plan

@@ -47,7 +47,9 @@ _MIB = 2**20
 _PLANNED = (
     "--trainer.max_steps", "--trainer.max_epochs", "--data.micro_batch", "--model.lr", "--norm", "--model.network",
     "--seed_everything", "--data.tuning", "--data.root", "--recipe", "--task", "--runs", "--model.milestones",
-    "--model.init_from", "--model.init_from_any_norm",
+    "--model.init_from", "--model.init_from_any_norm", "--ckpt_path", "--overwrite", "--on_divergence",
+    # of several fields at once, or from a file: what they set would be taken for what was planned
+    "--model", "--data", "--trainer", "--config", "--print_config",
 )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def _budget(text: str) -> float:
 def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
     """The dataset's folder, or one with a split made of it; and what is to be said about it."""
     kind = DATA_CLASSES[task]
-    if not root.is_dir():
+    if not str(root) or not root.is_dir():
         raise UsageError(f"--data.root '{root}' is no folder")
     try:
         kind.find(root)
@@ -142,6 +144,9 @@ class _Answering:
         root = args.root.expanduser()
         self.name = root.resolve().name
         self.out: Path = args.out or Path("recommend") / f"{self.task}-{self.name}"
+        if self.out.resolve().is_relative_to(root.resolve()):
+            raise UsageError(f"--out '{self.out}' lies in the data's folder '{root}' and would be taken for data; name "
+                             "another folder by --out")  # fmt: skip
         self.root, self.said = _root(self.task, root, self.out)
         self.launcher = launcher_of(args)
         asked = [name for name in (args.networks or "").split(",") if name]
@@ -252,8 +257,9 @@ class _Answering:
             "length": f"{plan.epochs} of the recipe's {size.epochs} epochs; a run takes up to {duration(longest)}",
             "rates": f"{', '.join(f'{r:g}' for r in plan.rates)}, and {plan.most_rates - len(plan.rates)} more where "
                      "the best lies at an end",
-            "runs": f"{first} to choose rates on a fifth of the training data, then {second} with {plan.seeds} fresh "
-                    f"seeds each, scored on val; {written.jobs} at a time",
+            "stage 1": f"{first} runs to choose rates on held-out training data, {plan.tuning_seeds} seed(s) each",
+            "stage 2": f"{second} runs with {plan.seeds} fresh seeds each, scored on val",
+            "at a time": f"{written.jobs} runs",
             "time": f"about {duration(plan.seconds)} at most, of a budget of {duration(self.budget)}",
         }.items():  # fmt: skip
             table.add_row(name, value)
@@ -272,7 +278,7 @@ class _Answering:
         grid = {
             "options": options, "axes": {"norm": [*plan.norms], "model.network": [*self.networks]},
             "rates": [*plan.rates], "most_rates": plan.most_rates, "share": self.size.share,
-            "seeds": list(range(100, 100 + plan.seeds)),
+            "tuning_seeds": list(range(1000, 1000 + plan.tuning_seeds)), "seeds": list(range(100, 100 + plan.seeds)),
         }  # fmt: skip
         content = {"about": f"which norm on {self.name}", "tuned": {RECIPE: grid}}
         return str(yaml.safe_dump(content, sort_keys=False))
@@ -309,6 +315,10 @@ class _Answering:
             f"It rests on {trials} learning rates and {plan.seeds} fresh seeds a norm, {plan.epochs} epochs of "
             f"{written.size.train} samples, {written.micro_batch} at a time; it holds for this data, this network and "
             "runs of this length.",
+            f"Intervals and p are over seeds; that val has {written.size.val} samples and rates were chosen on "
+            f"{round(written.size.share * written.size.train)} is not in them.",
+            f"The schedule, and what heads and biases have of their own, are those of the recipe: conf/{self.task}/"
+            f"{RECIPE}.yaml, {plan.epochs} epochs.",
         )
         advice = advices.advise(final, self.name, self._optimizer(), self._shape(), facts)
         page = self.out / PAGE
@@ -331,8 +341,9 @@ class _Answering:
     def _shape(self) -> tuple[int, ...]:
         data = self.settings.data
         if "points" in data:
-            return (1, 3, data.points)
-        return (1, 3, *([data.get("crop") or 224] * 2))
+            return (1, data.points, 3)
+        side = data.get("crop") or self.settings.model.get("min_size") or 224
+        return (1, *([data.segments] if "segments" in data else []), 3, side, side)
 
 
 def _scaled(milestones: Sequence[float], factor: float) -> list[int]:

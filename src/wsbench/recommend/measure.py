@@ -42,7 +42,7 @@ def cost_of(cell: Cell, record: RunRecord) -> Cost:
     """What was measured."""
     cost = record.cost
     wall = _wall(cell) or cost.total_seconds
-    step = cost.train_seconds / record.steps
+    step = cost.train_seconds / max(1, record.steps)  # it may have diverged in the first
     evaluated = max(metric.n_eval for name, metric in record.metrics.items() if not name.startswith("train_"))
     sample = max(0.0, cost.total_seconds - cost.train_seconds) / evaluated  # with what a run does once
     if record.task not in _WHOLE:

@@ -32,7 +32,16 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
         rows.sort(key=lambda row: row["source"] != "run")
         metric = PAPER[task].headline
         rows = [dict.fromkeys(tuned.COLUMNS, "") | row for row in rows]
-        made.append({"name": name, "task": task, "rows": rows, "metric": metric, "lower": lower_is_better(metric)})
+        made.append(
+            {
+                "name": name,
+                "task": task,
+                "rows": rows,
+                "runs": len(runs),
+                "metric": metric,
+                "lower": lower_is_better(metric),
+            }
+        )
     return sorted(made, key=lambda t: (not any(r["source"] == "run" for r in t["rows"]), t["name"]))
 
 
@@ -77,7 +86,7 @@ def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
     told = verdicts(found)
     one_rate = [group for group in reported if group.first.tuning is None]
     own_rate = tuned_figures(told)
-    drawn = figures(reported, logs)
+    drawn = figures(reported, logs) if said is None else []
     every = [*drawn, *(figure for _, each in own_rate for figure in each)]
     text: str = environment.get_template("page.html.j2").render(
         version=wsbench.__version__,
@@ -87,7 +96,7 @@ def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
         answers=answers(one_rate),
         paper=of_the_paper(),
         curves=of_the_curves(reported),
-        tables=_tables(found, logs),
+        tables=[table for table in _tables(found, logs) if said is None or table["runs"]],
         comparisons=comparisons(reported, PAIRS),
         figures=drawn,
         specs={figure.name: figure.chart.to_dict() for figure in every},

@@ -46,16 +46,17 @@ def dots(found: Verdict, width: int | str) -> Any:
         x="value:Q", y=y, color=colour, tooltip=["norm:N", "seed:Q", alt.Tooltip("value:Q", format=".2f")]
     )  # fmt: skip
     layers = [rule, small, dot]
-    if found.guessing is not None and _in_sight(found.guessing, rows):
+    if chance_in_sight(found):
         guess = alt.Data(values=[{"guessing": found.guessing}])
         layers.append(alt.Chart(guess).mark_rule(strokeDash=[3, 3], opacity=0.6).encode(x="guessing:Q"))
     return alt.layer(*layers).properties(width=width, height=ROW * len(rows) + 10)
 
 
-def _in_sight(value: float, rows: Sequence[dict[str, Any]]) -> bool:
-    ends = [row[end] for row in rows for end in ("low", "high")]
-    span = max(ends) - min(ends)
-    return bool(min(ends) - 0.2 * span <= value <= max(ends) + 0.2 * span)
+def chance_in_sight(found: Verdict) -> bool:
+    """Whether chance lies among the norms, or close to them."""
+    ends = [end for s in found.standings for end in (s.over.mean, s.over.low, s.over.high) if end is not None]
+    room = 0.2 * (max(ends) - min(ends))
+    return found.guessing is not None and min(ends) - room <= found.guessing <= max(ends) + room
 
 
 def rate_curves(found: Verdict, width: int | str) -> Any:
@@ -114,8 +115,8 @@ def tuned_figures(found: Sequence[Verdict], width: int | str = "container") -> l
         batch = f"{first.batch.micro_batch} per device, {first.batch.effective_batch} per step"
         made.append((one, [
             Figure(f"dots-{table}{suffix}", "Each norm at its own learning rate",
-                   f"{batch}, {first.steps} steps; {seeds} fresh seeds per norm (ticks), 95 % interval of the mean. "
-                   "A dashed line is chance.", dots(one, width)),
+                   f"{batch}, {first.steps} steps; {seeds} fresh seeds per norm (ticks), 95 % interval of the mean."
+                   f"{' The dashed line is chance.' if chance_in_sight(one) else ''}", dots(one, width)),
             Figure(f"rates-{table}{suffix}", "How each depends on its learning rate",
                    f"Score on held-out training data, {trials} trials per norm; dashed: plain weights, solid: with WS. "
                    "Rings: the rates that were chosen.", rate_curves(one, width)),
