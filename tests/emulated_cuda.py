@@ -21,6 +21,7 @@ import torch
 import torch._dynamo  # looks at torch.cuda's functions when it is imported
 import torch.utils._triton
 from torch import Tensor
+from torch._dynamo import trace_rules
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -252,6 +253,7 @@ def _pin(self: Tensor, device: Any = None) -> Tensor:
 @contextmanager
 def emulated_cuda() -> Iterator[Counts]:
     """A process in which CUDA is available and is emulated."""
+    trace_rules.get_torch_obj_rule_map()  # kept once a process; made of what is patched here it would be wrong
     patch = pytest.MonkeyPatch()
     properties = SimpleNamespace(
         name="Emulated GPU", total_memory=8 << 30, major=8, minor=0, multi_processor_count=4, gcnArchName=""

@@ -48,7 +48,8 @@ def test_batch_keeps_the_effective_batch() -> None:
 
 
 def test_every_sweep_expands() -> None:
-    assert sweep_names() == sorted([*(f"table{n}" for n in range(1, 9)), "mini", "batch", "rivals", "tuned"])
+    further = ["mini", "batch", "rivals", "tuned", "tuned-batch"]
+    assert sweep_names() == sorted([*(f"table{n}" for n in range(1, 9)), *further])
     for name in sweep_names():
         for each in load(name).grids.values():
             assert expand(each)
