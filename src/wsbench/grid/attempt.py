@@ -43,6 +43,11 @@ def header(line: list[str]) -> str:
     return f"== {now()}  {shlex.join(['python', '-m', 'wsbench', *line])}\n"
 
 
+def says_out_of_memory(text: str) -> bool:
+    """Whether what a process said, or why it ended, is that memory ran out."""
+    return _OUT_OF_MEMORY.search(text) is not None
+
+
 def reason(status: int, log: Path) -> str:
     """Why a process ended without a record, in a line: the signal, out of memory, or the last error of its log."""
     tail = ""
@@ -50,7 +55,7 @@ def reason(status: int, log: Path) -> str:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
             tail = file.read().decode(errors="replace").rpartition("\n== ")[2]
-    memory = "out of memory: " if _OUT_OF_MEMORY.search(tail) else ""
+    memory = "out of memory: " if says_out_of_memory(tail) else ""
     if status < 0:
         name = signal.Signals(-status).name
         likely = " (the kernel does that when memory runs out)" if status == -signal.SIGKILL and not memory else ""

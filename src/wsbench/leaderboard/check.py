@@ -10,7 +10,7 @@ from pathlib import Path
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.logs import METRICS_SUFFIX, find_logs
 from wsbench.leaderboard.tables import PAPER, find_records, in_order, overrides_of, table_name
-from wsbench.leaderboard.tuned import tuning_problems
+from wsbench.leaderboard.tuned import counted_in_steps, tuning_problems
 from wsbench.records import RecordError, RunRecord, read_record
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import read_metrics
@@ -119,7 +119,7 @@ def check(folder: Path, base: str | None = None) -> list[str]:
         found += [f"record {record.task}/{record.id}: {p}" for p in (*problems_of(record), *log_problems(record, log))]
     records = find_records([folder / "records"])
     found += twins(records) + [f"record {r.task}/{r.id}: {p}" for r in records for p in tuning_problems(r, records)]
-    texts = derive(records, find_logs([folder / "records"]))
+    texts = derive(records, find_logs([folder / "records"], counted_in_steps(records)))
     for name, text in texts.items():
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

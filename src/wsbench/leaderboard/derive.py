@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsbench.leaderboard import tuned
 from wsbench.leaderboard.logs import Logs, find_logs
 from wsbench.leaderboard.tables import COLUMNS, PAPER, by_table, cited_rows, find_records, record_rows, text_of
 from wsbench.leaderboard.wide import columns_of, wide_rows
@@ -31,7 +32,7 @@ def update(folders: Sequence[Path], out: Path, of: RunRecord | None = None) -> l
     With ``of`` only the long table that holds this record is returned.
     """
     records = find_records(folders)
-    texts = derive(records, find_logs(folders))
+    texts = derive(records, find_logs(folders, tuned.counted_in_steps(records)))
     for name, text in texts.items():
         write_text_atomically(out / name, text)
     if of is None:

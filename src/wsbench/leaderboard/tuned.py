@@ -38,6 +38,11 @@ def target_of(record: RunRecord) -> float | None:
     return TARGETS.get(f"{record.task}-mini") if named else None
 
 
+def counted_in_steps(records: Sequence[RunRecord]) -> set[str]:
+    """The records whose logs a table needs: tuned ones with a stated score."""
+    return {r.id for r in records if r.tuning is not None and target_of(r) is not None}
+
+
 def steps_to(target: float, series: Mapping[int, float], lower: bool) -> int | None:
     """The step of the first evaluation that is as good as ``target``; None if none is.
 
@@ -86,7 +91,7 @@ def trial_columns(record: RunRecord) -> dict[str, str]:
     return {"lr": "" if rate is None else f"{rate:g}"}
 
 
-def _settings(record: RunRecord) -> dict[str, object]:
+def untuned(record: RunRecord) -> dict[str, object]:
     """What a run changed of its recipe, beside what is tuned."""
     return {name: value for name, value in record.overrides.items() if name not in (LR, SHARE)}
 
@@ -98,7 +103,7 @@ def _trial_problems(record: RunRecord, tuning: Tuning, trial: Trial, other: RunR
     differ = [name for name in method if getattr(other, name) != getattr(record, name)]
     differ += ["seed"] if other.seed != trial.seed else []
     differ += ["held-out share"] if other.overrides.get(SHARE) != tuning.share else []
-    differ += ["overrides"] if _settings(other) != _settings(record) else []
+    differ += ["overrides"] if untuned(other) != untuned(record) else []
     whole = record.diverged is None and other.diverged is None and "trainer.max_steps" in record.overrides
     differ += ["steps"] if whole and other.steps != record.steps else []
     if differ:
@@ -151,8 +156,8 @@ def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[s
         found.append(f"the tuning chose {tuning.rate}, the best of its trials is {best}")
     tried = sorted((trial.rate, trial.seed) for trial in tuning.trials)
     for other in published:
-        same = (other.task, other.recipe, other.network, _settings(other)) == (
-            record.task, record.recipe, record.network, _settings(record)
+        same = (other.task, other.recipe, other.network, untuned(other)) == (
+            record.task, record.recipe, record.network, untuned(record)
         )  # fmt: skip
         if other.tuning is None or not same or other.data != record.data or other.batch != record.batch:
             continue

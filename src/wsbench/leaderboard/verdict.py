@@ -7,8 +7,8 @@ from wsbench.leaderboard.compare import ALPHA
 from wsbench.leaderboard.spread import Paired, Spread, holm, paired
 from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.tuned import working_range
-from wsbench.leaderboard.wide import Group
-from wsbench.records import better, guessing, lower_is_better
+from wsbench.leaderboard.wide import Group, settings_of
+from wsbench.records import Tuning, better, guessing, lower_is_better
 
 #: points of the metric; a norm that is surely worse than the best by more is one to avoid
 FAR = 10.0
@@ -54,18 +54,21 @@ class Standing:
         return self.worse and self.loss[1] > FAR
 
     @property
-    def rate(self) -> float:
-        """Its own."""
+    def tuning(self) -> Tuning:
+        """How its rate was chosen."""
         tuning = self.group.first.tuning
         assert tuning is not None
-        return tuning.rate
+        return tuning
+
+    @property
+    def rate(self) -> float:
+        """Its own."""
+        return self.tuning.rate
 
     @property
     def range(self) -> tuple[float, float]:
         """Learning rates between which it works about as well: docs/protocol.md."""
-        tuning = self.group.first.tuning
-        assert tuning is not None
-        return working_range(tuning)
+        return working_range(self.tuning)
 
     def value(self) -> str:
         """Mean and 95 % interval in words."""
@@ -156,10 +159,9 @@ class Verdict:
             )
         edge = []
         for s in self.level:
-            tuning = s.group.first.tuning
-            assert tuning is not None
-            if tuning.rate in (min(t.rate for t in tuning.trials), max(t.rate for t in tuning.trials)):
-                edge.append(f"{s.norm} ({tuning.rate:g})")
+            tried = [trial.rate for trial in s.tuning.trials]
+            if s.rate in (min(tried), max(tried)):
+                edge.append(f"{s.norm} ({s.rate:g})")
         if edge:
             found.append(
                 f"the best learning rate of {_listed(edge)} lies at the edge of the grid; a better one may lie beyond"
@@ -202,11 +204,8 @@ def verdict(setting: Sequence[Group]) -> Verdict | None:
 
 def verdicts(found: Sequence[Group]) -> list[Verdict]:
     """Of all settings whose norms have rates of their own: the fewest images per device first."""
-    settings: dict[tuple[object, ...], list[Group]] = {}
-    for group in found:
-        if group.first.tuning is not None:
-            settings.setdefault(group.setting, []).append(group)
-    made = [one for setting in settings.values() if (one := verdict(setting)) is not None]
+    settings = settings_of(group for group in found if group.first.tuning is not None)
+    made = [one for setting in settings if (one := verdict(setting)) is not None]
     return sorted(made, key=lambda v: (v.images, v.table, v.best.group.first.network))
 
 

@@ -20,7 +20,7 @@ from wsbench.leaderboard.tables import (
     table_name,
 )
 from wsbench.records import RunRecord
-from wsbench.run.identity import LR, SHARE
+from wsbench.run.identity import SHARE
 
 WIDE = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
@@ -58,7 +58,7 @@ class Group:
         The number of steps of tuned runs follows from the rest; where all seeds diverged it was not reached.
         """
         own_rate = self.first.tuning is not None
-        changed = {name: v for name, v in self.first.overrides.items() if not (own_rate and name == LR)}
+        changed = tuned.untuned(self.first) if own_rate else self.first.overrides
         batch = tuple(self.first.batch.model_dump().items())
         return (self.table, self.first.network, said(changed), batch[:-1], None if own_rate else self.steps)
 
@@ -93,6 +93,14 @@ class Group:
         rows = [r for r in rows if (r.norm, r.metric) == (self.first.labelled_norm, metric)]
         rows = [r for r in rows if r.batch_per_gpu in ("", str(self.first.batch.micro_batch))]
         return rows[0].value if rows else None
+
+
+def settings_of(found: Iterable[Group]) -> list[list[Group]]:
+    """Groups that may be compared: of one table, network, batch sizes and changes of the recipe."""
+    kept: dict[tuple[object, ...], list[Group]] = defaultdict(list)
+    for group in found:
+        kept[group.setting].append(group)
+    return list(kept.values())
 
 
 def groups(records: Iterable[RunRecord]) -> list[Group]:

@@ -143,18 +143,16 @@ def _standings(one: Verdict) -> Table:
 
 
 def _by_rate(one: Verdict) -> Table:
-    tunings = {s.norm: s.group.first.tuning for s in one.standings}
-    rates = sorted({trial.rate for tuning in tunings.values() if tuning for trial in tuning.trials})
+    rates = sorted({trial.rate for s in one.standings for trial in s.tuning.trials})
     table = Table(title=f"{one.metric} on held-out training data, by learning rate")
     for column in ("norm", *(f"{rate:g}" for rate in rates)):
         table.add_column(column, justify="left" if column == "norm" else "right")
-    for norm, tuning in tunings.items():
-        assert tuning is not None
-        scores = mean_scores(tuning.trials)
-        diverged = {trial.rate for trial in tuning.trials if trial.diverged}
+    for s in one.standings:
+        scores = mean_scores(s.tuning.trials)
+        diverged = {trial.rate for trial in s.tuning.trials if trial.diverged}
         cells = []
         for rate in rates:
             text = f"{scores[rate]:.1f}" + (" (nan)" if rate in diverged else "")
-            cells.append(f"[bold]{text}[/]" if rate == tuning.rate else text)
-        table.add_row(escape(norm), *cells)
+            cells.append(f"[bold]{text}[/]" if rate == s.rate else text)
+        table.add_row(escape(s.norm), *cells)
     return table

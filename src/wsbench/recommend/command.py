@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.table import Table
 
 from wsbench.datamodules import DATA_CLASSES, BenchmarkData
 from wsbench.datamodules.errors import DatasetError
@@ -24,6 +23,7 @@ from wsbench.grid.launcher import Launcher
 from wsbench.grid.resources import memory
 from wsbench.grid.tuned import DIVERGED
 from wsbench.leaderboard.logs import find_logs
+from wsbench.leaderboard.page.render import render
 from wsbench.leaderboard.wide import groups
 from wsbench.norms import NormSpec, SpecError
 from wsbench.options import UsageError, parse_duration
@@ -35,7 +35,7 @@ from wsbench.recommend.networks import full_name, what_its_weights_mean
 from wsbench.records import write_text_atomically
 from wsbench.resolve import Resolver
 from wsbench.run.lock import claimed
-from wsbench.run.report import console, duration
+from wsbench.run.report import banner, console, duration
 
 #: in the folder of an answer
 PLAN, PAGE, ANSWER, RUNS, LOCK = "plan.json", "answer.html", "answer.json", "runs", "recommend.lock"
@@ -241,14 +241,11 @@ class _Answering:
 
     def show_plan(self, written: _Written) -> None:
         """Print what will be run, and what it takes."""
-        plan, size, out = written.plan, written.size, console()
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
+        plan, size = written.plan, written.size
         first, second = (n * len(self.networks) for n in plan.runs)
         longest = max(size.seconds(of[norm], plan.epochs, False) for of in written.costs for norm in plan.norms)
         accumulate = size.effective_batch // written.micro_batch
-        for name, value in {
+        facts = {
             "data": f"{self.name}: {size.train} train, {size.val} val, {len(self.data.classes)} classes "
                     f"({', '.join(self.data.classes[:6])}{' ...' if len(self.data.classes) > 6 else ''})",
             "networks": ", ".join(self.networks),
@@ -261,12 +258,8 @@ class _Answering:
             "stage 2": f"{second} runs with {plan.seeds} fresh seeds each, scored on val",
             "at a time": f"{written.jobs} runs",
             "time": f"about {duration(plan.seconds)} at most, of a budget of {duration(self.budget)}",
-        }.items():  # fmt: skip
-            table.add_row(name, value)
-        out.print(table)
-        for norm in self.norms:
-            if norm not in plan.norms:
-                out.print(f"left out, for want of time: {norm}", markup=False)
+        }  # fmt: skip
+        banner(facts, [f"left out, for want of time: {norm}" for norm in self.norms if norm not in plan.norms])
 
     def tuned(self, written: _Written) -> str:
         """The sweep that answers, as its YAML's content."""
@@ -322,8 +315,6 @@ class _Answering:
         )
         advice = advices.advise(final, self.name, self._optimizer(), self._shape(), facts)
         page = self.out / PAGE
-        from wsbench.leaderboard.page.render import render
-
         write_text_atomically(page, render(found, find_logs([self.out / RUNS]), advice))
         answer = {"title": advice.title, "sentences": [*advice.sentences], "code": advice.code,
                   "records": [record.id for record in records]}  # fmt: skip

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import yaml
+
+from wsbench.grid.attempt import says_out_of_memory
 from wsbench.grid.cells import Cell, attempts, status
 from wsbench.recommend.budget import Cost
 from wsbench.records import RunRecord
@@ -23,8 +26,6 @@ def definition(options: dict[str, Any], norms: Sequence[str], networks: Sequence
         networks: to measure.
         micro_batch: samples on a device at a time.
     """
-    import yaml
-
     short = {"trainer.max_steps": STEPS, "data.steps_per_epoch": STEPS, "trainer.limit_val_batches": BATCHES,
              "data.micro_batch": micro_batch}  # fmt: skip
     grid = {"options": options | short, "axes": {"norm": [*norms], "model.network": [*networks]}}
@@ -35,7 +36,7 @@ def definition(options: dict[str, Any], norms: Sequence[str], networks: Sequence
 def ran_out_of_memory(cell: Cell) -> bool:
     """Whether a cell failed for want of memory."""
     note = status(cell).note
-    return "out of memory" in note or "memory is used up" in note or "SIGKILL" in note
+    return says_out_of_memory(note) or "SIGKILL" in note
 
 
 def cost_of(cell: Cell, record: RunRecord) -> Cost:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wsbench.leaderboard.page.charts import curves_of, settings_of
+from wsbench.leaderboard.page.charts import curves_of
 from wsbench.leaderboard.tables import PAPER, network_of, paper_rows_of
 from wsbench.leaderboard.verdict import short
-from wsbench.leaderboard.wide import Group
+from wsbench.leaderboard.wide import Group, settings_of
 from wsbench.records import lower_is_better
 
 #: the method that the paper proposes, and those that it is held against

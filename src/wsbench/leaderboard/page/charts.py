@@ -7,7 +7,7 @@ from typing import Any
 from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.verdict import metric_name, short
-from wsbench.leaderboard.wide import Group
+from wsbench.leaderboard.wide import Group, settings_of
 from wsbench.parts import altair as altair_module
 from wsbench.records import lower_is_better
 from wsbench.run.identity import LR
@@ -48,9 +48,7 @@ def _good(metric: str, value: float) -> float:
 
 
 def _good_name(metric: str) -> str:
-    return {"top1_error": "top-1 accuracy", "top1_acc": "top-1 accuracy", "miou": "mIoU"}.get(
-        metric, metric.replace("_", " ").replace("acc", "accuracy")
-    )
+    return metric_name(metric).replace("error", "accuracy")
 
 
 def metric_title(metric: str) -> str:
@@ -207,14 +205,6 @@ def against(found: Sequence[Group], cost: str, title: str, width: int | str) -> 
             tooltip=["norm:N", alt.Tooltip("cost:Q", format=".1f", title=title), alt.Tooltip("value:Q", format=".2f")],
         )
     )
-
-
-def settings_of(found: Sequence[Group]) -> list[list[Group]]:
-    """Groups that may stand in one figure: of one table, network, batch sizes and changes of the recipe."""
-    kept: dict[tuple[object, ...], list[Group]] = {}
-    for group in found:
-        kept.setdefault(group.setting, []).append(group)
-    return list(kept.values())
 
 
 def curves_of(found: Sequence[Group]) -> list[list[Group]]:

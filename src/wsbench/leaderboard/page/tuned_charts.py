@@ -67,8 +67,7 @@ def rate_curves(found: Verdict, width: int | str) -> Any:
     alt = altair_module()
     rows: list[dict[str, Any]] = []
     for one in found.standings:
-        tuning = one.group.first.tuning
-        assert tuning is not None
+        tuning = one.tuning
         act, _, further = one.norm.partition("+")
         for rate in sorted({trial.rate for trial in tuning.trials}):
             tried = [trial.score for trial in tuning.trials if trial.rate == rate]
@@ -111,7 +110,7 @@ def tuned_figures(found: Sequence[Verdict], width: int | str = "container") -> l
         suffix = f"-{i}" if [v.table for v in found].count(table) > 1 else ""
         first = one.best.group.first
         seeds = max(s.over.n for s in one.standings)
-        trials = len(first.tuning.trials) if first.tuning is not None else 0
+        trials = len(one.best.tuning.trials)
         batch = f"{first.batch.micro_batch} per device, {first.batch.effective_batch} per step"
         made.append((one, [
             Figure(f"dots-{table}{suffix}", "Each norm at its own learning rate",
