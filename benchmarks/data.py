@@ -27,7 +27,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.timing import interleaved, keep_freed_memory
-from wsbench.datamodules import DATA_CLASSES
+from wsbench.datamodules import data_class
 from wsbench.datamodules.clips import crop_places, crop_sizes, training_frames
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.sampling import Draw
@@ -238,7 +238,7 @@ REFERENCES: dict[str, Callable[[Any], Callable[[int], Any]]] = {
 
 def measure(task: str, root: Path, count: int, rounds: int, options: dict[str, Any]) -> dict[str, float]:
     """Samples a second of both, and their ratio."""
-    data = DATA_CLASSES[task](root=str(root), num_workers=0, **(OPTIONS[task] | options))
+    data = data_class(task)(root=str(root), num_workers=0, **(OPTIONS[task] | options))
     data.setup("fit")
     stride = max(1, len(data.train_data) // count)
     chosen = range(0, min(len(data.train_data), count * stride), stride)

@@ -26,15 +26,15 @@ from wsbench.datamodules.palette import palette_image
 
 START = """
 import json, sys, time
-from wsbench.choose import recipe_content
-from wsbench.datamodules import DATA_CLASSES
+from wsbench.configuration.choice import recipe_content
+from wsbench.datamodules import data_class
 task, root = sys.argv[1:]
 options = recipe_content(task, "paper")["data"] | {"root": root, "num_workers": 0}
 def memory(field):  # of this process alone; ru_maxrss begins with that of the parent
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
 before = memory("VmRSS")
 start = time.perf_counter()
-data = DATA_CLASSES[task](**options)
+data = data_class(task)(**options)
 data.setup("fit")
 read = time.perf_counter() - start
 identity = data.identity()

@@ -1,15 +1,30 @@
 """One LightningDataModule a dataset, reading the official on-disk layout."""
 
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
 from wsbench.datamodules.base import BenchmarkData
-from wsbench.datamodules.coco import COCO
-from wsbench.datamodules.imagenet import ImageNet
-from wsbench.datamodules.modelnet40 import ModelNet40
-from wsbench.datamodules.something import SomethingSomething
-from wsbench.datamodules.voc import VOC
+from wsbench.registry import TASKS
 
-#: a task's name to its data
-DATA_CLASSES: dict[str, type[BenchmarkData]] = {
-    cls.task: cls for cls in (ImageNet, SomethingSomething, VOC, ModelNet40, COCO)
-}
+if TYPE_CHECKING:
+    from wsbench.datamodules.coco import COCO
+    from wsbench.datamodules.imagenet import ImageNet
+    from wsbench.datamodules.modelnet40 import ModelNet40
+    from wsbench.datamodules.something import SomethingSomething
+    from wsbench.datamodules.voc import VOC
 
-__all__ = ["COCO", "DATA_CLASSES", "VOC", "BenchmarkData", "ImageNet", "ModelNet40", "SomethingSomething"]
+__all__ = ["COCO", "VOC", "BenchmarkData", "ImageNet", "ModelNet40", "SomethingSomething", "data_class"]
+
+
+def data_class(task: str) -> type[BenchmarkData]:
+    """The class of a task's data, which is imported now."""
+    found: type[BenchmarkData] = pkgutil.resolve_name(TASKS[task].data)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    """``from wsbench.datamodules import VOC``: a dataset's class, imported when it is asked for."""
+    named = next((entry.data for entry in TASKS.values() if entry.data.endswith(f":{name}")), None)
+    if named is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pkgutil.resolve_name(named)

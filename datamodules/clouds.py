@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from wsbench.datamodules.errors import DatasetError, refuse_all
 from wsbench.datamodules.meshes import to_open3d
 from wsbench.datamodules.sampling import Draw
-from wsbench.parts import open3d
+from wsbench.extras import open3d
 from wsbench.records import write_atomically
 from wsbench.seeds import derived_seed
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsbench.datamodules.errors import DatasetError
-from wsbench.parts import open3d, trimesh
+from wsbench.extras import open3d, trimesh
 
 #: suffixes of meshes, in any case
 MESHES = (".off", ".ply", ".obj", ".stl")

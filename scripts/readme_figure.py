@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from torchvision.utils import draw_bounding_boxes
 
-from wsbench.cli import ENTRIES
+from wsbench.datamodules import data_class
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.voc import devkit
 from wsbench.records import RunRecord, read_record
@@ -55,7 +55,7 @@ def records() -> dict[str, dict[str, list[RunRecord]]]:
 def miniature(task: str) -> Any:
     """The datamodule of a miniature, set up."""
     options: dict[str, Any] = CONSTRUCTOR[task]
-    data: BenchmarkData = ENTRIES[task].data(miniature=True, num_workers=0, **options)
+    data: BenchmarkData = data_class(task)(miniature=True, num_workers=0, **options)
     data.prepare_data()
     data.setup("fit")
     return data

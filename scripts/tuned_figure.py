@@ -6,11 +6,11 @@ python scripts/tuned_figure.py          # writes docs/tuned.png (extra report)
 import sys
 from pathlib import Path
 
+from wsbench.extras import altair, vl_convert
+from wsbench.leaderboard.naming import find_records
 from wsbench.leaderboard.page.tuned_charts import dots, rate_curves
-from wsbench.leaderboard.tables import find_records
 from wsbench.leaderboard.verdict import verdicts
 from wsbench.leaderboard.wide import groups
-from wsbench.parts import altair, vl_convert
 from wsbench.records import write_atomically
 
 RECORDS, OUT = Path("leaderboards/records"), Path("docs/tuned.png")

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.conftest import TINY, write_voc
+from wsbench.cli.resolver import Resolver
 from wsbench.records import read_record
-from wsbench.resolve import Resolver
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 

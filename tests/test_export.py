@@ -14,10 +14,10 @@ from torch import nn
 
 from tests import tiny
 from wsbench.__main__ import main
+from wsbench.configuration.restore import load_run
 from wsbench.export import command
 from wsbench.export.command import export
 from wsbench.export.writers import FACTS, SUFFIXES, WRITERS
-from wsbench.load import load_run
 
 PICTURES = [task for task in tiny.TASKS if task != "coco"]
 

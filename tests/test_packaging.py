@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOTTOM = ("errors", "parts", "plugins", "records", "seeds")
+BOTTOM = ("errors", "extras", "plugins", "records", "registry", "seeds")
 BELOW = {
     "norms": {"norms", "plugins", "errors"},
     "plugins": {"errors"},
@@ -20,32 +20,23 @@ BELOW = {
     "options": {"errors"},
     "migration": set(),
     "seeds": set(),
-    "parts": {"errors"},
-    "records": {"errors", "migration"},
-    "models": {"models", "norms", "parts", "plugins"},
+    "registry": set(),
+    "extras": {"errors"},
+    "records": {"errors", "migration", "registry"},
+    "models": {"models", "norms", "extras", "plugins"},
     "datamodules": {"datamodules", *BOTTOM},
     "run": {"run", "migration", "options", "__init__", *BOTTOM},
     "tasks": {"tasks", "models", "norms", "datamodules", *BOTTOM},
-    "load": {"__init__", "choose", "fields", "datamodules", "norms", "run", "tasks", *BOTTOM},
-    "analysis": {
-        "analysis",
-        "choose",
-        "options",
-        "datamodules",
-        "load",
-        "models",
-        "norms",
-        "run",
-        "tasks",
-        "__init__",
-        *BOTTOM,
-    },
-    "leaderboard": {"leaderboard", "run", "__init__", *BOTTOM},
-    "grid": {"grid", "choose", "norms", "run", "__init__", *BOTTOM},
-    "choose": {"options", "run", *BOTTOM},
-    "fields": {"choose", "options"},
-    "commands": {"choose", "grid", "options"},
-}
+    "configuration": {"__init__", "configuration", "datamodules", "norms", "options", "run", "tasks", *BOTTOM},
+    "analysis": {"__init__", "analysis", "configuration", "datamodules", "models", "norms", "options", "run", "tasks",
+                 *BOTTOM},
+    "export": {"__init__", "configuration", "export", "run", "tasks", *BOTTOM},
+    "integrations": {"integrations", "norms"},
+    "leaderboard": {"__init__", "leaderboard", "run", *BOTTOM},
+    "grid": {"__init__", "configuration", "grid", "norms", "run", *BOTTOM},
+    "cli": {"__init__", "analysis", "cli", "configuration", "datamodules", "grid", "leaderboard", "norms", "options",
+            "run", "tasks", *BOTTOM},
+}  # fmt: skip
 
 
 def test_every_package_is_listed() -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tests import tiny
 from wsbench.__main__ import main
-from wsbench.datamodules import DATA_CLASSES
 from wsbench.records import read_record
+from wsbench.registry import TASKS
 from wsbench.run.lines import read_metrics
-from wsbench.tasks import BenchmarkTask
+from wsbench.tasks import BenchmarkTask, task_class
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
 
@@ -136,11 +136,11 @@ def test_a_recipe_from_data_to_export(
         assert json.loads(files["wsbench.json"])["classes"] == classes
 
 
-DATA_TASKS = {task: entry.model for task, entry in tiny.ENTRIES.items()}
+DATA_TASKS = {task: task_class(task) for task in TASKS}
 
 
 def test_every_task_has_its_recipes() -> None:
-    for task in DATA_CLASSES:
+    for task in TASKS:
         for recipe in ("paper", "small"):
             text = (Path(__file__).parents[1] / "conf" / task / f"{recipe}.yaml").read_text()
             assert "num_classes" not in text, "classes follow from the data"

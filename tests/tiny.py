@@ -7,11 +7,12 @@ from unittest import mock
 
 from lightning.pytorch import Trainer
 
-from wsbench.cli import ENTRIES
+from wsbench import registry
+from wsbench.datamodules import data_class
 from wsbench.datamodules.base import BenchmarkData
-from wsbench.tasks import BenchmarkTask
+from wsbench.tasks import BenchmarkTask, task_class
 
-TASKS = tuple(ENTRIES)
+TASKS = tuple(registry.TASKS)
 COUNTS = {
     "imagenet": {"train": 20, "val": 10},
     "something": {"train": 12, "val": 6},
@@ -49,12 +50,12 @@ def write(task: str, root: Path) -> Path:
 def data(task: str, root: Path, **changes: Any) -> BenchmarkData:
     """The task's datamodule on what :func:`write` wrote."""
     common = {"root": str(root), "micro_batch": 2, "effective_batch": 4, "steps_per_epoch": 2, "num_workers": 0}
-    return ENTRIES[task].data(**(common | DATA[task] | changes))
+    return data_class(task)(**(common | DATA[task] | changes))
 
 
 def model(task: str, norm: str, **changes: Any) -> BenchmarkTask:
     """The task itself."""
-    return ENTRIES[task].model(norm=norm, **(MODEL[task] | changes))
+    return task_class(task)(norm=norm, **(MODEL[task] | changes))
 
 
 def trainer(**changes: Any) -> Trainer:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from wsbench.datamodules.errors import DatasetError
-from wsbench.parts import MissingPartError
+from wsbench.extras import MissingPartError
 
 #: samples that a process is handed at once
 _CHUNK = 32

@@ -12,6 +12,7 @@ from torchvision.datasets.imagenet import (
 
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside
+from wsbench.datamodules.prepare.base import Asked, Preparation
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
@@ -20,6 +21,14 @@ def _folder(root: Path) -> Path:
     """``root`` or ``root/ILSVRC2012``, whichever holds train or val."""
     places = (root, root / "ILSVRC2012")
     return next((p for p in places if (p / "train").is_dir() or (p / "val").is_dir()), root)
+
+
+class ImageNetPreparation(Preparation):
+    """Unpacks the official archives."""
+
+    def build(self, root: Path, asked: Asked) -> str | None:
+        """Unpack archives that lie in ``root``, and sort a flat ``val`` into classes."""
+        return build(root)
 
 
 def build(root: Path) -> str | None:

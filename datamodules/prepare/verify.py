@@ -6,7 +6,7 @@ from typing import Any
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError, contents
 from wsbench.datamodules.prepare.checks import Finding, broken, counted
-from wsbench.parts import MissingPartError
+from wsbench.extras import MissingPartError
 
 #: samples of a split up to which all are read, and how many are of a larger one unless all are asked for
 ALL_OF, SOME_OF = 20_000, 2_000

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import h5py
 import numpy as np
@@ -17,12 +17,14 @@ from torchvision.datasets.utils import download_and_extract_archive
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside, names_of
 from wsbench.datamodules.palette import palette_image
+from wsbench.datamodules.prepare.base import Asked, Preparation
 from wsbench.datamodules.prepare.checks import Finding
 from wsbench.datamodules.voc import (
     COUNTS,
     DATA_COMMAND,
     LISTS,
     MASK_SOURCE,
+    list_file,
     mask_source,
     place,
     read_list,
@@ -111,6 +113,29 @@ def build_trainaug(root: Path, train_masks: Literal["voc", "sbd"] = "voc", quiet
         shutil.rmtree(temporary, ignore_errors=True)
     write_text_atomically(lists / "trainaug.txt", "\n".join(names) + "\n")
     return names
+
+
+class VOCPreparation(Preparation):
+    """Fetches VOC and SBD, and builds trainaug."""
+
+    takes = ("download", "rebuild", "train_masks", "train_set", "class_names")
+
+    def build(self, root: Path, asked: Asked) -> str | None:
+        """Build trainaug where it can be, of what lies there or is downloaded now."""
+        if asked.download:
+            download(root)
+        return build(root, cast(Literal["voc", "sbd"] | None, asked.train_masks), asked.rebuild)
+
+    def options(self, root: Path, asked: Asked) -> dict[str, Any]:
+        """The list to train on, and the file with names of classes."""
+        devkit = place(root)
+        default = devkit is None or list_file(devkit, "trainaug").is_file()
+        options = {"train_set": asked.train_set or ("trainaug" if default else "train")}
+        return options | ({"class_names": asked.class_names} if asked.class_names else {})
+
+    def check_official(self, root: Path, asked: Asked) -> list[Finding]:
+        """SBD and trainaug, unless another list is to be trained on."""
+        return [] if asked.train_set else check_trainaug(root)
 
 
 def build(root: Path, train_masks: Literal["voc", "sbd"] | None = None, rebuild: bool = False) -> str | None:

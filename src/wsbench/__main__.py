@@ -12,7 +12,9 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from wsbench import commands, fields, plugins
+from wsbench import plugins
+from wsbench.cli import arguments
+from wsbench.configuration import fields
 from wsbench.errors import exit_status
 from wsbench.options import UsageError
 
@@ -64,13 +66,13 @@ def _trainer(argv: Sequence[str]) -> int:
         print(fields.help_text(argv) if of_task else HELP, end="")  # which fields there are depends on the task
         return 0
     fields.require_known(argv[1:])
-    from wsbench.cli import main
+    from wsbench.cli.command import main
 
     return main(argv)
 
 
 def _export(argv: Sequence[str]) -> int:
-    args = commands.export().parse_args(argv[1:])
+    args = arguments.export().parse_args(argv[1:])
     from wsbench.export.command import main
 
     return main(args)
@@ -78,20 +80,20 @@ def _export(argv: Sequence[str]) -> int:
 
 def _analyze(argv: Sequence[str]) -> int:
     if argv[1:2] == ["doctor"]:
-        subject = commands.analyze_doctor().parse_args(argv[2:])
+        subject = arguments.analyze_doctor().parse_args(argv[2:])
         from wsbench.analysis.doctor import main as doctor
 
         return doctor(subject)
-    args, rest = commands.analyze().parse_known_args(argv[1:])
+    args, rest = arguments.analyze().parse_known_args(argv[1:])
     from wsbench.analysis.command import main
-    from wsbench.cli import fit
+    from wsbench.cli.command import fit
 
     return main(args, rest, fit)
 
 
 def _data(argv: Sequence[str]) -> int:
-    args = commands.data().parse_args(argv[1:])
-    from wsbench.prepare import main
+    args = arguments.data().parse_args(argv[1:])
+    from wsbench.cli.data import main
 
     return main(args)
 
@@ -104,7 +106,7 @@ def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _recommend(argv: Sequence[str]) -> int:
     line, further = _divided(argv)
-    args = commands.recommend().parse_args(line)
+    args = arguments.recommend().parse_args(line)
     fields.require_known(further)
     from wsbench.recommend.command import main
 
@@ -113,52 +115,52 @@ def _recommend(argv: Sequence[str]) -> int:
 
 def _sweep(argv: Sequence[str]) -> int:
     line, further = _divided(argv)
-    args = commands.sweep().parse_args(line)
+    args = arguments.sweep().parse_args(line)
     from wsbench.grid.command import main
 
     return main(args, further, _resolver)
 
 
 def _resolver() -> "Resolve":
-    from wsbench.resolve import Resolver
+    from wsbench.cli.resolver import Resolver
 
     return Resolver()
 
 
 def _leaderboard(argv: Sequence[str]) -> int:
     command, rest = "leaderboard", argv[1:]
-    if f"leaderboard {' '.join(rest[:1])}" in commands.PARSERS:
+    if f"leaderboard {' '.join(rest[:1])}" in arguments.PARSERS:
         command, rest = f"leaderboard {rest[0]}", rest[1:]
-    args = commands.PARSERS[command]().parse_args(rest)
+    args = arguments.PARSERS[command]().parse_args(rest)
     from wsbench.leaderboard.command import main
 
     return main(command, args)
 
 
 def _report(argv: Sequence[str]) -> int:
-    args = commands.report().parse_args(argv[1:])
+    args = arguments.report().parse_args(argv[1:])
     from wsbench.leaderboard.page.command import main
 
     return main(args)
 
 
 def _norms(argv: Sequence[str]) -> int:
-    args = commands.norms().parse_args(argv[1:])
-    from wsbench.catalogue import main
+    args = arguments.norms().parse_args(argv[1:])
+    from wsbench.cli.norms import main
 
     return main(args)
 
 
 def _doctor(argv: Sequence[str]) -> int:
-    commands.doctor().parse_args(argv[1:])
-    from wsbench.doctor import main
+    arguments.doctor().parse_args(argv[1:])
+    from wsbench.cli.doctor import main
 
     return main()
 
 
 def _completion(argv: Sequence[str]) -> int:
-    args = commands.completion().parse_args(argv[1:])
-    from wsbench.completion import script
+    args = arguments.completion().parse_args(argv[1:])
+    from wsbench.cli.completion import script
 
     print(script(args.shell, TRAINER))
     return 0

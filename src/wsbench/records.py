@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from wsbench.errors import UserError, printable
 from wsbench.migration import LABELS
+from wsbench.registry import TASKS
 
 SCHEMA_VERSION = 7
 #: the first version whose records have a note
@@ -203,8 +204,8 @@ class RunRecord(_Strict):
 
     @model_validator(mode="after")
     def _of_a_task(self) -> "RunRecord":
-        if self.task not in HEADLINES:
-            raise ValueError(f"task: '{printable(self.task)}' is none of {', '.join(HEADLINES)}")
+        if self.task not in TASKS:
+            raise ValueError(f"task: '{printable(self.task)}' is none of {', '.join(TASKS)}")
         if not self.metrics or "val" not in self.data.splits:
             raise ValueError("it has no metrics, or its data no split val")
         return self
@@ -220,12 +221,6 @@ class RunRecord(_Strict):
         parts = [" ".join((s["package"], *([s["version"]] if "version" in s else []), s.get("sha256", "")[:8]))
                  for _, s in sorted(self.norm_sources.items())]  # fmt: skip
         return f"{self.norm} ({'; '.join(dict.fromkeys(parts))})"
-
-
-#: of each task the metric that decides
-HEADLINES = {
-    "imagenet": "top1_error", "something": "top1_acc", "voc": "miou", "modelnet40": "overall_acc", "coco": "box_AP",
-}  # fmt: skip
 
 
 def lower_is_better(metric: str) -> bool:

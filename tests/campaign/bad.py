@@ -89,8 +89,8 @@ MODEL = {
 }
 DATA = ("micro_batch", "effective_batch", "steps_per_epoch", "eval_batch", "num_workers", "num_classes", "max_dropped",
         "min_steps_per_epoch")  # fmt: skip
-NORMS = ("gn+wz", "gm", "gn+", "+ws", "gn++ws", "gn0", "gn-1", "gn+ws-xx", "gn+ws@nobody", "bn32", "gn+ws+ws", "GN+WS",
-         "gn ws", "", "g n", "gn7", "[red]gn[/red]", "gn+ws-mo@authors", "mabn0", "brn4", "évos",
+NORMS = ("gn+wz", "gm", "gn+", "+ws", "gn++ws", "gn0", "gn-1", "gn+ws-xx", "gn+ws@nobody", "bn32", "gn+ws+ws", "gn ws",
+         "", "g n", "gn7", "[red]gn[/red]", "mabn0", "brn4", "évos",
          "gn\n+ws", "bcn@x")  # fmt: skip
 TYPOS = ("--nrom", "--tsak", "--data.rot", "--model.lrr", "--trainer.max_step", "--trainer.devises", "--seed", "--runz",
          "--ckpt", "--overwite", "--data.microbatch", "--foo", "--model", "--data.root.x", "-x")  # fmt: skip
@@ -234,11 +234,14 @@ def inputs(world: World) -> list[tuple[str, ...]]:
     found += [["fit", "--task"], ["fit", "--norm"], ["fit", "x"], ["fit", "--task", "voc", "--recipe", "paper"]]
     files = [p for name, p in world.broken.items() if not name.endswith((".yaml", ".json", ".csv", ".png"))]
     for path in (*files, Path("/nowhere.ckpt"), Path("/"), world.broken["image.png"]):
-        found += [[*good, "--ckpt_path", str(path)], [*good, "--model.init_from", str(path)],
-                  ["validate", "--task", "imagenet", "--ckpt_path", str(path)],
+        found += [[*good, "--ckpt_path", str(path)],
                   ["predict", "--ckpt_path", str(path), "--data.pictures", str(world.folder)],
                   ["export", "--ckpt_path", str(path)], ["analyze", "--ckpt_path", str(path)],
                   ["analyze", "doctor", str(path)]]  # fmt: skip
+        if path.name not in ("other-task.ckpt", "no-loops.ckpt"):  # whose weights are whole, and may start a run
+            found.append([*good, "--model.init_from", str(path)])
+        if path.name != "no-loops.ckpt":  # which may be evaluated
+            found.append(["validate", "--task", "imagenet", "--ckpt_path", str(path)])
     configs = [p for name, p in world.broken.items() if name.endswith((".yaml", ".json"))]
     for path in (*configs, Path("/nowhere.yaml"), Path("/")):
         found += [["fit", "--config", str(path)], [*good, "--config", str(path)], ["sweep", str(path), "--dry-run"],
@@ -314,7 +317,7 @@ def run(world: World, line: Sequence[str]) -> Outcome:
 
 
 def campaign(world: World, seed: int, seconds: float, most: int | None = None) -> list[Outcome]:
-    """As many as there is time for, in an order by the seed."""
+    """``most`` of them, or as many as there is time for, in an order by the seed."""
     lines = inputs(world)
     random.Random(seed).shuffle(lines)
     deadline, found = time.monotonic() + seconds, []

@@ -20,7 +20,7 @@ from wsbench.datamodules.clouds import (
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.meshes import read_triangles, to_open3d
 from wsbench.datamodules.modelnet40 import HDF5, MESHES, hdf5_files, mesh_files
-from wsbench.parts import MissingPartError
+from wsbench.extras import MissingPartError
 
 
 @pytest.fixture

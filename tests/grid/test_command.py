@@ -15,10 +15,10 @@ import pytest
 from tests.conftest import write_voc
 from tests.grid.small import folders, write_grid
 from wsbench.__main__ import main
+from wsbench.cli.resolver import Resolver
 from wsbench.grid import plan as plans
 from wsbench.grid.cells import CLAIM, attempts, note_start, status
 from wsbench.records import read_record, write_record
-from wsbench.resolve import Resolver
 from wsbench.run.lock import claimed, hold, release
 
 LONG = {"trainer.max_steps": 300, "data.steps_per_epoch": 5}
@@ -244,8 +244,9 @@ def test_the_published_sweeps_are_what_the_package_would_run(
 ) -> None:
     """The records of the miniatures are the cells of the sweeps, under the ids that they have today."""
     published = Path(__file__).parents[2] / "leaderboards" / "records"
-    data = {task.name: read_record(next(task.glob("*[0-9a-f].json"))).data for task in published.iterdir()}
-    monkeypatch.setattr("wsbench.resolve.Resolver._identity", lambda self, task, options: data[task])
+    records = [read_record(path) for path in sorted(published.glob("*/*[0-9a-f].json"))]
+    data = {r.task: r.data for r in records if r.recipe == "mini" and r.tuning is None and not r.overrides}
+    monkeypatch.setattr("wsbench.cli.resolver.Resolver._identity", lambda self, task, options: data[task])
     assert main(["sweep", name, "--recipe", "mini", "--records", str(published)]) == 0
     assert f"{cells} done; 0 to run" in capsys.readouterr().out
 

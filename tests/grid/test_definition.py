@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from wsbench.grid.definition import Grid, GridError, argv, expand, load, parse_values, select, sweep_names
-from wsbench.leaderboard.paper import paper_rows
-from wsbench.leaderboard.tables import network_of
+from wsbench.leaderboard.paper import network_of, paper_rows
 
 NETWORK = {"imagenet": "resnet50", "something": "tsm_resnet50", "voc": "deeplabv3_resnet101", "modelnet40": "dgcnn_tf"}
 
@@ -21,11 +20,12 @@ def grid(**changes: Any) -> Grid:
 def test_a_table_is_the_papers(number: int) -> None:
     """Networks, norms and images per device of the cells are those of the paper's rows, and no others."""
     cells = expand(load(f"table{number}").grids["paper"])
+    (task,) = {c["task"] for c in cells}
     have = {
         (c.get("model.network", NETWORK.get(c["task"])), c["norm"], str(c.get("data.micro_batch", ""))) for c in cells
     }
     assert len(have) == len(cells)
-    rows = {(network_of(row), row.norm, row.batch_per_gpu) for row in paper_rows(number)}
+    rows = {(network_of(task, row), row.norm, row.batch_per_gpu) for row in paper_rows(number)}
     assert {cell[:2] for cell in have} == {row[:2] for row in rows}
     given = {cell for cell in have if cell[2]}
     assert {c for c in given if c[0].startswith("res")} <= rows
@@ -48,7 +48,7 @@ def test_batch_keeps_the_effective_batch() -> None:
 
 
 def test_every_sweep_expands() -> None:
-    further = ["mini", "batch", "rivals", "tuned", "tuned-batch"]
+    further = ["mini", "batch", "rivals", "tuned", "tuned-batch", "tuned-small"]
     assert sweep_names() == sorted([*(f"table{n}" for n in range(1, 9)), *further])
     for name in sweep_names():
         for each in load(name).grids.values():

@@ -7,9 +7,9 @@ import torch
 
 from tests import tiny
 from wsbench.__main__ import main
+from wsbench.cli.resolver import Resolver
 from wsbench.grid.definition import argv, expand, load
 from wsbench.models.resnet import RESNETS, Architecture
-from wsbench.resolve import Resolver
 from wsbench.tasks import ImageNetClassification
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")

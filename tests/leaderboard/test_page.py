@@ -14,9 +14,9 @@ from tests.leaderboard.test_verdict import BEST, FAR, LEVEL, WORSE, tuned
 from tests.test_records import make_record
 from wsbench.__main__ import main
 from wsbench.leaderboard.logs import find_logs
+from wsbench.leaderboard.naming import find_records
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper, sentence
 from wsbench.leaderboard.page.charts import figures
-from wsbench.leaderboard.tables import find_records
 from wsbench.leaderboard.wide import groups
 from wsbench.records import BatchNumbers, MetricValue, RunRecord, write_record
 
@@ -119,8 +119,7 @@ def test_in_a_browser(folder: Path, tmp_path: Path, browser: Any) -> None:
 
     # a number leads to its record
     page.locator("#table-voc-mini tbody tr", has_text="gn+ws").locator("td b a").click()
-    opened = page.evaluate("document.querySelector(location.hash).open")
-    assert opened
+    page.wait_for_function("location.hash && document.querySelector(location.hash)?.open")
     shown = json.loads(page.inner_text(f"{page.evaluate('location.hash')} pre"))
     assert (shown["norm"], shown["seed"], shown["metrics"]["miou"]["value"]) == ("gn+ws", 0, 50.0)
 

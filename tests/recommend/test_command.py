@@ -8,6 +8,7 @@ import pytest
 
 from tests.datamodules.prepare.test_split import photos
 from wsbench.__main__ import main
+from wsbench.cli.resolver import Resolver
 from wsbench.datamodules.prepare.split import make_split
 from wsbench.grid import attempt
 from wsbench.grid.attempt import Outcome
@@ -15,7 +16,6 @@ from wsbench.grid.cells import Cell, note_end, note_start
 from wsbench.grid.launcher import Event, Say
 from wsbench.recommend import command, measure
 from wsbench.records import read_record
-from wsbench.resolve import Resolver
 
 TINY = (
     "--", "--data.crop", "16", "--data.resize", "16", "--data.min_steps_per_epoch", "2", "--data.num_workers", "0",

@@ -8,7 +8,7 @@ from tests import tiny
 from tests.on_device import SMALL
 from wsbench.__main__ import main
 from wsbench.records import guessing, read_record
-from wsbench.tasks import TASK_CLASSES, BenchmarkTask
+from wsbench.tasks import BenchmarkTask, task_class
 
 
 def line(task: str, root: Path) -> list[str]:
@@ -38,7 +38,7 @@ def test_it_is_recorded_as_guessing(
     (path,) = Path("runs", task).glob("*/result.json")
     record = read_record(path)
     assert record.diverged == record.steps == 4
-    assert set(record.metrics) <= set(TASK_CLASSES[task].metrics)
+    assert set(record.metrics) <= set(task_class(task).metrics)
     data = tiny.data(task, tiny_roots[task])
     data.setup("fit")
     for name, metric in record.metrics.items():

@@ -14,11 +14,12 @@ from PIL import Image
 
 from tests import tiny
 from tests.conftest import TINY
-from wsbench.choose import TASKS, recipe_content
+from wsbench.cli.resolver import Resolver
+from wsbench.configuration.choice import recipe_content
 from wsbench.datamodules.coco import split_place
 from wsbench.datamodules.palette import palette_image
 from wsbench.records import DataIdentity, SplitIdentity, read_record
-from wsbench.resolve import Resolver
+from wsbench.registry import TASKS
 from wsbench.run import identity
 
 RECORDS = Path(__file__).parents[2] / "leaderboards" / "records"

@@ -12,12 +12,12 @@ import torch
 from rich.table import Table
 
 import wsbench
-from wsbench import parts
+from wsbench import extras
 from wsbench.analysis import figures, findings
 from wsbench.analysis.curvature import NETWORK
 from wsbench.analysis.shares import PARTS
-from wsbench.choose import CASE_STUDY, ChoiceError, choose
-from wsbench.datamodules import DATA_CLASSES
+from wsbench.configuration.choice import CASE_STUDY, ChoiceError, choose
+from wsbench.datamodules import data_class
 from wsbench.errors import shortened
 from wsbench.norms import NormSpec
 from wsbench.options import UsageError
@@ -42,7 +42,7 @@ def _specs(text: str) -> list[str]:
 def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict[str, Any]]:
     specs = _specs(args.norm or CASE_STUDY)
     line = ["--task", args.task, *rest]
-    choice = choose(line, lambda task, root: DATA_CLASSES[task].find(root))
+    choice = choose(line, lambda task, root: data_class(task).find(root))
     finer = files("wsbench.conf") / "analysis" / f"{args.task}.yaml"
     if choice.recipe == "mini" and finer.is_file():
         with as_file(finer) as path:
@@ -111,7 +111,7 @@ def _table(runs: Sequence[dict[str, Any]]) -> Table:
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> None:
-    parts.matplotlib()  # not after an hour of training
+    extras.matplotlib()  # not after an hour of training
     commit = commit_of_tree()[0]
     if args.task is not None:
         runs = _train(args, rest, fit)

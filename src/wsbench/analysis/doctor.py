@@ -13,9 +13,9 @@ from rich.table import Table
 from torch import Tensor
 
 from wsbench.analysis.diagnosis import Diagnosis, Subject, diagnose, updates_of
-from wsbench.choose import ChoiceError
+from wsbench.configuration.choice import ChoiceError
+from wsbench.configuration.restore import build_task, read_settings
 from wsbench.errors import UserError, shortened
-from wsbench.load import build_task, read_settings
 from wsbench.models.by_name import classifier, is_named
 from wsbench.models.by_name import example as image
 from wsbench.norms import GroupsError, normalize, stamp_spec

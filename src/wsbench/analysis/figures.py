@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsbench import parts
+from wsbench import extras
 from wsbench.analysis.curvature import NETWORK
 from wsbench.analysis.shares import PARTS
 
@@ -91,7 +91,7 @@ def figure4(runs: Sequence[Run]) -> Any | None:
     count = len(panels) + (standardized is not None)
     if not count:
         return None
-    figure, axes = parts.matplotlib().subplots(
+    figure, axes = extras.matplotlib().subplots(
         1, count, figsize=(4.4 * count, 3.9), layout="constrained", squeeze=False
     )
     for axis, name in zip(axes[0], panels, strict=False):
@@ -111,7 +111,7 @@ def by_layer(runs: Sequence[Run]) -> Any | None:
     if not found:
         return None
     names = list(found[0][1]["layers"])
-    figure, axes = parts.matplotlib().subplots(
+    figure, axes = extras.matplotlib().subplots(
         1, len(found), figsize=(3 + 3.2 * len(found), 1.6 + 0.2 * len(names)), layout="constrained", sharey=True,
         squeeze=False,
     )  # fmt: skip
@@ -140,7 +140,7 @@ def curvature_figure(runs: Sequence[Run]) -> Any | None:
     if not found:
         return None
     names = [entry["name"] for entry in found[0][1]["curvature"]]
-    figure, (left, right) = parts.matplotlib().subplots(
+    figure, (left, right) = extras.matplotlib().subplots(
         1, 2, figsize=(11, 1.8 + 0.22 * len(names)), layout="constrained", width_ratios=(2, 1)
     )
     colours = dict(zip([r["run"] for r in runs], _colours(runs), strict=True))
@@ -178,7 +178,7 @@ def curvature_figure(runs: Sequence[Run]) -> Any | None:
 
 def smoothness_figure(runs: Sequence[Run]) -> Any:
     """The loss and the gradient over steps along the gradient, and effective beta, at each checkpoint."""
-    figure, axes = parts.matplotlib().subplots(1, 3, figsize=(13.2, 3.9), layout="constrained")
+    figure, axes = extras.matplotlib().subplots(1, 3, figsize=(13.2, 3.9), layout="constrained")
     for run, colour in zip(runs, _colours(runs), strict=True):
         found = [(c["step"], c["smoothness"]) for c in run["checkpoints"]]
         x = _epoch(run, [step for step, _ in found])
@@ -208,7 +208,7 @@ def smoothness_figure(runs: Sequence[Run]) -> Any:
 
 def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the figures that there is data for as PNG; returns their paths."""
-    pyplot = parts.matplotlib()
+    pyplot = extras.matplotlib()
     written = []
     drawings = {
         "fig4": figure4, "layers": by_layer, "curvature": curvature_figure, "smoothness": smoothness_figure,

@@ -10,7 +10,7 @@ from wsbench.analysis.curvature import curvature
 from wsbench.analysis.problem import Problem, ProblemError
 from wsbench.analysis.shares import ChannelShares, decompose, standardized_layers
 from wsbench.analysis.smoothness import FACTORS, smoothness
-from wsbench.load import build_task, load_weights, read_settings
+from wsbench.configuration.restore import build_task, load_weights, read_settings
 from wsbench.norms import GradientTap, NormSpec
 from wsbench.run.folder import METRICS
 from wsbench.run.lines import read_metrics

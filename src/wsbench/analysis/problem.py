@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 
+from wsbench.configuration.restore import load_data
 from wsbench.errors import UserError
-from wsbench.load import load_data
 from wsbench.norms import ACTIVATIONS, NormalizedLayer
 from wsbench.norms.weight import WeightStandardization
 from wsbench.tasks import BenchmarkTask
@@ -46,7 +46,7 @@ class Problem:
         """The first ``samples`` of a run's training stream, through the run's network.
 
         Args:
-            task: as :func:`~wsbench.load.load_run` returns it.
+            task: as :func:`~wsbench.configuration.restore.load_run` returns it.
             settings: likewise.
             samples: how many training samples, augmented as the run's first ones are; rounded up to micro-batches.
             device: where.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import wsbench
+from wsbench.configuration.restore import load_run
 from wsbench.errors import UserError
 from wsbench.export.writers import SUFFIXES, WRITERS, Run, run_network
-from wsbench.load import load_run
 from wsbench.run.report import console
 from wsbench.tasks import BenchmarkTask
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsbench.parts import onnx_modules
+from wsbench.extras import onnx_modules
 
 #: key of the facts in the file
 FACTS = "wsbench.json"

@@ -30,7 +30,7 @@ def _require_numbers(args: argparse.Namespace) -> None:
 
 
 def launcher_of(args: argparse.Namespace) -> Launcher:
-    """The launcher that the options of :func:`wsbench.commands.launching` ask for.
+    """The launcher that the options of :func:`wsbench.cli.arguments.launching` ask for.
 
     Raises:
         GridError: a number makes no sense.

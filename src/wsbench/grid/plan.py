@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 import wsbench
-from wsbench.choose import RECIPES, ChoiceError
+from wsbench.configuration.choice import RECIPES, ChoiceError
 from wsbench.grid.cells import Cell, Resolved, label, now, varying
 from wsbench.grid.definition import GridError, argv, expand, load, select, text_of
 from wsbench.records import write_text_atomically

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsbench.extras import ray as ray_module
 from wsbench.grid.attempt import Outcome, attempt
 from wsbench.grid.cells import Cell, note_queued
 from wsbench.grid.launcher import Event, LauncherError, Say
-from wsbench.parts import ray as ray_module
 
 #: how often a cell is started again because its worker or node was lost; a failure of its own is --retries' matter
 _LOSSES = 5

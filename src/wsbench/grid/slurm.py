@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsbench.extras import submitit as submitit_module
 from wsbench.grid.attempt import BUSY, Outcome, ended, header
 from wsbench.grid.cells import CLAIM, LOG, Cell, attempts, note_end, note_queued, note_start
 from wsbench.grid.launcher import Event, LauncherError, Say
-from wsbench.parts import submitit as submitit_module
 from wsbench.run.lock import claimed, holder
 
 #: below the folder of sweeps: what submitit keeps of its jobs

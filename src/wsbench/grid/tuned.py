@@ -14,7 +14,6 @@ from typing import Any
 from wsbench.grid.cells import Cell
 from wsbench.grid.definition import Grid, GridError, Options, TunedGrid, expand, full, next_rate, select
 from wsbench.records import (
-    HEADLINES,
     TUNING_NAME,
     Trial,
     Tuning,
@@ -25,6 +24,7 @@ from wsbench.records import (
     mean_scores,
     write_text_atomically,
 )
+from wsbench.registry import TASKS
 from wsbench.run.identity import LR, SHARE
 
 #: records what was diverged, at chance level, in place of an error
@@ -111,7 +111,7 @@ class Stage:
 
 def _metric(cell: Cell) -> tuple[str, bool]:
     """The metric that decides, and whether higher is better."""
-    name = HEADLINES[cell.resolved.task]
+    name = TASKS[cell.resolved.task].headline
     return name, not lower_is_better(name)
 
 

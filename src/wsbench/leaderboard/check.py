@@ -9,9 +9,10 @@ from pathlib import Path
 
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.logs import METRICS_SUFFIX, find_logs
-from wsbench.leaderboard.tables import PAPER, find_records, in_order, overrides_of, table_name
+from wsbench.leaderboard.naming import find_records, in_order, overrides_of, table_name
 from wsbench.leaderboard.tuned import counted_in_steps, tuning_problems
 from wsbench.records import RecordError, RunRecord, read_record
+from wsbench.registry import TASKS
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import read_metrics
 
@@ -47,8 +48,8 @@ def problems_of(record: RunRecord) -> list[str]:
         found.append("samples_per_second and peak_memory_mib must be above 0")
     if not provenance.commit or provenance.dirty is not False:
         found.append("it was not run from a clean commit, so nobody can run it again; commit, and run it")
-    if PAPER[record.task].headline not in record.metrics:
-        found.append(f"it has no {PAPER[record.task].headline}, the task's main metric")
+    if TASKS[record.task].headline not in record.metrics:
+        found.append(f"it has no {TASKS[record.task].headline}, the task's main metric")
     for kind, metrics in (("metrics", record.metrics), ("best", record.best)):
         for name, metric in metrics.items():
             if not 0 <= metric.value <= 100:

@@ -9,9 +9,10 @@ from rich.table import Table
 from wsbench.leaderboard.check import check
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.derive import update
+from wsbench.leaderboard.naming import LeaderboardError, find_records
 from wsbench.leaderboard.submit import submit
-from wsbench.leaderboard.tables import PAPER, LeaderboardError, find_records
 from wsbench.leaderboard.wide import Group, groups
+from wsbench.registry import TASKS
 from wsbench.run.report import console
 
 
@@ -40,8 +41,8 @@ def _derive(args: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if column in ("table", "norm", "metric") else "right")
     found = groups(find_records(folders))
     for group in found:
-        if group.spread(PAPER[group.first.task].headline) is not None:
-            table.add_row(*map(escape, _line(group, PAPER[group.first.task].headline)))
+        if group.spread(TASKS[group.first.task].headline) is not None:
+            table.add_row(*map(escape, _line(group, TASKS[group.first.task].headline)))
     if found:
         console().print(table)
     else:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from wsbench.leaderboard.spread import Paired, holm, paired
-from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.wide import Group
 from wsbench.records import lower_is_better
+from wsbench.registry import TASKS
 
 #: below it a difference is called significant
 ALPHA = 0.05
@@ -48,7 +48,7 @@ def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], togeth
         for second in found:
             names = tuple(group.first.labelled_norm.replace("gn16", "gn") for group in (first, second))
             if names in pairs and first.setting == second.setting:
-                metric = PAPER[first.first.task].headline
+                metric = TASKS[first.first.task].headline
                 test = paired(first.values(metric), second.values(metric))
                 if test is not None:
                     tests.append(Comparison(first, second, metric, test, test.p))

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from wsbench.leaderboard import tuned
 from wsbench.leaderboard.logs import Logs, find_logs
-from wsbench.leaderboard.tables import COLUMNS, PAPER, by_table, cited_rows, find_records, record_rows, text_of
+from wsbench.leaderboard.naming import by_table, find_records
+from wsbench.leaderboard.rows import COLUMNS, cited_rows, record_rows, text_of
 from wsbench.leaderboard.wide import columns_of, wide_rows
 from wsbench.records import RunRecord, write_text_atomically
+from wsbench.registry import TASKS
 
 
 def derive(records: Sequence[RunRecord], logs: Logs | None = None) -> dict[str, str]:
@@ -19,7 +21,7 @@ def derive(records: Sequence[RunRecord], logs: Logs | None = None) -> dict[str, 
     """
     texts = {}
     for name, found in by_table(records).items():
-        cited = cited_rows(name) if name in PAPER else []
+        cited = cited_rows(name) if name in TASKS else []
         texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in record_rows(record))])
         task = found[0].task if found else name
         texts[f"{name}.wide.csv"] = text_of(columns_of(found), wide_rows(task, found, cited, logs))

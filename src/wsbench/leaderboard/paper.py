@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from wsbench.registry import TASKS
+
 #: the grammar's variants to the words of the CSV files
 _VARIANTS = {"mo": "mean_only", "do": "div_only", "af": "affine"}
 
@@ -50,3 +52,22 @@ def paper_rows(table: int) -> tuple[PaperRow, ...]:
         )
         for row in csv.DictReader(text.splitlines())
     )
+
+
+def network_of(task: str, row: PaperRow) -> str:
+    """The network of a paper's row, as it is called here."""
+    paper = TASKS[task].paper
+    assert paper is not None
+    return paper.network.format(task=row.task, model=row.model)
+
+
+def paper_rows_of(task: str) -> list[PaperRow]:
+    """All of the paper's rows for a task."""
+    paper = TASKS[task].paper
+    return [] if paper is None else [row for number in paper.tables for row in paper_rows(number)]
+
+
+def is_paper_data(task: str, data: str) -> bool:
+    """Whether a dataset is the one that the paper's numbers of a task are of."""
+    paper = TASKS[task].paper
+    return paper is not None and paper.data == data

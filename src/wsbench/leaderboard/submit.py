@@ -6,7 +6,7 @@ from pathlib import Path
 from wsbench.leaderboard.check import log_problems, problems_of, twins
 from wsbench.leaderboard.derive import derive, update
 from wsbench.leaderboard.logs import METRICS_SUFFIX
-from wsbench.leaderboard.tables import LeaderboardError, find_records
+from wsbench.leaderboard.naming import LeaderboardError, find_records
 from wsbench.leaderboard.tuned import tuning_problems
 from wsbench.records import NOTED, RECORD_NAME, RunRecord, read_record, write_atomically, write_record
 from wsbench.run.folder import METRICS

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from wsbench.leaderboard.compare import ALPHA
 from wsbench.leaderboard.spread import Paired, Spread, holm, paired
-from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.tuned import working_range
 from wsbench.leaderboard.wide import Group, settings_of
 from wsbench.records import Tuning, better, guessing, lower_is_better
+from wsbench.registry import TASKS
 
 #: points of the metric; a norm that is surely worse than the best by more is one to avoid
 FAR = 10.0
@@ -182,7 +182,7 @@ def verdict(setting: Sequence[Group]) -> Verdict | None:
     Args:
         setting: tuned groups that differ in nothing but norm and rate.
     """
-    metric = PAPER[setting[0].first.task].headline
+    metric = TASKS[setting[0].first.task].headline
     lower = lower_is_better(metric)
     found = [(over, g) for g in setting if (over := g.spread(metric)) is not None]
     if len(found) < 2:

@@ -8,18 +8,12 @@ from typing import Any
 
 from wsbench.leaderboard import tuned
 from wsbench.leaderboard.logs import Logs
+from wsbench.leaderboard.naming import data_checksum, overrides_of, said, table_name
+from wsbench.leaderboard.paper import network_of, paper_rows_of
+from wsbench.leaderboard.rows import Row
 from wsbench.leaderboard.spread import Spread, spread
-from wsbench.leaderboard.tables import (
-    PAPER,
-    Row,
-    data_checksum,
-    network_of,
-    overrides_of,
-    paper_rows_of,
-    said,
-    table_name,
-)
 from wsbench.records import RunRecord
+from wsbench.registry import TASKS
 from wsbench.run.identity import SHARE
 
 WIDE = (
@@ -87,9 +81,9 @@ class Group:
 
     def paper(self, metric: str) -> float | None:
         """The paper's value of the same network, norm and images per device; None if the run is another experiment."""
-        if self.table not in PAPER or self.overrides:
+        if self.table not in TASKS or self.overrides:
             return None
-        rows = [r for r in paper_rows_of(self.first.task) if network_of(r) == self.first.network]
+        rows = [r for r in paper_rows_of(self.first.task) if network_of(self.first.task, r) == self.first.network]
         rows = [r for r in rows if (r.norm, r.metric) == (self.first.labelled_norm, metric)]
         rows = [r for r in rows if r.batch_per_gpu in ("", str(self.first.batch.micro_batch))]
         return rows[0].value if rows else None
@@ -171,7 +165,7 @@ def wide_rows(task: str, records: Sequence[RunRecord], cited: Sequence[Row], log
         cited: others' numbers.
         logs: of the records' metrics, where something is counted in steps.
     """
-    metrics = PAPER[task].metrics
+    metrics = TASKS[task].metrics
     rows = []
     for group in groups(records):
         for metric in metrics:

@@ -15,7 +15,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from wsbench.parts import timm
+from wsbench.extras import timm
 from wsbench.plugins import search_here
 
 #: side of the images on which a network is looked at, where it does not say its own

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsbench.parts import MissingPartError
+from wsbench.extras import MissingPartError
 
 INSTALL = "build it with scripts/install-mmseg (mmsegmentation needs mmcv with compiled ops)"
 

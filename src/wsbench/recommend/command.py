@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wsbench.datamodules import DATA_CLASSES, BenchmarkData
+from wsbench.cli.resolver import Resolver
+from wsbench.datamodules import BenchmarkData, data_class
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.prepare.split import LIST, make_split
 from wsbench.errors import UserError
+from wsbench.extras import altair, jinja2, vl_convert
 from wsbench.grid import drive
 from wsbench.grid import plan as plans
 from wsbench.grid.command import launcher_of
@@ -27,13 +29,12 @@ from wsbench.leaderboard.page.render import render
 from wsbench.leaderboard.wide import groups
 from wsbench.norms import NormSpec, SpecError
 from wsbench.options import UsageError, parse_duration
-from wsbench.parts import altair, jinja2, vl_convert
 from wsbench.recommend import advice as advices
 from wsbench.recommend import measure
 from wsbench.recommend.budget import FEWEST_NORMS, NORMS, Cost, Plan, Size, plan_for
 from wsbench.recommend.networks import full_name, what_its_weights_mean
 from wsbench.records import write_text_atomically
-from wsbench.resolve import Resolver
+from wsbench.registry import TASKS
 from wsbench.run.lock import claimed
 from wsbench.run.report import banner, console, duration
 
@@ -68,7 +69,8 @@ class _Written(BaseModel):
 
 def _norms(text: str | None, task: str) -> list[str]:
     if text is None:
-        return [n.replace("gn", "gn16") for n in NORMS] if task == "modelnet40" else [*NORMS]
+        groups = TASKS[task].groups
+        return [n.replace("gn", f"gn{groups}") for n in NORMS] if groups else [*NORMS]
     try:
         norms = [str(NormSpec.parse(word)) for word in text.split(",") if word]
     except SpecError as error:
@@ -87,7 +89,7 @@ def _budget(text: str) -> float:
 
 def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
     """The dataset's folder, or one with a split made of it; and what is to be said about it."""
-    kind = DATA_CLASSES[task]
+    kind = data_class(task)
     if not str(root) or not root.is_dir():
         raise UsageError(f"--data.root '{root}' is no folder")
     try:

@@ -50,7 +50,9 @@ def require_trainer(options: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
             raise TrainerOptionError(f"--trainer.{name} {value}: expected a number from {least:g} to {most:g}")
     interval = options.get("val_check_interval")
-    if isinstance(interval, float) and not 0 < interval <= 1:
+    a_part = isinstance(interval, float) and 0 < interval <= 1
+    a_count = isinstance(interval, int) and interval >= 1
+    if isinstance(interval, int | float) and not (a_part or a_count):
         raise TrainerOptionError(
             f"--trainer.val_check_interval {interval}: a part of an epoch is above 0 and at most 1, a whole number "
             "counts micro-steps"

@@ -6,6 +6,7 @@ from typing import Any
 
 from wsbench.errors import UserError
 from wsbench.records import RECORD_NAME
+from wsbench.registry import LINKS, TASKS
 from wsbench.run.identity import flatten
 
 CONFIG = "config.yaml"
@@ -23,32 +24,30 @@ TRACKING = "tracking.json"
 STARTED = (CONFIG, NORMS, TRACKING, "hparams.yaml")
 FILES = (CONFIG, NORMS, METRICS, ANALYSIS, LAST, PREVIOUS, BEST)
 
-#: Fields of the model that follow another field. A saved configuration has only the other one.
-LINKS = {"model.norm": "norm", "model.num_classes": "data.num_classes", "model.segments": "data.segments"}
-
 
 class RunExistsError(UserError, RuntimeError):
     """A run of exactly this configuration that is unfinished."""
 
 
+def _followed(config: Mapping[str, Any], room: str) -> dict[str, Any]:
+    """The fields of ``model`` or ``data`` that a saved configuration lacks because they follow others."""
+    flat = flatten(config)
+    links = (*LINKS, *TASKS[config["task"]].links)
+    return {
+        link.field.removeprefix(f"{room}."): link.value(flat[link.source])
+        for link in links
+        if link.field.startswith(f"{room}.") and link.source in flat
+    }
+
+
 def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the model in a saved configuration, with those that follow other fields."""
-    flat = flatten(config)
-    followed = {target.removeprefix("model."): flat[source] for target, source in LINKS.items() if source in flat}
-    return {**followed, **config["model"]}
-
-
-def has_masks(network: str) -> bool:
-    """Whether a detection network predicts masks, so that the data must have them."""
-    return not network.startswith("faster_rcnn_")
+    return {**_followed(config, "model"), **config["model"]}
 
 
 def data_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the data in a saved configuration, with those that follow other fields."""
-    followed: dict[str, Any] = {"seed": config["seed_everything"]}
-    if config["task"] == "coco":
-        followed["masks"] = has_masks(config["model"]["network"])
-    return {**followed, **config["data"]}
+    return {"seed": config["seed_everything"], **_followed(config, "data"), **config["data"]}
 
 
 def snapshot_name(step: int) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from lightning.pytorch.loggers.logger import Logger
 
 from wsbench.errors import UserError, shortened
-from wsbench.parts import mlflow, wandb
+from wsbench.extras import mlflow, wandb
 from wsbench.records import write_text_atomically
 from wsbench.run.folder import TRACKING
 from wsbench.run.logger import JSONLLogger

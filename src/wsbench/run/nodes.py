@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -86,6 +87,16 @@ def meet(num_nodes: int) -> None:
         ) from error
     _STORES.append(store)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torch.distributed joins this store instead of making one
+
+
+def leave() -> None:
+    """Let go of the other processes of a run that has ended well.
+
+    Lightning does so for NCCL only. Gloo's threads that still run when the interpreter ends now and then abort it,
+    after everything has been written.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 #: what gloo, NCCL and the store say when a process on the other side has gone

@@ -1,26 +1,38 @@
 """One LightningModule a task; base.py holds all that they share."""
 
-from wsbench.tasks.base import BenchmarkTask
-from wsbench.tasks.coco import COCODetection
-from wsbench.tasks.imagenet import ImageNetClassification
-from wsbench.tasks.modelnet40 import ModelNetClassification
-from wsbench.tasks.something import SomethingClassification
-from wsbench.tasks.voc import VOCSegmentation
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
-#: a task's name to its class
-TASK_CLASSES: dict[str, type[BenchmarkTask]] = {
-    cls.task: cls
-    for cls in (
-        ImageNetClassification, SomethingClassification, VOCSegmentation, ModelNetClassification, COCODetection
-    )
-}  # fmt: skip
+from wsbench.registry import TASKS
+from wsbench.tasks.base import BenchmarkTask
+
+if TYPE_CHECKING:
+    from wsbench.tasks.coco import COCODetection
+    from wsbench.tasks.imagenet import ImageNetClassification
+    from wsbench.tasks.modelnet40 import ModelNetClassification
+    from wsbench.tasks.something import SomethingClassification
+    from wsbench.tasks.voc import VOCSegmentation
 
 __all__ = [
-    "TASK_CLASSES",
     "BenchmarkTask",
     "COCODetection",
     "ImageNetClassification",
     "ModelNetClassification",
     "SomethingClassification",
     "VOCSegmentation",
+    "task_class",
 ]
+
+
+def task_class(task: str) -> type[BenchmarkTask]:
+    """The class of a task, which is imported now."""
+    found: type[BenchmarkTask] = pkgutil.resolve_name(TASKS[task].module)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    """``from wsbench.tasks import VOCSegmentation``: a task's class, imported when it is asked for."""
+    named = next((entry.module for entry in TASKS.values() if entry.module.endswith(f":{name}")), None)
+    if named is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pkgutil.resolve_name(named)

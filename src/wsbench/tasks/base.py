@@ -41,6 +41,10 @@ class TaskOptionError(UserError, ValueError):
     """An option of a task that does not exist or does not fit the others."""
 
 
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that does not belong to the network or the training that it is to be loaded into."""
+
+
 class NotFiniteError(UserError, FloatingPointError):
     """A loss or an output that is NaN or infinite."""
 
@@ -182,6 +186,11 @@ class BenchmarkTask(LightningModule, ABC):
     def pretrained(self) -> bool:
         """Whether a network by name is to have its package's own weights."""
         return self._init_from == PRETRAINED
+
+    @property
+    def attached_trainer(self) -> Trainer | None:
+        """The Trainer that runs this task now, if one does; Lightning's ``trainer`` raises then."""
+        return self._trainer
 
     @property
     def data(self) -> TrainingData:
@@ -491,8 +500,8 @@ class BenchmarkTask(LightningModule, ABC):
         stamp_spec(checkpoint, self.spec)
         checkpoint["task"], checkpoint["run_id"] = self.task, self.run_id
         checkpoint["classes"] = list(self.classes)
-        if self._trainer is not None:
-            checkpoint["accumulate"] = self._trainer.accumulate_grad_batches
+        if self.attached_trainer is not None:
+            checkpoint["accumulate"] = self.attached_trainer.accumulate_grad_batches
         if self.started_from is not None:
             checkpoint["started_from"] = self.started_from
         if "optimizer_states" in checkpoint:  # it numbers its parameters; the doctor wants their names
@@ -503,14 +512,47 @@ class BenchmarkTask(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or normalization, by name."""
         if checkpoint.get("task") != self.task:
-            raise RuntimeError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
+            raise CheckpointError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
         require_spec(checkpoint, self.spec)
-        if self._trainer is not None and self._trainer.precision == "64-true":
+        if self.attached_trainer is not None and self.attached_trainer.precision == "64-true":
             self.double()  # Lightning converts after it has loaded, and would round the weights to float32 before
         self.classes = tuple(checkpoint.get("classes", ()))
         self.started_from = checkpoint.get("started_from")
-        if self._trainer is not None and self._trainer.state.fn == "fit" and "loops" in checkpoint:
+        if self.attached_trainer is not None and self.attached_trainer.state.fn == "fit" and "loops" in checkpoint:
             self._begin_at_a_window(checkpoint)
+
+    def require_checkpoint(self, checkpoint: Mapping[str, Any], resume: bool) -> None:
+        """Look whether a checkpoint's content can be loaded, before anything is.
+
+        Args:
+            checkpoint: its content.
+            resume: whether training is to go on from it.
+
+        Raises:
+            CheckpointError: it is another task's or network's, or lacks what training had got to.
+            NormMismatchError: it is another normalization's.
+        """
+        if checkpoint.get("task") != self.task:
+            raise CheckpointError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
+        require_spec(checkpoint, self.spec)
+        lost = [part for part in ("loops", "optimizer_states", "lr_schedulers") if resume and part not in checkpoint]
+        if lost:
+            raise CheckpointError(
+                f"the checkpoint has weights only (no {', '.join(lost)}), so training cannot resume from it; "
+                "--model.init_from starts a new run from its weights"
+            )
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        found = [f"it has no '{name}'" for name in ours if name not in theirs]
+        found += [f"'{name}' is not in the network" for name in theirs if name not in ours]
+        for name in ours.keys() & theirs.keys():
+            if not isinstance(theirs[name], Tensor):
+                found.append(f"'{name}' is a {type(theirs[name]).__name__} in it")
+            elif theirs[name].shape != ours[name].shape:
+                shapes = f"{tuple(theirs[name].shape)} in it and {tuple(ours[name].shape)} in the network"
+                found.append(f"'{name}' is {shapes}")
+        if found:
+            more = f", and {len(found) - 1} more such" if len(found) > 1 else ""
+            raise CheckpointError(f"the checkpoint does not fit the network '{self.network_name}': {found[0]}{more}")
 
     def _begin_at_a_window(self, checkpoint: dict[str, Any]) -> None:
         """Let the loop go on between two optimizer steps, counted in micro-steps of now.
@@ -521,8 +563,8 @@ class BenchmarkTask(LightningModule, ABC):
         Raises:
             TaskOptionError: the network has statistics, which the samples that it saw have moved already.
         """
-        assert self._trainer is not None
-        now = self._trainer.accumulate_grad_batches
+        assert self.attached_trainer is not None
+        now = self.attached_trainer.accumulate_grad_batches
         accumulate = checkpoint.get("accumulate", now)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         inside = progress["current"]["processed"] % accumulate

@@ -93,7 +93,7 @@ class Classification(BenchmarkTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the training metrics too, and what there is of an epoch that has begun."""
         super().on_save_checkpoint(checkpoint)
-        if self._trainer is not None and self._trainer.training and self._training_count:
+        if self.attached_trainer is not None and self.attached_trainer.training and self._training_count:
             checkpoint["training_sums"] = self._training_sums()
         checkpoint["training_metrics"] = {
             "last": {n: m.model_dump() for n, m in self.training_metrics.items()},
@@ -103,9 +103,9 @@ class Classification(BenchmarkTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them along."""
         super().on_load_checkpoint(checkpoint)
-        if "training_sums" in checkpoint and self._trainer is not None:
+        if "training_sums" in checkpoint and self.attached_trainer is not None:
             names, (*sums, whole) = checkpoint["training_sums"]
-            if self._trainer.global_rank:  # they are of all devices
+            if self.attached_trainer.global_rank:  # they are of all devices
                 sums, whole = [0.0] * len(names), 0
             self._training_hits, self._training_count = dict(zip(names, sums, strict=True)), int(whole)
         stored = checkpoint.get("training_metrics", {})

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
 
 from wsbench.datamodules.clouds import rotation_about_y
+from wsbench.extras import plotly
 from wsbench.models.dgcnn import DGCNN, DGCNN_FORMS
 from wsbench.norms.facts import facts_of
-from wsbench.parts import plotly
 from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import Classification
 from wsbench.tasks.metrics import Confusion

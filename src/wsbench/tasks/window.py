@@ -53,8 +53,8 @@ class WindowCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A micro-step begins."""
         if self.window is not None:
-            # the loop's own answer: it counts an epoch's end that cuts a window short. There is no public one.
-            last = not trainer.fit_loop._should_accumulate()
+            # an epoch's end cuts a window short
+            last = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
             if not last and not self._checked:  # accumulation may be scheduled
                 self._check(trainer, pl_module)
             with trainer.precision_plugin.train_step_context():

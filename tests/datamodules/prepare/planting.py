@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests import tiny
 from wsbench.__main__ import main
-from wsbench.datamodules import DATA_CLASSES
+from wsbench.datamodules import data_class
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import Draw
 
@@ -49,7 +49,7 @@ def said(task: str, root: Path, capfd: pytest.CaptureFixture[str], *options: str
     capfd.readouterr()
     status = main(["data", task, "--root", str(root), *options])
     out, err = capfd.readouterr()
-    told = out.partition(DATA_CLASSES[task].layout)[2]
+    told = out.partition(data_class(task).layout)[2]
     lines = [line for line in told.splitlines() if not line.strip().startswith(_TABLE)]
     return status, "\n".join([*lines, err]).replace(str(root), "ROOT")
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wsbench.leaderboard.page.charts import curves_of
-from wsbench.leaderboard.tables import PAPER, network_of, paper_rows_of
+from wsbench.leaderboard.paper import network_of, paper_rows_of
 from wsbench.leaderboard.verdict import short
 from wsbench.leaderboard.wide import Group, settings_of
 from wsbench.records import lower_is_better
+from wsbench.registry import TASKS
 
 #: the method that the paper proposes, and those that it is held against
 OURS = "gn+ws"
@@ -44,7 +45,7 @@ def answers(found: Sequence[Group], images: int | None = None) -> list[Answer]:
     given = []
     for setting in settings_of(found):
         first = setting[0].first
-        metric = PAPER[first.task].headline
+        metric = TASKS[first.task].headline
         least = min(g.first.batch.micro_batch for g in found if g.table == setting[0].table)
         ranked = sorted(
             ((group.spread(metric).mean, group) for group in setting if metric in group.first.metrics),  # type: ignore[union-attr]
@@ -79,7 +80,7 @@ def of_the_curves(found: Sequence[Group]) -> list[tuple[str, str]]:
     """(table, sentence): what becomes of each norm from the most images per device to the fewest."""
     said = []
     for curve in curves_of(found):
-        metric = PAPER[curve[0].first.task].headline
+        metric = TASKS[curve[0].first.task].headline
         most, least = (end(g.first.batch.micro_batch for g in curve) for end in (max, min))
         at = {(g.first.labelled_norm, g.first.batch.micro_batch): _number(g, metric) for g in curve if g.spread(metric)}
         norms = [n for n in dict.fromkeys(g.first.labelled_norm for g in curve) if {(n, most), (n, least)} <= at.keys()]
@@ -99,9 +100,11 @@ def of_the_paper() -> list[tuple[str, str]]:
     """(experiment, sentence) by the paper's own numbers: BN at its large batch, GN and GN+WS at one image."""
     said = []
     for task, network in (("imagenet", "resnet50"), ("imagenet", "resnet101")):
-        metric = PAPER[task].headline
+        metric = TASKS[task].headline
         rows = {
-            r.norm: r for r in paper_rows_of(task) if network_of(r) == network and r.metric == metric and r.table == 1
+            r.norm: r
+            for r in paper_rows_of(task)
+            if network_of(task, r) == network and r.metric == metric and r.table == 1
         }
         said.append(
             (f"ImageNet, {network}, top-1 error",

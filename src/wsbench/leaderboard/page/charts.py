@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wsbench.extras import altair as altair_module
 from wsbench.leaderboard.logs import Logs
-from wsbench.leaderboard.tables import PAPER
 from wsbench.leaderboard.verdict import metric_name, short
 from wsbench.leaderboard.wide import Group, settings_of
-from wsbench.parts import altair as altair_module
 from wsbench.records import lower_is_better
+from wsbench.registry import TASKS
 from wsbench.run.identity import LR
 
 #: a colour for each norm, told apart by colour-blind readers (Paul Tol's muted scheme)
@@ -68,7 +68,7 @@ def _batch(group: Group) -> str:
 def bars(found: Sequence[Group], width: int | str) -> Any:
     """Fig. 1: a bar for each of the four main norms, a dot a seed."""
     alt = altair_module()
-    metric = PAPER[found[0].first.task].headline
+    metric = TASKS[found[0].first.task].headline
     rows, seeds = [], []
     for group in found:
         norm, over = short(group.first.labelled_norm), group.spread(metric)
@@ -93,7 +93,7 @@ def bars(found: Sequence[Group], width: int | str) -> Any:
 def batch_curve(found: Sequence[Group], width: int | str) -> Any:
     """Error against images per device at a constant effective batch; a band from the best seed to the worst."""
     alt = altair_module()
-    metric = PAPER[found[0].first.task].headline
+    metric = TASKS[found[0].first.task].headline
     rows: list[dict[str, Any]] = []
     for group in found:
         values = list(group.values(metric).values())
@@ -142,7 +142,7 @@ def errors(found: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
     """Fig. 5: training error dashed, validation error solid; None if no run has logged both."""
     alt = altair_module()
     task = found[0].first.task
-    metric = PAPER[task].headline
+    metric = TASKS[task].headline
     rows = [r for part in ("train", "val") for r in _curve_rows(found, logs, f"{part}/{metric}", part)]
     if {r["part"] for r in rows} != {"train", "val"}:
         return None
@@ -183,7 +183,7 @@ def losses(found: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
 def against(found: Sequence[Group], cost: str, title: str, width: int | str) -> Any:
     """Accuracy against what it costs; the shape says whether weights are standardized."""
     alt = altair_module()
-    metric = PAPER[found[0].first.task].headline
+    metric = TASKS[found[0].first.task].headline
     rows: list[dict[str, Any]] = []
     for group in found:
         over = group.spread(metric)

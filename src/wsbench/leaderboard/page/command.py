@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsbench.extras import vl_convert
 from wsbench.leaderboard.logs import find_logs
+from wsbench.leaderboard.naming import LeaderboardError, find_records
 from wsbench.leaderboard.page.charts import figures
 from wsbench.leaderboard.page.render import render
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
-from wsbench.leaderboard.tables import LeaderboardError, find_records
 from wsbench.leaderboard.verdict import verdicts
 from wsbench.leaderboard.wide import groups
-from wsbench.parts import vl_convert
 from wsbench.records import write_atomically, write_text_atomically
 from wsbench.run.report import console
 

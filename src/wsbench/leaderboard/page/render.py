@@ -6,17 +6,19 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 import wsbench
+from wsbench.extras import jinja2, vl_convert
 from wsbench.leaderboard import tuned
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.logs import Logs
+from wsbench.leaderboard.naming import by_table
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
 from wsbench.leaderboard.page.charts import MAIN, figures
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
-from wsbench.leaderboard.tables import PAPER, Row, by_table, cited_rows
+from wsbench.leaderboard.rows import Row, cited_rows
 from wsbench.leaderboard.verdict import overall, short, verdicts
 from wsbench.leaderboard.wide import Group, wide_rows
-from wsbench.parts import jinja2, vl_convert
 from wsbench.records import lower_is_better
+from wsbench.registry import TASKS
 
 #: which of two norms is asked about: what weight standardization does to each, and the paper's method against BN
 PAIRS = [(f"{act}+ws", act) for act in ("bn", "gn", "ln", "in", "sn")] + [("gn+ws", "bn")]
@@ -28,9 +30,9 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
     made = []
     for name, runs in by_table(records).items():
         task = runs[0].task if runs else name
-        rows: list[Row] = wide_rows(task, runs, cited_rows(name) if name in PAPER else [], logs)
+        rows: list[Row] = wide_rows(task, runs, cited_rows(name) if name in TASKS else [], logs)
         rows.sort(key=lambda row: row["source"] != "run")
-        metric = PAPER[task].headline
+        metric = TASKS[task].headline
         rows = [dict.fromkeys(tuned.COLUMNS, "") | row for row in rows]
         made.append(
             {

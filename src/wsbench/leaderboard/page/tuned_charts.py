@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from wsbench.extras import altair as altair_module
 from wsbench.leaderboard.page.charts import HEIGHT, Figure, metric_title
 from wsbench.leaderboard.verdict import Verdict
-from wsbench.parts import altair as altair_module
 
 #: of a norm in the tie group, of one that is significantly worse, and of one that is far worse
 LEVEL, WORSE, FAR = "tied with the best", "significantly worse", "worse by more than 10 points"

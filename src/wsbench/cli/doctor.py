@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wsbench.errors import shortened
-from wsbench.parts import OPEN3D_LIBRARIES
+from wsbench.extras import OPEN3D_LIBRARIES
 from wsbench.run.report import console
 
 #: optional part: (module, distribution, what it is for, how to get it)

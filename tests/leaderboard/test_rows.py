@@ -8,12 +8,14 @@ from wsbench.__main__ import main
 from wsbench.leaderboard import tuned
 from wsbench.leaderboard.derive import derive
 from wsbench.leaderboard.logs import find_logs
-from wsbench.leaderboard.paper import paper_rows
+from wsbench.leaderboard.naming import find_records, table_name
+from wsbench.leaderboard.paper import paper_rows, paper_rows_of
 from wsbench.leaderboard.published import published_rows
-from wsbench.leaderboard.tables import COLUMNS, PAPER, find_records, paper_rows_of, table_name
+from wsbench.leaderboard.rows import COLUMNS
 from wsbench.leaderboard.wide import WIDE
 from wsbench.norms import NormSpec
 from wsbench.records import DataIdentity, RecordError, SplitIdentity, write_record
+from wsbench.registry import TASKS
 
 
 def test_the_papers_219_numbers() -> None:
@@ -62,12 +64,12 @@ def test_paper_rows_stand_without_records() -> None:
 
 def test_all_of_the_papers_numbers_stand_under_names_that_runs_have() -> None:
     texts = derive([])
-    assert set(texts) == {f"{task}{kind}.csv" for task in PAPER for kind in ("", ".wide")}
-    papers = {task: [r for r in rows(texts[f"{task}.csv"]) if r["source"] == "paper"] for task in PAPER}
+    assert set(texts) == {f"{task}{kind}.csv" for task in TASKS for kind in ("", ".wide")}
+    papers = {task: [r for r in rows(texts[f"{task}.csv"]) if r["source"] == "paper"] for task in TASKS}
     found = [row for each in papers.values() for row in each]
     assert len(found) == 219
     assert {row["citation"] for row in found} == {f"arXiv:1903.10520 Table {n}" for n in range(1, 9)}
-    networks = {task: {r["network"] for r in papers[task]} for task in PAPER}
+    networks = {task: {r["network"] for r in papers[task]} for task in TASKS}
     assert networks["modelnet40"] == {"dgcnn_tf"}
     assert networks["something"] == {"tsm_resnet50"}
     assert "mask_rcnn_resnext101_32x4d" in networks["coco"]
@@ -115,7 +117,7 @@ def test_data_of_one_name_but_other_lists_or_labels_shares_no_table() -> None:
 
 
 def test_a_published_row_names_its_source_and_its_norm() -> None:
-    for task in PAPER:
+    for task in TASKS:
         for row in published_rows(task):
             assert row.citation
             assert 0 < float(row.value) < 100

@@ -13,9 +13,9 @@ import yaml
 
 from tests.running import fit, only_run
 from wsbench.__main__ import main
-from wsbench.choose import ChoiceError, choose
-from wsbench.cli import find_dataset
-from wsbench.commands import PARSERS
+from wsbench.cli.arguments import PARSERS
+from wsbench.cli.command import find_dataset
+from wsbench.configuration.choice import ChoiceError, choose
 from wsbench.datamodules.errors import DatasetNotFoundError
 from wsbench.records import read_record
 from wsbench.run.lines import read_metrics

@@ -4,7 +4,6 @@
 imported, run, or written to is not. One's own ``--config`` is read by the parser as a whole.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from wsbench.errors import UserError
+from wsbench.registry import TASKS
 from wsbench.run.identity import FLOAT32, TRAINER
 
 #: bytes of a configuration, at most
@@ -22,14 +22,6 @@ _LONGEST = 10_000
 _DATA_ASIDE = ("pictures", "num_workers", "recursive")
 #: fields of the Trainer that change a run's numbers and are plain values
 _TRAINER = tuple(name for name in TRAINER if name not in ("callbacks", "plugins"))
-#: networks of packages, by task, that run nobody's code but the package's own: a name in timm or torchvision, and a
-#: config that mmsegmentation ships. Of another task the same text would be a module and a function.
-_HARMLESS = {
-    "imagenet": re.compile(r"(timm|torchvision):[\w.]+\Z"),
-    "something": re.compile(r"tsm_(timm|torchvision):[\w.]+\Z"),
-    "voc": re.compile(r"(deeplabv3_(timm|torchvision):[\w.]+|mmseg:[\w-]+/[\w-][\w.-]*)\Z"),
-    "coco": re.compile(r"(mask|faster)_rcnn_(timm|torchvision):[\w.]+\Z"),
-}
 
 
 class ConfigurationError(UserError, ValueError):
@@ -135,7 +127,8 @@ def require_harmless_network(content: Mapping[str, Any], path: Path, task: objec
     """
     model = content.get("model")
     network = model.get("network") if isinstance(model, dict) else None
-    harmless = _HARMLESS.get(str(task))
+    entry = TASKS.get(str(task))
+    harmless = None if entry is None else entry.harmless_network
     if isinstance(network, str) and ":" in network and not (harmless and harmless.match(network)):
         raise ConfigurationError(
             f"'{path}' asks for the network '{network}', code that would be run; if you trust it, {remedy}"

@@ -4,7 +4,7 @@ import argparse
 import atexit
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
+from wsbench.configuration.foreign import ConfigurationError, described, read_yaml, require_harmless_network
 from wsbench.errors import UserError
 from wsbench.options import Parser
 from wsbench.plugins import OPTION, requested
+from wsbench.registry import TASKS
 from wsbench.run.folder import CONFIG
-from wsbench.run.foreign import ConfigurationError, described, read_yaml, require_harmless_network
 
-TASKS = ("imagenet", "something", "voc", "modelnet40", "coco")
 RECIPES = ("paper", "small", "mini")
 #: the four models of the paper's case study, which analyze trains
 CASE_STUDY = "gn,gn+ws-mo,gn+ws-do,gn+ws"
@@ -92,7 +92,7 @@ def require_no_imports(layer: dict[str, Any], remedy: str = "") -> None:
                               f"trust it, {remedy or f'add {OPTION} {name}'}")  # fmt: skip
 
 
-def _one_of(value: Any, choices: Sequence[str], option: str) -> str:
+def _one_of(value: Any, choices: Collection[str], option: str) -> str:
     if value not in tuple(choices):
         raise ChoiceError(f"{option} {value}: choose from {', '.join(choices)}")
     return str(value)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 
-from wsbench.choose import Choice, choose
-from wsbench.cli import BenchmarkCLI, find_dataset, plain, prepared
+from wsbench.cli.parser import find_dataset, fit_parser, plain, prepared, recipe_defaults
+from wsbench.configuration.choice import Choice, choose
 from wsbench.datamodules import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import accumulation
@@ -23,32 +23,6 @@ from wsbench.tasks.base import PRETRAINED
 from wsbench.tasks.initialize import parse_source
 
 
-class _Parser(BenchmarkCLI):
-    """The parser of ``fit`` for one task and recipe, and nothing else of it."""
-
-    def __init__(self, choice: Choice) -> None:
-        super().__init__(choice, ["fit"])
-        for parser in (self.parser, *self._subcommand_parsers.values()):
-            parser.exit_on_error = False
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only ``fit``: the parsers of the others take as long to make."""
-        return {"fit": LightningCLI.subcommands()["fit"]}
-
-    def parse_arguments(self, *args: Any) -> None:
-        """Nothing yet."""
-        self.config = Namespace(subcommand="fit")  # type: ignore[no-untyped-call]
-
-    def _nothing(self) -> None:
-        pass
-
-    _set_seed = before_instantiate_classes = instantiate_classes = after_instantiate_classes = _nothing
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 class Resolver:
     """Resolves command lines of ``fit``; keeps parsers and the identities of datasets, so that a grid takes seconds.
 
@@ -58,17 +32,17 @@ class Resolver:
     """
 
     def __init__(self) -> None:
-        self._parsers: dict[tuple[str, ...], _Parser] = {}
+        self._parsers: dict[tuple[str, ...], LightningArgumentParser] = {}
         self._defaults: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, DataIdentity | str] = {}
 
     def _parsed(self, argv: Sequence[str]) -> tuple[Choice, Namespace]:
         choice = choose(argv, find_dataset)
         if choice.configs not in self._parsers:
-            self._parsers[choice.configs] = _Parser(choice)
-            self._defaults[choice.configs] = self._parsers[choice.configs].recipe_defaults()
+            self._parsers[choice.configs] = fit_parser(choice, choice.configs)
+            self._defaults[choice.configs] = recipe_defaults(choice)
         try:
-            settings: Namespace = self._parsers[choice.configs].parser.parse_args(["fit", *argv])["fit"]
+            settings: Namespace = self._parsers[choice.configs].parse_args(list(argv))
         except argparse.ArgumentError as error:
             raise UsageError(" ".join(str(error).split())) from error
         settings.task, settings.recipe = choice.task, choice.recipe

@@ -6,15 +6,16 @@ parses those files.
 
 import ast
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from wsbench.choose import RECIPES, TASKS, recipe_content
+from wsbench.configuration.choice import RECIPES, recipe_content
 from wsbench.options import UsageError, nearest
+from wsbench.registry import LINKS, TASKS
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,9 @@ _LIGHTNING = (
     Field("config", "file", "", "settings, for instance a run's config.yaml; options behind it overrule it"),
     Field("print_config", "", "", "print the resolved configuration and stop"),
 )
+_LINKS = (*LINKS, *(link for task in TASKS.values() for link in task.links))
 _UNLISTED = ("help", "trainer", "model", "data", "weights_only", "verbose", "return_predictions", "data.seed",
-             "model.norm", "data.masks", "model.num_classes", "model.segments")  # fmt: skip
-#: fields that follow others
-_LINKED = {"model": ("norm", "num_classes", "segments"), "data": ("seed", "masks")}
+             *(link.field for link in _LINKS))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,9 @@ def of_room(room: str, task: str) -> tuple[Field, ...]:
     classes = _classes({"model": "wsbench.tasks", "data": "wsbench.datamodules"}[room])
     name = next(name for name, one in classes.items() if one.task == task)
     named: dict[str, Field] = {}
+    linked = {"data.seed", *(link.field for link in (*LINKS, *TASKS[task].links))}
     for field in _with_inherited(name, classes):
-        if field.name not in _LINKED[room]:
+        if f"{room}.{field.name}" not in linked:
             named.setdefault(field.name, field)
     return tuple(named.values())
 
@@ -165,7 +166,7 @@ def of_trainer() -> tuple[Field, ...]:
     return _class(node).fields
 
 
-def names(tasks: Sequence[str] = TASKS) -> list[str]:
+def names(tasks: Collection[str] = tuple(TASKS)) -> list[str]:
     """All options, with ``--``."""
     found = [field.name for field in (*RUN, *_LIGHTNING)]
     for task in tasks:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wsbench.run.foreign import LARGEST, ConfigurationError, described, read_yaml, require_harmless_network
+from wsbench.configuration.foreign import LARGEST, ConfigurationError, described, read_yaml, require_harmless_network
 
 CONFIG: dict[str, Any] = {
     "task": "voc", "recipe": "mini", "norm": "gn+ws", "seed_everything": 3, "runs": "/elsewhere",

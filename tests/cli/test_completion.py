@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from wsbench.__main__ import TRAINER
-from wsbench.completion import script
+from wsbench.cli.completion import script
 
 ASK = """
 {script}

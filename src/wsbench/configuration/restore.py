@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from wsbench import fields
-from wsbench.choose import ChoiceError, require_no_imports
-from wsbench.datamodules import DATA_CLASSES, BenchmarkData
+from wsbench.configuration import fields
+from wsbench.configuration.choice import ChoiceError, require_no_imports
+from wsbench.configuration.foreign import described, read_yaml, require_harmless_network
+from wsbench.datamodules import BenchmarkData, data_class
 from wsbench.errors import UserError, shortened
 from wsbench.norms import NormMismatchError
+from wsbench.registry import LINKS, TASKS
 from wsbench.run.folder import CONFIG, data_options, model_options
-from wsbench.run.foreign import described, read_yaml, require_harmless_network
-from wsbench.tasks import TASK_CLASSES, BenchmarkTask
+from wsbench.tasks import BenchmarkTask, task_class
 from wsbench.tasks.formats import read_run_checkpoint
 
 
@@ -38,13 +39,14 @@ def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[st
         require_no_imports(settings, f"{remedy}, and add the module")
         require_harmless_network(settings, path, settings.get("task"), remedy)
         settings = described(settings, path, training=False)
-    if settings.get("task") not in TASK_CLASSES or not isinstance(settings.get("model"), dict):
+    if settings.get("task") not in TASKS or not isinstance(settings.get("model"), dict):
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
     if not isinstance(settings.setdefault("data", {}), dict):
         raise ChoiceError(f"'{path}' is not a run's configuration: its data has no fields")
     for room in ("data", "model"):
         known = {field.name for field in fields.of_room(room, settings["task"])}
-        unknown = sorted(set(settings[room]) - known - {"norm", "masks"})
+        followed = {link.field.removeprefix(f"{room}.") for link in (*LINKS, *TASKS[settings["task"]].links)}
+        unknown = sorted(set(settings[room]) - known - followed)
         if unknown:
             raise ChoiceError(f"'{path}': {settings['task']} has no field {room}.{unknown[0]}")
     if content.get("classes"):  # in files of the first version coco's number counted background
@@ -72,7 +74,7 @@ def load_run(checkpoint: Path, config: Path | None = None) -> tuple[BenchmarkTas
 def build_task(settings: dict[str, Any]) -> BenchmarkTask:
     """The task of a run's configuration, with the weights that it has before any checkpoint is loaded."""
     try:
-        return TASK_CLASSES[settings["task"]](**{**model_options(settings), "init_from": None})
+        return task_class(settings["task"])(**{**model_options(settings), "init_from": None})
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -101,4 +103,4 @@ def load_data(settings: dict[str, Any]) -> BenchmarkData:
     """The data of a run, from its configuration; not set up yet."""
     if "seed_everything" not in settings:
         raise ChoiceError("the run's configuration has no seed_everything; without it its samples are not known")
-    return DATA_CLASSES[settings["task"]](**data_options(settings))
+    return data_class(settings["task"])(**data_options(settings))

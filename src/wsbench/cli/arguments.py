@@ -1,6 +1,6 @@
 """What each command takes, apart from what it does: a --help and a typo are answered before anything heavy is imported.
 
-The options of fit, validate, test and predict are in :mod:`wsbench.fields`.
+The options of fit, validate, test and predict are in :mod:`wsbench.configuration.fields`.
 """
 
 import argparse
@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsbench.choose import CASE_STUDY, RECIPES, TASKS
+from wsbench.configuration.choice import CASE_STUDY, RECIPES
 from wsbench.options import Parser
+from wsbench.registry import TASKS
 
 LAUNCHERS = ("local", "slurm", "ray")
 FORMATS = ("onnx", "torchscript", "pt2")
@@ -96,7 +97,7 @@ def recommend() -> Parser:
         "your own code. The same command goes on where it was stopped. docs/recommend.md explains it.",
     )
     what = parser.add_argument_group("what")
-    what.add_argument("--task", choices=TASKS, required=True)
+    what.add_argument("--task", choices=tuple(TASKS), required=True)
     what.add_argument("--data.root", dest="root", type=Path, required=True, metavar="FOLDER",
                       help="your data (docs/data.md); without a val a fifth is held out")  # fmt: skip
     what.add_argument("--budget", required=True, help="time for all of it, with measuring: 2h, 1h30m")
@@ -120,7 +121,7 @@ def data() -> Parser:
         description="Show how a dataset lies on disk, read what training would read of yours, name the command that "
         "trains on it.",
     )
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", choices=tuple(TASKS))
     parser.add_argument(
         "--root", default=os.environ.get("WSBENCH_DATA"), help="dataset folder (default: $WSBENCH_DATA)"
     )
@@ -148,7 +149,7 @@ def analyze() -> Parser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ckpt_path", nargs="+", type=Path, help="checkpoints of runs, whose folders have config.yaml")
-    what.add_argument("--task", choices=TASKS, help="train one run for each --norm, then analyze them")
+    what.add_argument("--task", choices=tuple(TASKS), help="train one run for each --norm, then analyze them")
     parser.add_argument("--norm", help=f"with --task: specs, separated by commas (default: {CASE_STUDY})")
     parser.add_argument("--seed_everything", type=int, default=0, help="with --task (default: 0)")
     parser.add_argument("--snapshots", type=int, default=6, help="with --task: weights looked at (default: 6)")

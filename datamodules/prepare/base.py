@@ -1,0 +1,54 @@
+"""What ``wsbench data`` can do for a dataset beyond verifying it: build what is missing, know its options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsbench.datamodules.prepare.checks import Finding
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Options of ``wsbench data`` that belong to one dataset; each is refused for the others."""
+
+    download: bool = False
+    rebuild: bool = False
+    train_masks: str | None = None
+    train_set: str | None = None
+    class_names: str | None = None
+
+    def given(self) -> list[str]:
+        """Those that were given."""
+        return [name for name, value in vars(self).items() if value]
+
+
+class Preparation:
+    """Of a dataset that needs nothing; :class:`~wsbench.registry.TaskEntry` names the subclass of one that does."""
+
+    #: fields of :class:`Asked` that it has a use for
+    takes: tuple[str, ...] = ()
+
+    def build(self, root: Path, asked: Asked) -> str | None:
+        """Build what can be built of what lies under ``root``; says what was done.
+
+        Raises:
+            DatasetError: something there is not what it should be.
+        """
+        return None
+
+    def options(self, root: Path, asked: Asked) -> dict[str, Any]:
+        """Options of the data that this copy needs: for verifying it, and in the command to train."""
+        return {}
+
+    def model_options(self, options: dict[str, Any], network: str) -> dict[str, Any]:
+        """Options of the model in the command to train.
+
+        Args:
+            options: of the data.
+            network: the recipe's.
+        """
+        return {}
+
+    def check_official(self, root: Path, asked: Asked) -> list[Finding]:
+        """What the paper's recipe needs beyond what every dataset is checked for."""
+        return []
