@@ -26,7 +26,7 @@ BELOW = {
     "models": {"models", "norms", "extras", "plugins"},
     "datamodules": {"datamodules", *BOTTOM},
     "run": {"run", "migration", "options", "__init__", *BOTTOM},
-    "tasks": {"tasks", "models", "norms", "datamodules", *BOTTOM},
+    "tasks": {"tasks", "models", "norms", "datamodules", "options", *BOTTOM},
     "configuration": {"__init__", "configuration", "datamodules", "norms", "options", "run", "tasks", *BOTTOM},
     "analysis": {"__init__", "analysis", "configuration", "datamodules", "models", "norms", "options", "run", "tasks",
                  *BOTTOM},

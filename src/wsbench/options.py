@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -34,6 +34,21 @@ def parse_duration(text: str) -> float:
 
 class UsageError(UserError, ValueError):
     """A command line that cannot be meant; the message names the option."""
+
+
+def out_of_range(options: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], prefix: str) -> str | None:
+    """What is wrong with the first number that cannot be meant, NaN among them; None if all can.
+
+    Args:
+        options: ``{name: value}``; only numbers are looked at.
+        bounds: ``{name: (least, most)}``.
+        prefix: before the name in the message, such as ``--model.``.
+    """
+    for name, (least, most) in bounds.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
+            return f"{prefix}{name} {value}: expected a number from {least:g} to {most:g}"
+    return None
 
 
 def nearest(word: str, names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wsbench.configuration.foreign import LARGEST, ConfigurationError, described, read_yaml, require_harmless_network
+from wsbench.configuration.foreign import LARGEST, ConfigurationError, read_yaml, taken_from_run
 
 CONFIG: dict[str, Any] = {
     "task": "voc", "recipe": "mini", "norm": "gn+ws", "seed_everything": 3, "runs": "/elsewhere",
@@ -23,8 +23,11 @@ def test_what_is_taken() -> None:
         "task": "voc", "recipe": "mini", "norm": "gn+ws", "seed_everything": 3, "matmul_precision": "high",
         "data": {"root": "x", "crop": 33, "scale": [0.9, 1.1]}, "model": {"lr": 0.1, "aspp_rates": [1, 2, 3]},
     }  # fmt: skip
-    assert described(CONFIG, path, training=False) == common | {"trainer": {"precision": "bf16-mixed"}}
-    assert described(CONFIG, path, training=True)["trainer"] == {"max_steps": 5, "precision": "bf16-mixed"}
+    with pytest.raises(ConfigurationError, match="--import evil, a module that would be run"):
+        taken_from_run(CONFIG, path, training=False)
+    config = {name: value for name, value in CONFIG.items() if name != "import"}
+    assert taken_from_run(config, path, training=False) == common | {"trainer": {"precision": "bf16-mixed"}}
+    assert taken_from_run(config, path, training=True)["trainer"] == {"max_steps": 5, "precision": "bf16-mixed"}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_what_is_taken() -> None:
 )
 def test_what_is_refused(change: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"'{field}'"):
-        described(CONFIG | change, Path("config.yaml"), training=True)
+        taken_from_run(CONFIG | {"import": []} | change, Path("config.yaml"), training=True)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +66,11 @@ def test_networks(task: str | None, network: str, harmless: bool) -> None:
     """Of another task the same text is a module and a function."""
     content = {"model": {"network": network}}
     if harmless:
-        return require_harmless_network(content, Path("config.yaml"), task, "do so")
+        assert taken_from_run(content, Path("config.yaml"), False, task) == content
+        return None
     with pytest.raises(ConfigurationError, match="code that would be run; if you trust it, do so"):
-        require_harmless_network(content, Path("config.yaml"), task, "do so")
+        taken_from_run(content, Path("config.yaml"), False, task, remedy="do so")
+    assert taken_from_run(content, Path("config.yaml"), False, task, own_network=True) == content
     return None
 
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from wsbench.configuration.foreign import ConfigurationError, described, read_yaml, require_harmless_network
+from wsbench.configuration.foreign import ConfigurationError, read_yaml, require_no_imports, taken_from_run
 from wsbench.errors import UserError
 from wsbench.options import Parser
-from wsbench.plugins import OPTION, requested
 from wsbench.registry import TASKS
 from wsbench.run.folder import CONFIG
 
@@ -75,23 +74,6 @@ def _at(layer: dict[str, Any], room: str, name: str) -> Any:
     return fields.get(name) if isinstance(fields, dict) else None
 
 
-def require_no_imports(layer: dict[str, Any], remedy: str = "") -> None:
-    """Nothing is imported because a file says so: whoever starts a run names the modules.
-
-    Args:
-        layer: a configuration.
-        remedy: how one who trusts it says so; default: by the option.
-
-    Raises:
-        ChoiceError: it names a module that was not asked for.
-    """
-    names = layer.get(OPTION.removeprefix("--")) or []
-    for name in names if isinstance(names, list) else [names]:
-        if name not in requested():
-            raise ChoiceError(f"the configuration was made with {OPTION} {name}, a module that would be run; if you "
-                              f"trust it, {remedy or f'add {OPTION} {name}'}")  # fmt: skip
-
-
 def _one_of(value: Any, choices: Collection[str], option: str) -> str:
     if value not in tuple(choices):
         raise ChoiceError(f"{option} {value}: choose from {', '.join(choices)}")
@@ -139,13 +121,9 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
         if config.is_file():
             beside = (str(config),)
             content = read_yaml(config, "the run's configuration")
-            require_no_imports(content)
             own = (getattr(known, "model.network"), *(_at(layer, "model", "network") for layer in layers))
-            if not any(own):
-                meant = known.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
-                network = _at(content, "model", "network")
-                require_harmless_network(content, config, meant, f"say --model.network {network}")
-            layer = described(content, config, training=command == "fit")
+            meant = known.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
+            layer = taken_from_run(content, config, training=command == "fit", task=meant, own_network=any(own))
             taken = (_as_file(layer),)
             layers = [layer, *layers]
 

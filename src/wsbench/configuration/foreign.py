@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from wsbench.errors import UserError
+from wsbench.plugins import OPTION, requested
 from wsbench.registry import TASKS
 from wsbench.run.identity import FLOAT32, TRAINER
 
@@ -62,7 +63,53 @@ def _first_line(error: Exception) -> str:
     return f"{getattr(error, 'problem', None) or str(error).splitlines()[0]}{where}"
 
 
-def described(content: Mapping[str, Any], path: Path, training: bool) -> dict[str, Any]:
+def taken_from_run(
+    content: Mapping[str, Any],
+    path: Path,
+    training: bool,
+    task: object = None,
+    own_network: bool = False,
+    remedy: str | None = None,
+) -> dict[str, Any]:
+    """What is taken of the configuration beside a checkpoint, from wherever both are.
+
+    Args:
+        content: of the file.
+        path: the file, for messages.
+        training: whether the run is to resume, so that the Trainer's fields that change its numbers are taken, too.
+        task: that its network would be of; None: the one that it names.
+        own_network: the user has named another network, so that of the file is of no account.
+        remedy: how one who trusts the file says so; None: by options of the command line.
+
+    Raises:
+        ConfigurationError: it asks for what only a command line may, or a field has a value that is none.
+    """
+    require_no_imports(content, remedy and f"{remedy}, and add the module")
+    if not own_network:
+        _require_harmless_network(content, path, task or content.get("task"), remedy)
+    return _described(content, path, training)
+
+
+def require_no_imports(layer: Mapping[str, Any], remedy: str | None = None) -> None:
+    """Nothing is imported because a file says so: whoever starts a run names the modules.
+
+    Args:
+        layer: a configuration.
+        remedy: how one who trusts it says so; None: by the option.
+
+    Raises:
+        ConfigurationError: it names a module that was not asked for.
+    """
+    names = layer.get(OPTION.removeprefix("--")) or []
+    for name in names if isinstance(names, list) else [names]:
+        if name not in requested():
+            raise ConfigurationError(
+                f"the configuration was made with {OPTION} {name}, a module that would be run; if you trust it, "
+                f"{remedy or f'add {OPTION} {name}'}"
+            )
+
+
+def _described(content: Mapping[str, Any], path: Path, training: bool) -> dict[str, Any]:
     """What a run's configuration says of the run.
 
     Args:
@@ -113,14 +160,14 @@ def _is_plain(value: object) -> bool:
     return len(value) <= _LONGEST and all(map(_is_scalar, inner))
 
 
-def require_harmless_network(content: Mapping[str, Any], path: Path, task: object, remedy: str) -> None:
+def _require_harmless_network(content: Mapping[str, Any], path: Path, task: object, remedy: str | None) -> None:
     """Refuse a configuration whose network is a function or file that would be run.
 
     Args:
         content: of the file.
         path: the file.
         task: that the network would be of.
-        remedy: how one who trusts it says so.
+        remedy: how one who trusts it says so; None: by the option.
 
     Raises:
         ConfigurationError: it is.
@@ -131,5 +178,6 @@ def require_harmless_network(content: Mapping[str, Any], path: Path, task: objec
     harmless = None if entry is None else entry.harmless_network
     if isinstance(network, str) and ":" in network and not (harmless and harmless.match(network)):
         raise ConfigurationError(
-            f"'{path}' asks for the network '{network}', code that would be run; if you trust it, {remedy}"
+            f"'{path}' asks for the network '{network}', code that would be run; if you trust it, "
+            f"{remedy or f'say --model.network {network}'}"
         )

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from wsbench.configuration import fields
-from wsbench.configuration.choice import ChoiceError, require_no_imports
-from wsbench.configuration.foreign import described, read_yaml, require_harmless_network
+from wsbench.configuration.choice import ChoiceError
+from wsbench.configuration.foreign import read_yaml, taken_from_run
 from wsbench.datamodules import BenchmarkData, data_class
 from wsbench.errors import UserError, shortened
 from wsbench.norms import NormMismatchError
@@ -35,10 +35,7 @@ def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[st
         raise ChoiceError(str(error)) from error
     settings = read_yaml(path, "the run's configuration")
     if config is None:  # beside the checkpoint, from wherever that is
-        remedy = f"name the file: --config {path}"
-        require_no_imports(settings, f"{remedy}, and add the module")
-        require_harmless_network(settings, path, settings.get("task"), remedy)
-        settings = described(settings, path, training=False)
+        settings = taken_from_run(settings, path, training=False, remedy=f"name the file: --config {path}")
     if settings.get("task") not in TASKS or not isinstance(settings.get("model"), dict):
         raise ChoiceError(f"'{path}' is not a run's configuration: it names no task and model")
     if not isinstance(settings.setdefault("data", {}), dict):

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from wsbench.errors import UserError
+from wsbench.options import out_of_range
 
 #: torch's names, from exact to fast
 MATMUL = ("highest", "high", "medium")
@@ -45,10 +46,9 @@ def require_trainer(options: Mapping[str, Any]) -> None:
     profiler = options.get("profiler")
     if isinstance(profiler, str) and profiler not in PROFILERS:
         raise TrainerOptionError(f"--trainer.profiler {profiler}: choose from {', '.join(PROFILERS)}")
-    for name, (least, most) in _SENSIBLE.items():
-        value = options.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
-            raise TrainerOptionError(f"--trainer.{name} {value}: expected a number from {least:g} to {most:g}")
+    wrong = out_of_range(options, _SENSIBLE, "--trainer.")
+    if wrong:
+        raise TrainerOptionError(wrong)
     interval = options.get("val_check_interval")
     a_part = isinstance(interval, float) and 0 < interval <= 1
     a_count = isinstance(interval, int) and interval >= 1

@@ -24,6 +24,7 @@ from wsbench.models.by_name import is_named
 from wsbench.norms import NormSpec, WindowError, adaptive_clip_grad_, fold, normalize, require_spec, stamp_spec
 from wsbench.norms.layers import torch_class
 from wsbench.norms.recognize import is_norm
+from wsbench.options import out_of_range
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
 from wsbench.tasks.data import TrainingData, data_of
@@ -76,10 +77,9 @@ _SENSIBLE = {
 
 def _require_sensible(options: Mapping[str, Any]) -> None:
     """TaskOptionError for a number that cannot be meant, NaN among them."""
-    for name, (least, most) in _SENSIBLE.items():
-        value = options.get(name)
-        if isinstance(value, int | float) and not least <= value <= most:
-            raise TaskOptionError(f"--model.{name} {value}: expected a number from {least:g} to {most:g}")
+    wrong = out_of_range(options, _SENSIBLE, "--model.")
+    if wrong:
+        raise TaskOptionError(wrong)
     if any(milestone <= 0 for milestone in options.get("milestones") or ()):
         raise TaskOptionError(f"--model.milestones {list(options['milestones'])}: expected numbers above 0, ascending")
 
