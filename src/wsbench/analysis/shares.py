@@ -64,7 +64,7 @@ class ChannelShares:
 
     @property
     def error(self) -> float:
-        """Largest |A + B + R - ||g||^2| of a channel, relative to ||g||^2; 0 if there is no gradient at all."""
+        """Largest ``|A + B + R - ||g||^2|`` of a channel, relative to ``||g||^2``; 0 if there is no gradient at all."""
         return _worst(self.parts.sum(0), self.total)
 
     @property

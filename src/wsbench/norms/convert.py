@@ -332,11 +332,11 @@ def normalize(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> NormReport:
-    """Turn ``model`` over to ``spec``, in place.
+    """Convert ``model`` to ``spec``, in place.
 
     Every BN, GN, IN, SN, frozen BN and LayerNorm2d becomes the activation normalization of the spec, with its affine
     parameters kept (norms/keep.py has the table). A convolution or linear layer gets the weight normalization **iff a
-    normalization layer consumes its output**, all of it, so classifiers, predictors and RPNs stay plain. Turning over
+    normalization layer consumes its output**, all of it, so classifiers, predictors and RPNs stay plain. Converting
     again, to any spec, is fine.
 
     Layers stay the same objects: lists, closures and second attributes that hold one see the converted layer, hooks

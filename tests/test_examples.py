@@ -1,0 +1,60 @@
+"""examples/: scripts and notebook run as they stand, and train."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bare_loop", "lightning_loop", "accelerate_loop"])
+def test_a_script_trains(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--steps", "100"])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    accuracy = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]()
+    assert accuracy > 25  # 10 by guessing
+    assert "2 layers weight-normalized, 1 plain" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_loops_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning and accelerate draw the same images, and so end with the same network."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    found = []
+    for name in ("lightning_loop", "accelerate_loop"):
+        monkeypatch.setattr(sys, "argv", [name, "--steps", "20"])
+        found.append(runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]())
+    assert found[0] == pytest.approx(found[1], abs=0.5)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(EXAMPLES / "normalize_to_fold.ipynb", as_version=4)
+    stored = [cell.copy() for cell in notebook.cells]
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": EXAMPLES}}).execute()
+    for cell, before in zip(notebook.cells, stored, strict=True):
+        assert bool(cell.get("outputs")) == bool(before.get("outputs"))  # it is stored as it was run
+
+
+def test_the_config_of_mmdetection_names_layers_that_are_built() -> None:
+    """Without mmdetection: the layers that its builders would make of it."""
+    from mmcv.cnn import ConvModule
+
+    import wsbench.integrations.mmlab  # noqa: F401  # custom_imports
+    from wsbench.norms import NormalizedConv2d
+
+    config = runpy.run_path(str(EXAMPLES / "mmdet_faster_rcnn_gn_ws.py"))
+    assert config["custom_imports"] == {"imports": ["wsbench.integrations.mmlab"]}
+    for part in (config["model"]["backbone"], config["model"]["neck"], config["model"]["roi_head"]["bbox_head"]):
+        layer = ConvModule(3, 64, 3, conv_cfg=part["conv_cfg"], norm_cfg=part["norm_cfg"])
+        assert isinstance(layer.conv, NormalizedConv2d)
+        assert isinstance(layer.norm, nn.GroupNorm | nn.Module)
+        assert layer(torch.randn(1, 3, 8, 8)).shape == (1, 64, 6, 6)
