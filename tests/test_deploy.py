@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 from tests.conftest import TINY, write_voc
 from wsbench.cli.resolver import Resolver
+from wsbench.extras import OPEN3D_LIBRARIES
 from wsbench.records import read_record
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -78,6 +80,23 @@ def test_torchrun_on_two_nodes(tmp_path: Path) -> None:
     assert (record.batch.devices, record.batch.accumulate, record.steps) == (2, 1, 4)
     assert record.metrics["miou"].n_eval == 5
     assert "this run is finished" in both()[0]
+
+
+def test_the_dockerfile_has_what_it_says() -> None:
+    """There is no builder here: stages, extras and system libraries are compared with what they name."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    lines = text.replace("\\\n", " ").splitlines()
+    stages = [line.split() for line in lines if line.startswith("FROM ")]
+    names = [words[3] for words in stages]
+    assert names == ["base", "cuda", "cpu"]
+    assert all(words[1] in names or ":" in words[1] for words in stages)
+    known = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r"'\.\[([\w,]+)\]'", text):
+        assert set(extras.split(",")) <= set(known)
+    (installed,) = (line for line in lines if "apt-get install" in line)
+    assert set(OPEN3D_LIBRARIES.values()) <= set(installed.split())
+    instructions = {line.split()[0] for line in lines if line and not line.startswith("#")}
+    assert instructions <= {"FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "ENTRYPOINT", "CMD"}
 
 
 def test_the_page_names_every_manifest() -> None:

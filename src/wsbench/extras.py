@@ -96,6 +96,11 @@ def wandb() -> Any:
     return _extra("wandb", "--wandb true needs wandb", "wandb")
 
 
+def huggingface_hub() -> Any:
+    """The module huggingface_hub; MissingPartError if it is not there."""
+    return _extra("huggingface_hub", "repositories of Hugging Face's Hub need huggingface_hub", "hub")
+
+
 def mlflow() -> Any:
     """The module mlflow; MissingPartError if it is not there."""
     return _extra("mlflow", "--mlflow true needs mlflow", "mlflow")

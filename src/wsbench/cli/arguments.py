@@ -14,7 +14,7 @@ from wsbench.options import Parser
 from wsbench.registry import TASKS
 
 LAUNCHERS = ("local", "slurm", "ray")
-FORMATS = ("onnx", "torchscript", "pt2")
+FORMATS = ("onnx", "torchscript", "pt2", "safetensors")
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
@@ -183,11 +183,12 @@ def export() -> Parser:
     """Of ``export``."""
     parser = Parser(
         prog="wsbench export",
-        description="A run's network with its effective weights baked in, checked against PyTorch.",
+        description="A run's network with its effective weights baked in, checked against PyTorch; or, as safetensors, "
+        "its weights as they were trained, in a folder that from_pretrained and --model.init_from read.",
     )
     parser.add_argument("--ckpt_path", required=True, help="a run's checkpoint, for instance runs/voc/ID/last.ckpt")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", help="the file (default: beside the checkpoint)")
+    parser.add_argument("--output", help="the file, or safetensors' folder (default: beside the checkpoint)")
     parser.add_argument("--config", help="the run's configuration (default: config.yaml beside the checkpoint)")
     return parser
 

@@ -16,6 +16,8 @@ import wsbench
 from wsbench.configuration.restore import load_run
 from wsbench.errors import UserError
 from wsbench.export.writers import SUFFIXES, WRITERS, Run, run_network
+from wsbench.integrations import save_pretrained
+from wsbench.integrations.pretrained import CONFIG, WEIGHTS
 from wsbench.run.report import console
 from wsbench.tasks import BenchmarkTask
 
@@ -139,13 +141,28 @@ def _other_size_agrees(task: BenchmarkTask, run: Run, x: Tensor, sizes: Mapping[
     return relative_difference(run(other), run_network(task.network)(other)) <= TOLERANCE
 
 
+def _save_weights(args: argparse.Namespace, checkpoint: Path) -> int:
+    """The weights as they were trained, with what a network has to be to take them."""
+    folder = Path(args.output).expanduser() if args.output else checkpoint.expanduser().parent / "pretrained"
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"--output '{folder}' is a file; name a folder")
+    task, _ = load_run(checkpoint, None if args.config is None else Path(args.config))
+    save_pretrained(task.network, folder, task.spec, task=task.task, network=task.network_name,
+                    classes=list(task.classes), wsbench=wsbench.__version__)  # fmt: skip
+    console().print(f"wrote {folder / WEIGHTS} and {folder / CONFIG}: {task.network_name}, {task.spec}",
+                    soft_wrap=True, markup=False)  # fmt: skip
+    return 0
+
+
 def main(args: argparse.Namespace) -> int:
     """Export, and say what was written; returns 0."""
     checkpoint = Path(args.ckpt_path)
-    output = Path(args.output) if args.output else checkpoint.with_suffix(SUFFIXES[args.format])
-    output = output.expanduser()
-    if output.exists() and not output.is_file():
+    suffix = SUFFIXES.get(args.format, "")
+    output = (Path(args.output) if args.output else checkpoint.with_suffix(suffix)).expanduser()
+    if args.format != "safetensors" and output.exists() and not output.is_file():
         raise ExportError(f"--output '{output}' is no file; name one that may be written")
+    if args.format == "safetensors":
+        return _save_weights(args, checkpoint)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     task, settings = load_run(checkpoint, None if args.config is None else Path(args.config))

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from wsbench.norms import stamp_spec
+from wsbench.norms.guard import KEY
 
 #: what the readers raise on files that are no checkpoints: a pickle's opcodes may be any bytes
 _UNREADABLE = (
@@ -33,7 +34,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".npz":
             return _big_transfer(path)
         if path.suffix == ".safetensors":
-            return {"state_dict": load_file(path)}
+            with safe_open(path, framework="pt") as file:
+                spec = (file.metadata() or {}).get(KEY)
+            return {"state_dict": load_file(path)} | ({} if spec is None else {KEY: spec})
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if isinstance(error, ValueError | RuntimeError) and str(error) else (

@@ -42,12 +42,20 @@ def _torchvision(network: nn.Module) -> dict[str, Any]:
 
 
 def parse_source(source: str) -> tuple[NormSpec | None, Path]:
-    """``PATH`` or ``SPEC=PATH`` as the specification, if it is said, and the path."""
+    """``PATH`` or ``SPEC=PATH`` as the specification, if it is said, and the file.
+
+    A folder is one that :func:`wsbench.integrations.save_pretrained` wrote: its ``model.safetensors``.
+    """
     named, separator, rest = source.partition("=")
     if separator:
         with contextlib.suppress(SpecError):  # else a file whose name holds '='
-            return NormSpec.parse(named), Path(rest).expanduser()
-    return None, Path(source).expanduser()
+            return NormSpec.parse(named), _file(Path(rest).expanduser())
+    return None, _file(Path(source).expanduser())
+
+
+def _file(path: Path) -> Path:
+    inside = path / "model.safetensors"
+    return inside if inside.is_file() else path
 
 
 def read_source(source: str) -> tuple[dict[str, Any], str]:
