@@ -17,6 +17,11 @@ _LONGEST = 400
 _OTHERS = ("/lightning/pytorch/", "/lightning/fabric/", "/jsonargparse/", "/torch/distributed/", "/pathlib")
 
 
+#: modules of the extra `train`
+TRAINING = ("torchvision", "lightning", "jsonargparse", "torchmetrics", "PIL", "scipy", "sklearn", "h5py",
+            "pycocotools", "joblib", "tensorboard")  # fmt: skip
+
+
 class UserError(Exception):
     """A mistake in options, files or data; the message names the thing, what was expected, and how to fix it.
 
@@ -60,6 +65,8 @@ def for_the_user(error: BaseException) -> UserError | None:
     """
     if isinstance(error, UserError):
         return error
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in TRAINING:
+        return UserError(f"this needs {error.name}, which is not installed: pip install 'wsbench[train]'")
     if isinstance(error, OSError) and error.errno is not None:
         named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         files = " and ".join(f"'{name}'" for name in named)

@@ -49,11 +49,11 @@ def _version(*names: str) -> str | None:
 
 
 def required() -> list[tuple[str, str, str, bool]]:
-    """(name, wanted, found, ok) of every package that wsbench needs."""
+    """(name, wanted, found, ok) of every package that wsbench needs, for training too."""
     rows = []
     for text in requires("wsbench") or []:
         requirement = Requirement(text)
-        if requirement.marker is not None:  # extras
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": "train"}):
             continue
         found = _version(requirement.name)
         ok = found is not None and requirement.specifier.contains(found, prereleases=True)

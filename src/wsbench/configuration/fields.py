@@ -75,7 +75,7 @@ class _Class:
 def _folder(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise UsageError(f"'{package}' is not installed; `python -m wsbench doctor` says what is")
+        raise UsageError(f"this needs {package}, which is not installed: pip install 'wsbench[train]'")
     return Path(spec.origin).parent
 
 
