@@ -20,6 +20,8 @@ NOTED = 3
 RECORD_NAME = "result.json"
 #: how a run's learning rate was chosen, laid into its folder by a tuned sweep
 TUNING_NAME = "tuning.json"
+#: of the log beside a published record
+METRICS_SUFFIX = ".metrics.jsonl"
 
 
 class RecordError(UserError, ValueError):

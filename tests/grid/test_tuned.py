@@ -11,12 +11,13 @@ import yaml
 
 from tests.conftest import write_voc
 from tests.grid.small import OPTIONS
+from tests.test_records import make_record
 from wsbench.__main__ import main
-from wsbench.grid.cells import Cell
+from wsbench.grid.cells import Cell, Resolved
 from wsbench.grid.definition import GridError, TunedGrid, load, next_rate
 from wsbench.grid.tuned import Method, Protocol, grown, methods
-from wsbench.records import chosen, read_record
-from wsbench.run.identity import LR, SHARE
+from wsbench.records import Trial, Tuning, chosen, read_record, write_record
+from wsbench.run.identity import LR, SHARE, id_of
 
 GRID = {"options": {"task": "imagenet"}, "axes": {"norm": ["bn", "gn+ws"]}, "rates": [0.01, 0.03, 0.1]}
 
@@ -67,6 +68,9 @@ class FakeCell:
 
     def finished(self) -> bool:
         return self.ran
+
+    def renew_tuning(self, tuning: Any) -> bool:
+        return False
 
     def record(self) -> Any:
         metrics = {"top1_error": SimpleNamespace(value=self.score)}
@@ -197,3 +201,27 @@ def test_from_the_command_line(tmp_path: Path, in_a_folder: None, capsys: pytest
     assert "started" not in capsys.readouterr().out
     assert main(["sweep", "status", "grid.yaml"]) == 0
     assert "5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["own", "published"])
+def test_a_finished_result_says_the_trials_that_came_after_it(where: str, tmp_path: Path) -> None:
+    """The grid grew for another norm; the rate is as it was, and nothing is run again."""
+    trials = [Trial(rate=rate, seed=1000, record=f"t{rate}", score=50.0, diverged=False) for rate in (0.01, 0.03, 0.1)]
+    first = Tuning(metric="miou", share=0.2, trials=tuple(trials), rate=0.03)
+    more = Trial(rate=0.003, seed=1000, record="t0.003", score=10.0, diverged=False)
+    second = first.model_copy(update={"trials": (more, *trials)})
+    record = make_record(tuning=first, schema_version=7)
+    identity = id_of(record) or record.id
+    resolved = Resolved(record.task, record.recipe, tmp_path / "runs", identity, None, None)
+    record = record.model_copy(update={"id": identity})
+    published = tmp_path / "records"
+    cell = Cell({}, (), resolved, published=published)
+    path = cell.folder / "result.json" if where == "own" else published / record.task / f"{record.id}.json"
+    write_record(record, path)
+    (path.with_name("metrics.jsonl") if where == "own" else path.with_suffix(".metrics.jsonl")).write_text("log\n")
+    assert cell.renew_tuning(second)
+    assert read_record(cell.folder / "result.json") == record.model_copy(update={"tuning": second})
+    assert (cell.folder / "metrics.jsonl").read_text() == "log\n"
+    assert not cell.renew_tuning(second)
+    if where == "published":
+        assert read_record(path) == record

@@ -164,3 +164,21 @@ def test_every_column_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "leaderboards.md").read_text()
     for column in {*COLUMNS, *WIDE, *tuned.COLUMNS}:
         assert f"| `{column}` |" in text, f"docs/leaderboards.md lacks `{column}`"
+
+
+def test_what_runs_changed_is_in_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table for each leaderboard; an option that all have is said once; cited tables only where asked for."""
+    for seed, lr in ((0, 0.01), (1, 0.03), (2, None)):
+        overrides = {"trainer.max_steps": 5} | ({} if lr is None else {"model.lr": lr})
+        record = make_record(seed=seed, id=f"r{seed}", overrides=overrides)
+        write_record(record, tmp_path / "runs" / record.task / record.id / "result.json")
+    out = tmp_path / "out"
+    assert main(["leaderboard", "--records", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    header = next(line for line in said.splitlines() if "norm" in line and "seeds" in line)
+    assert [cell.strip() for cell in header.split("┃")[1:4]] == ["norm", "lr", "batch"]
+    assert "trainer.max_steps=5" in said
+    assert "(recipe)" in said
+    assert len(list(out.iterdir())) == 2
+    assert main(["leaderboard", "--records", str(tmp_path / "runs"), "--out", str(out), "--cited"]) == 0
+    assert {f"{task}.csv" for task in TASKS} <= {path.name for path in out.iterdir()}

@@ -87,7 +87,7 @@ def test_groups_differ_in_nothing_but_the_seed() -> None:
 
 
 def test_a_delta_needs_the_papers_experiment() -> None:
-    from tests.leaderboard.test_tables import paper_record
+    from tests.leaderboard.test_rows import paper_record
 
     same = {"network": "deeplabv3_resnet101", "metrics": {"miou": MetricValue(value=77.0, n_eval=3, step=4)}}
     (row,) = wide_rows("voc", [paper_record(**same)], [])  # type: ignore[list-item]

@@ -255,6 +255,9 @@ def leaderboard() -> Parser:
     )
     _records(parser)
     parser.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the CSV files go")
+    parser.add_argument(
+        "--cited", action="store_true", help="also tables of cited numbers only, of tasks without a run"
+    )
     return parser
 
 

@@ -13,7 +13,16 @@ from typing import Any, Literal
 import wsbench
 from wsbench import plugins
 from wsbench.grid.definition import ALIASES
-from wsbench.records import RECORD_NAME, RecordError, RunRecord, read_record
+from wsbench.records import (
+    METRICS_SUFFIX,
+    RECORD_NAME,
+    RecordError,
+    RunRecord,
+    Tuning,
+    read_record,
+    write_atomically,
+    write_record,
+)
 from wsbench.run.folder import METRICS, resumable
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import append_line, read_lines
@@ -98,6 +107,25 @@ class Cell:
         if self.published:
             return published_records(self.published / self.resolved.task).get(self.id)
         return None
+
+    def renew_tuning(self, tuning: Tuning) -> bool:
+        """Let the record of a finished run say how its rate was chosen, where that has had further trials since.
+
+        The run's own folder gets the record; a published one stays as it is until it is submitted again.
+
+        Returns:
+            Whether it said otherwise.
+        """
+        record = self.record()
+        if record is None or record.tuning == tuning:
+            return False
+        if not (self.folder / RECORD_NAME).exists() and self.published:
+            log = self.published / self.resolved.task / f"{record.id}{METRICS_SUFFIX}"
+            if log.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.folder / METRICS, log.read_bytes())
+        write_record(record.model_copy(update={"tuning": tuning}), self.folder / RECORD_NAME)
+        return True
 
     def finished(self) -> bool:
         """Whether there is nothing to run."""

@@ -203,10 +203,15 @@ class Protocol:
         )
 
     def write_tunings(self, stage: Stage) -> None:
-        """Lay into the folder of each run of stage 2 how its rate was chosen; its record takes it from there."""
-        for method, cell in stage.cells:
-            if stage.number == 2 and not cell.finished():
-                tuning = self.tuning(method, stage.rates[method.setting])
+        """Lay into the folder of each run of stage 2 how its rate was chosen; its record takes it from there.
+
+        One that has finished, at this rate, when the grid was smaller gets the further trials into its record.
+        """
+        for method, cell in stage.cells if stage.number == 2 else ():
+            tuning = self.tuning(method, stage.rates[method.setting])
+            if cell.finished():
+                cell.renew_tuning(tuning)
+            else:
                 write_text_atomically(cell.folder / TUNING_NAME, tuning.model_dump_json(indent=1) + "\n")
 
     def cells(self, stage: Stage) -> list[Cell]:

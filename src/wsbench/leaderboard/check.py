@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsbench.leaderboard.derive import derive
-from wsbench.leaderboard.logs import METRICS_SUFFIX, find_logs
+from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.naming import find_records, in_order, overrides_of, table_name
 from wsbench.leaderboard.tuned import counted_in_steps, tuning_problems
-from wsbench.records import RecordError, RunRecord, read_record
+from wsbench.records import METRICS_SUFFIX, RecordError, RunRecord, read_record
 from wsbench.registry import TASKS
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import read_metrics

@@ -1,7 +1,8 @@
 """``python -m wsbench leaderboard``."""
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,6 +11,7 @@ from wsbench.leaderboard.check import check
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.naming import LeaderboardError, find_records
+from wsbench.leaderboard.spread import Spread
 from wsbench.leaderboard.submit import submit
 from wsbench.leaderboard.wide import Group, groups
 from wsbench.registry import TASKS
@@ -22,31 +24,50 @@ class CheckFailedError(LeaderboardError):
     exit_status = 1
 
 
-def _line(group: Group, metric: str) -> tuple[str, ...]:
-    over = group.spread(metric)
-    assert over is not None
+def _tables(found: list[Group]) -> Iterator[Table]:
+    """A table for each leaderboard: what the runs changed of the recipe is a column where it differs."""
+    for name in dict.fromkeys(group.table for group in found):
+        mine = [group for group in found if group.table == name]
+        metric = TASKS[mine[0].first.task].headline
+        options = sorted({option for group in mine for option in group.first.overrides})
+        differ = [option for option in options if len({_value(group, option) for group in mine}) > 1]
+        same = [f"{option}={_value(mine[0], option)}" for option in options if option not in differ]
+        table = Table(title=escape(f"{name}: {metric}, over seeds, final weights"),
+                      caption=escape(", ".join(same)) or None)  # fmt: skip
+        table.add_column("norm")
+        for column in (*differ, "batch", "seeds", "mean", "sd", "95 %"):
+            table.add_column(escape(column.removeprefix("model.").removeprefix("trainer.")), justify="right")
+        for group in mine:
+            over = group.spread(metric)
+            if over is not None:
+                changed = [_value(group, option) for option in differ]
+                table.add_row(*map(escape, (group.first.labelled_norm, *changed, *_numbers(group, over))))
+        yield table
+
+
+def _value(group: Group, option: str) -> str:
+    """As it was given, or where the recipe says it."""
+    overrides = group.first.overrides
+    return json.dumps(overrides[option]).strip('"') if option in overrides else "(recipe)"
+
+
+def _numbers(group: Group, over: Spread) -> tuple[str, ...]:
     batch = group.first.batch
-    norm = group.first.labelled_norm + (f" ({group.overrides})" if group.overrides else "")
     interval = "-" if over.low is None else f"{over.low:.2f} to {over.high:.2f}"
-    size = f"{batch.micro_batch} of {batch.effective_batch}"
     std = "-" if over.std is None else f"{over.std:.2f}"
-    return (group.table, norm, metric, size, str(over.n), f"{over.mean:.2f}", std, interval)
+    return (f"{batch.micro_batch} of {batch.effective_batch}", str(over.n), f"{over.mean:.2f}", std, interval)
 
 
 def _derive(args: argparse.Namespace) -> None:
     folders = [folder for folder in args.records if folder.is_dir()]
-    written = update(folders, args.out)
-    table = Table(title="mean, standard deviation and 95 % interval over seeds, final weights")
-    for column in ("table", "norm", "metric", "batch", "seeds", "mean", "sd", "95 %"):
-        table.add_column(column, justify="left" if column in ("table", "norm", "metric") else "right")
+    written = update(folders, args.out, cited=args.cited)
     found = groups(find_records(folders))
-    for group in found:
-        if group.spread(TASKS[group.first.task].headline) is not None:
-            table.add_row(*map(escape, _line(group, TASKS[group.first.task].headline)))
-    if found:
+    for table in _tables(found):
         console().print(table)
-    else:
-        console().print(f"no records below {', '.join(map(str, args.records))}; only published rows are written")
+    if not found:
+        console().print(
+            f"no records below {', '.join(map(str, args.records))}; --cited writes the published rows alone"
+        )
     for path in written:
         console().print(f"wrote {path}", soft_wrap=True)
 

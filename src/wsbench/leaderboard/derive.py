@@ -28,13 +28,23 @@ def derive(records: Sequence[RunRecord], logs: Logs | None = None) -> dict[str, 
     return texts
 
 
-def update(folders: Sequence[Path], out: Path, of: RunRecord | None = None) -> list[Path]:
-    """Derive the tables from all records below ``folders`` and write them into ``out``; returns their files.
+def update(folders: Sequence[Path], out: Path, of: RunRecord | None = None, cited: bool = False) -> list[Path]:
+    """Derive the tables from all records below ``folders`` and write them.
 
-    With ``of`` only the long table that holds this record is returned.
+    Args:
+        folders: with records.
+        out: the folder of the tables. In one that holds published records every table is written.
+        of: only the long table that holds this record is returned.
+        cited: write tables of cited numbers only, too, of tasks without a record.
+
+    Returns:
+        The files that were written.
     """
     records = find_records(folders)
+    cited = cited or (out / "records").is_dir()
+    own = {name for name, found in by_table(records).items() if found or cited}
     texts = derive(records, find_logs(folders, tuned.counted_in_steps(records)))
+    texts = {file: text for file, text in texts.items() if file.partition(".")[0] in own}
     for name, text in texts.items():
         write_text_atomically(out / name, text)
     if of is None:

@@ -3,11 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from wsbench.records import METRICS_SUFFIX
 from wsbench.run.folder import METRICS
 from wsbench.run.lines import read_metrics
-
-#: of the log beside a published record
-METRICS_SUFFIX = ".metrics.jsonl"
 
 Series = Mapping[str, Mapping[int, float]]
 Logs = Mapping[str, Series]

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from wsbench.leaderboard.check import log_problems, problems_of, twins
 from wsbench.leaderboard.derive import derive, update
-from wsbench.leaderboard.logs import METRICS_SUFFIX
 from wsbench.leaderboard.naming import LeaderboardError, find_records
 from wsbench.leaderboard.tuned import tuning_problems
-from wsbench.records import NOTED, RECORD_NAME, RunRecord, read_record, write_atomically, write_record
+from wsbench.records import METRICS_SUFFIX, NOTED, RECORD_NAME, RunRecord, read_record, write_atomically, write_record
 from wsbench.run.folder import METRICS
 
 
@@ -38,11 +37,18 @@ def _checked(run: Path, leaderboards: Path, note: str) -> RunRecord:
     return record
 
 
+def _has_further_trials(record: RunRecord, published: RunRecord) -> bool:
+    """Whether a record is the published one, but for trials that the grid of its rate got since."""
+    new, old = record.tuning, published.tuning
+    grew = new is not None and old is not None and new.rate == old.rate and {*old.trials} < {*new.trials}
+    return grew and record.model_copy(update={"tuning": old}) == published
+
+
 def submit(runs: Sequence[Path], leaderboards: Path, note: str = "") -> list[Path]:
     """Copy the records and logs of runs to those that are published, and derive the tables.
 
     All of them or none: a tuned run is published with the trials by which its rate was chosen. Of several runs, those
-    that are published already, with the same results, are passed over.
+    that are published already, with the same results, are passed over, unless the grid of their rate has grown since.
 
     Args:
         runs: folders of finished runs.
@@ -59,12 +65,11 @@ def submit(runs: Sequence[Path], leaderboards: Path, note: str = "") -> list[Pat
     fresh: dict[str, tuple[Path, RunRecord]] = {}
     for run in runs:
         record = _checked(run, leaderboards, note)
-        if note or not _target(record, leaderboards).exists():
+        target = _target(record, leaderboards)
+        if note or not target.exists() or _has_further_trials(record, read_record(target)):
             fresh[record.id] = (run, record)
         elif len(runs) == 1:
-            raise LeaderboardError(
-                f"run {record.id} is published already, with the same results: '{_target(record, leaderboards)}'"
-            )
+            raise LeaderboardError(f"run {record.id} is published already, with the same results: '{target}'")
     folders = [leaderboards / "records"]
     others = [r for r in find_records(folders) if r.id not in fresh] if folders[0].is_dir() else []
     together = [*others, *(record for _, record in fresh.values())]
