@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from tests import tiny
 from wsbench.norms import NormSpec
 from wsbench.tasks import ImageNetClassification
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.data import BatchUnknownError
+from wsbench.tasks.errors import TaskOptionError
 
 DOCS = Path(__file__).parents[1] / "docs" / "lightning.md"
 SCRIPTS = {

@@ -13,7 +13,7 @@ from tests.running import fit, only_run
 from tests.test_recipes import line
 from wsbench.__main__ import main
 from wsbench.records import read_record
-from wsbench.tasks.base import NotFiniteError
+from wsbench.tasks.errors import NotFiniteError
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
 

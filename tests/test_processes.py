@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from tests import tiny
 from wsbench.records import read_record
 from wsbench.run.nodes import NodeError, meet, process_rank
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 
 #: a norm of each kind: fused, with statistics of a sample; coco's is the one that its heads have
 NORM = "gn+ws"

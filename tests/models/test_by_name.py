@@ -14,7 +14,7 @@ from wsbench.models.by_name import LastFeatures, Pyramid, classifier, colours, e
 from wsbench.norms import normalize
 from wsbench.records import read_record
 from wsbench.tasks import COCODetection, ImageNetClassification, SomethingClassification, VOCSegmentation
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from tests import tiny
 from tests.norms.nets import OLD, Net, batches, difference, gradients, net
 from wsbench.norms import AccumulationWindow
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 
 pytestmark = pytest.mark.slow
 

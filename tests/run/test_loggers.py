@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.running import fit, only_run
 from wsbench.run.lines import read_metrics
 from wsbench.run.recorder import Recorder
-from wsbench.tasks.base import NotFiniteError
+from wsbench.tasks.errors import NotFiniteError
 
 
 def scalars(folder: Path, name: str) -> dict[int, float]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wsbench.norms import NormMismatchError, normalize, stamp_spec
-from wsbench.tasks.base import BenchmarkTask, TaskOptionError
+from wsbench.tasks.base import BenchmarkTask
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.voc import VOCSegmentation
 
 

@@ -14,8 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from tests import tiny
 from wsbench.datamodules.annotations import read_annotations
 from wsbench.datamodules.coco import split_place
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.coco import FIGURES, average_precision, detections, encode
+from wsbench.tasks.errors import TaskOptionError
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torchvision.models import resnet50
 
 from wsbench.models.resnet import ResNetClassifier
 from wsbench.norms import NormMismatchError
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.formats import read_checkpoint
 from wsbench.tasks.imagenet import ImageNetClassification
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as T
 
 from tests import tiny
 from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.imagenet import ImageNetClassification
 from wsbench.tasks.pictures import PictureScale
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from tests import tiny
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 
 
 def test_label_smoothing_of_both_codes() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tests import tiny
 from wsbench.datamodules.mini import something as mini
-from wsbench.tasks.base import TaskOptionError
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.something import parameter_groups
 
 

@@ -31,7 +31,7 @@ from wsbench.run.recorder import PredictionFiles
 from wsbench.run.stopping import Every, Stopping
 from wsbench.run.wrong_options import ShortErrors
 from wsbench.tasks import BenchmarkTask, task_class
-from wsbench.tasks.base import NotFiniteError
+from wsbench.tasks.errors import NotFiniteError
 from wsbench.tasks.sync_batch_norm import SyncBatchNorms
 
 #: what the parser says about a class that cannot be made of what was given; the first reason is the class's own

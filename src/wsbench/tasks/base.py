@@ -13,21 +13,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbench.datamodules.sampling import accumulation
-from wsbench.errors import UserError
 from wsbench.models.by_name import is_named
-from wsbench.norms import NormSpec, WindowError, adaptive_clip_grad_, fold, normalize, require_spec, stamp_spec
+from wsbench.norms import NormSpec, WindowError, adaptive_clip_grad_, fold, normalize, stamp_spec
 from wsbench.norms.layers import torch_class
 from wsbench.norms.recognize import is_norm
 from wsbench.options import out_of_range
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
+from wsbench.tasks.checkpoints import begin_at_a_window, require_fitting, require_own, require_state_of_training
 from wsbench.tasks.data import TrainingData, data_of
+from wsbench.tasks.errors import NotFiniteError, TaskOptionError
 from wsbench.tasks.initialize import load_backbone
 from wsbench.tasks.memory import MemoryFormat, memory_format_for
 from wsbench.tasks.window import WindowCallback
@@ -36,18 +36,6 @@ from wsbench.tasks.window import WindowCallback
 _DERIVED: weakref.WeakKeyDictionary[Trainer, int] = weakref.WeakKeyDictionary()
 #: ``init_from`` of a network by name: its package's own weights
 PRETRAINED = "pretrained"
-
-
-class TaskOptionError(UserError, ValueError):
-    """An option of a task that does not exist or does not fit the others."""
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that does not belong to the network or the training that it is to be loaded into."""
-
-
-class NotFiniteError(UserError, FloatingPointError):
-    """A loss or an output that is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -511,84 +499,30 @@ class BenchmarkTask(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another task or normalization, by name."""
-        if checkpoint.get("task") != self.task:
-            raise CheckpointError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
-        require_spec(checkpoint, self.spec)
+        require_own(checkpoint, self.task, self.spec)
         if self.attached_trainer is not None and self.attached_trainer.precision == "64-true":
             self.double()  # Lightning converts after it has loaded, and would round the weights to float32 before
         self.classes = tuple(checkpoint.get("classes", ()))
         self.started_from = checkpoint.get("started_from")
         if self.attached_trainer is not None and self.attached_trainer.state.fn == "fit" and "loops" in checkpoint:
-            self._begin_at_a_window(checkpoint)
+            weights = {name for name, _ in self.named_parameters()}
+            begin_at_a_window(checkpoint, self.attached_trainer.accumulate_grad_batches, weights)
 
     def require_checkpoint(self, checkpoint: Mapping[str, Any], resume: bool) -> None:
         """Look whether a checkpoint's content can be loaded, before anything is.
 
         Args:
             checkpoint: its content.
-            resume: whether training is to go on from it.
+            resume: whether training is to resume from it.
 
         Raises:
-            CheckpointError: it is another task's or network's, or lacks what training had got to.
+            CheckpointError: it is another task's or network's, or lacks the state of training.
             NormMismatchError: it is another normalization's.
         """
-        if checkpoint.get("task") != self.task:
-            raise CheckpointError(f"the checkpoint is of task '{checkpoint.get('task')}', this is '{self.task}'")
-        require_spec(checkpoint, self.spec)
-        lost = [part for part in ("loops", "optimizer_states", "lr_schedulers") if resume and part not in checkpoint]
-        if lost:
-            raise CheckpointError(
-                f"the checkpoint has weights only (no {', '.join(lost)}), so training cannot resume from it; "
-                "--model.init_from starts a new run from its weights"
-            )
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
-        found = [f"it has no '{name}'" for name in ours if name not in theirs]
-        found += [f"'{name}' is not in the network" for name in theirs if name not in ours]
-        for name in ours.keys() & theirs.keys():
-            if not isinstance(theirs[name], Tensor):
-                found.append(f"'{name}' is a {type(theirs[name]).__name__} in it")
-            elif theirs[name].shape != ours[name].shape:
-                shapes = f"{tuple(theirs[name].shape)} in it and {tuple(ours[name].shape)} in the network"
-                found.append(f"'{name}' is {shapes}")
-        if found:
-            more = f", and {len(found) - 1} more such" if len(found) > 1 else ""
-            raise CheckpointError(f"the checkpoint does not fit the network '{self.network_name}': {found[0]}{more}")
-
-    def _begin_at_a_window(self, checkpoint: dict[str, Any]) -> None:
-        """Let the loop go on between two optimizer steps, counted in micro-steps of now.
-
-        A checkpoint from the middle of a step lacks what had gathered for it; weights and optimizer are as they were
-        when it began, so that step is run again from its first sample.
-
-        Raises:
-            TaskOptionError: the network has statistics, which the samples that it saw have moved already.
-        """
-        assert self.attached_trainer is not None
-        now = self.attached_trainer.accumulate_grad_batches
-        accumulate = checkpoint.get("accumulate", now)
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        inside = progress["current"]["processed"] % accumulate
-        if not inside:
-            for part in (progress["current"], progress["total"]) if accumulate != now else ():
-                # on another number of devices a step has another number of micro-steps
-                waiting, done = part["processed"] - part["completed"], part["processed"] // accumulate * now
-                part.update(dict.fromkeys(("ready", "started", "processed"), done), completed=done - waiting)
-            return
-        weights = {name for name, _ in self.named_parameters()}
-        moved = [name for name in checkpoint["state_dict"] if name not in weights]
-        said = (
-            f"the checkpoint was written in the middle of an optimizer step, after {inside} of {accumulate} micro-steps"
-        )
-        if moved:
-            raise TaskOptionError(
-                f"{said}, whose gradients are lost, and those samples have moved statistics such as '{moved[0]}': what "
-                "goes on from it would be another run; use one from between two steps, such as last.ckpt"
-            )
-        rank_zero_warn(f"{said}: that step is run again from its first sample, which changes nothing")
-        checkpoint.pop("training_sums", None)  # which have counted its first samples
-        for part in ("current", "total"):
-            start = progress[part]["processed"] // accumulate * now
-            progress[part].update(dict.fromkeys(("ready", "started", "processed", "completed"), start))
+        require_own(checkpoint, self.task, self.spec)
+        if resume:
+            require_state_of_training(checkpoint)
+        require_fitting(checkpoint["state_dict"], self.state_dict(), self.network_name)
 
     def _check_classes(self) -> None:
         """Where the data names its classes: the weights were trained for an order of them, the data must have it."""

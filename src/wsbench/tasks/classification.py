@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsbench.records import MetricValue, write_text_atomically
-from wsbench.tasks.base import BenchmarkTask, TaskOptionError, at_least_float32
+from wsbench.tasks.base import BenchmarkTask, at_least_float32
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.metrics import Counts
 
 

@@ -36,7 +36,8 @@ from wsbench.models.detection import (
 from wsbench.models.resnet import RESNETS
 from wsbench.norms import ACTIVATIONS
 from wsbench.records import write_text_atomically
-from wsbench.tasks.base import BenchmarkTask, TaskOptionError
+from wsbench.tasks.base import BenchmarkTask
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.schedules import StepFactor, by_step
 
 #: the twelve figures in the order of pycocotools' stats, named as in the paper's tables

@@ -13,8 +13,8 @@ from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from wsbench.models.by_name import classifier, colours, example, is_named
 from wsbench.models.resnet import ResNetClassifier
 from wsbench.models.resnetv2 import STANDARDIZED, ResNetV2, is_resnetv2
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import TopK
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.pictures import PictureScale, picture_words
 from wsbench.tasks.schedules import StepFactor, by_step
 

@@ -15,8 +15,8 @@ from wsbench.datamodules.clouds import rotation_about_y
 from wsbench.extras import plotly
 from wsbench.models.dgcnn import DGCNN, DGCNN_FORMS
 from wsbench.norms.facts import facts_of
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import Classification
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.metrics import Confusion
 from wsbench.tasks.schedules import by_step
 

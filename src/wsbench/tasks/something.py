@@ -12,8 +12,8 @@ from wsbench.models.by_name import is_named
 from wsbench.models.resnet import RESNETS
 from wsbench.models.tsm import TSM
 from wsbench.norms import ACTIVATIONS
-from wsbench.tasks.base import TaskOptionError
 from wsbench.tasks.classification import TopK
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.pictures import PictureScale, picture_words
 from wsbench.tasks.schedules import StepFactor, by_step
 

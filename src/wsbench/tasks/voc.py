@@ -22,7 +22,8 @@ from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
 from wsbench.norms import ACTIVATIONS
 from wsbench.records import write_text_atomically
-from wsbench.tasks.base import BenchmarkTask, TaskOptionError, at_least_float32
+from wsbench.tasks.base import BenchmarkTask, at_least_float32
+from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.metrics import Confusion, Counts
 from wsbench.tasks.pictures import PictureScale, picture_words
 
