@@ -154,7 +154,7 @@ def main() -> None:
     """Print the tables, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet50", help="a torchvision model (default: resnet50)")
-    parser.add_argument("--size", type=int, default=224, help="of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=224, help="of the images in pixels")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="of the memory formats; none: skip them")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

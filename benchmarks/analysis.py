@@ -19,7 +19,7 @@ from wsbench.analysis.log import read
 from wsbench.datamodules import ImageNet
 from wsbench.tasks import ImageNetClassification
 
-#: network, picture size, micro-steps of an optimizer step, optimizer steps of the epochs that the cost is related to
+#: network, image size, micro-steps of an optimizer step, optimizer steps of the epochs that the cost is related to
 CASES = {"miniature": ("resnet_mini", 48, 8, (40, 200)), "ResNet-50": ("resnet50", 224, 8, (40, 200, 5004))}
 
 

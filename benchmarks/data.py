@@ -1,6 +1,6 @@
 """Samples a second on one core, for every datamodule at the paper's sizes: ``python -m benchmarks.data``.
 
-Each beside the obvious pipeline on the same files: Pillow opens, torchvision's transforms v2 work on Pillow pictures in
+Each beside the obvious pipeline on the same files: Pillow opens, torchvision's transforms v2 work on Pillow images in
 the paper's order, ToImage, ToDtype and Normalize make floats in the worker, the default collation batches them; for
 point clouds the authors' numpy code. Ours is measured as the DataLoader would call it: ``data[Draw]``, collation
 included. Both in one interleaved run, one thread.
@@ -104,7 +104,7 @@ def write(task: str, root: Path, count: int) -> None:
             for i in range(count):
                 save(photograph(rng, 640, 480), root / f"{split}2017" / f"{i}.jpg")
                 pictures.append({"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480})
-                for k in range(7):  # COCO has 7.3 objects a picture
+                for k in range(7):  # COCO has 7.3 objects an image
                     x, y, w, h = (int(v) for v in rng.integers((0, 0, 30, 30), (400, 300, 200, 150)))
                     angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)
                     outline = np.stack((x + w / 2 * (1 + np.cos(angles)), y + h / 2 * (1 + np.sin(angles))), 1)
@@ -185,7 +185,7 @@ def reference_something(data: Any) -> Callable[[int], Any]:
 
 
 def reference_coco(data: Any) -> Callable[[int], Any]:
-    """As in torchvision's detection references: Pillow, masks of all objects, a float picture."""
+    """As in torchvision's detection references: Pillow, masks of all objects, a float image."""
     known = data.train_data
 
     def sample(i: int) -> Any:

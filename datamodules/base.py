@@ -59,7 +59,7 @@ class BenchmarkData(LightningDataModule, ABC):
         min_steps_per_epoch: where an epoch is a pass over the data, it has at least so many optimizer steps.
         eval_batch: samples on a device in evaluation.
         num_workers: processes that load data.
-        pictures: a folder of what ``predict`` is to look at.
+        images: a folder of what ``predict`` is to look at.
         recursive: whether ``predict`` looks into the folders in it.
         max_dropped: share of a split's samples that may be left out (clips without frames); more is an error.
         tuning: share of the training samples that are held out and evaluated on in place of val, which then stays

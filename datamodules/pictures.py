@@ -1,4 +1,4 @@
-"""Reading pictures as uint8 tensors: one reader for all tasks, which nothing that a file holds can crash.
+"""Reading images as uint8 tensors: one reader for all tasks, which nothing that a file holds can crash.
 
 JPEG is decoded by torchvision, which is fast and refuses broken files. Everything else is decoded by Pillow: the native
 PNG decoder of torchvision can end the process at a damaged stream.
@@ -24,9 +24,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import is_meant
 
-#: suffixes of pictures, in any case
+#: suffixes of images, in any case
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-#: suffixes of what is a picture to a user, and is not read
+#: suffixes of what is an image to a user, and is not read
 UNREAD = (".gif", ".jp2", ".heic", ".heif", ".avif", ".tga")
 #: longest file name in bytes, as most file systems have it
 _LONGEST_NAME = 255
@@ -35,7 +35,7 @@ _DAMAGED = (
     OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError,
     AttributeError, NotImplementedError, ZeroDivisionError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-#: pixels of a picture from which on it is refused, as Pillow has it
+#: pixels of an image from which on it is refused, as Pillow has it
 _MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
 
@@ -44,7 +44,7 @@ def _cannot_read(path: str | Path, error: BaseException) -> DatasetError:
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     elif isinstance(error, UnidentifiedImageError):
-        reason = "it is no picture"
+        reason = "it is no image"
     return DatasetError(f"cannot read '{path}': {reason.splitlines()[0]}; replace the file")
 
 
@@ -78,7 +78,7 @@ def _check_sums(content: bytes) -> None:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Decode a picture completely with Pillow; a DatasetError names a file that cannot be read, or that moves."""
+    """Decode an image completely with Pillow; a DatasetError names a file that cannot be read, or that moves."""
     return decode(path, content_of(path))
 
 
@@ -90,7 +90,7 @@ def decode(path: str | Path, content: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # large, and below the limit; odd, and readable
             with Image.open(io.BytesIO(content)) as image:
                 frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
+                if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the image
                     raise DatasetError(f"'{path}' is an animation of {frames} images; expected one image")
                 if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
                     raise DatasetError(f"'{path}' holds values of 32 bits; save it with 8 or 16 bits a channel")
@@ -118,14 +118,14 @@ def _decode_rgb(path: str | Path, content: bytes, upright: bool) -> Image.Image:
 
 
 def open_upright(path: str | Path) -> Image.Image:
-    """Read a user's picture as RGB, turned as its camera says."""
+    """Read a user's image as RGB, turned as its camera says."""
     return _decode_rgb(path, content_of(path), upright=True)
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Tensor:
-    """A picture file as RGB, uint8 (3, H, W); a DatasetError names a file that cannot be read.
+    """An image file as RGB, uint8 (3, H, W); a DatasetError names a file that cannot be read.
 
-    What it is says its content, not its suffix. ``upright`` turns it as its camera says; datasets' pictures are taken
+    What it is says its content, not its suffix. ``upright`` turns it as its camera says; datasets' images are taken
     as they lie, as their labels were made.
     """
     content = content_of(path)
@@ -162,7 +162,7 @@ def _jpeg_pixels(content: bytes) -> int:
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture, by its header."""
+    """Height and width of an image, by its header."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -51,7 +51,7 @@ def resized_crop(picture: Tensor, size: tuple[int, int], place: tuple[slice, sli
 
     The resize is a horizontal pass and then a vertical one. The first is done for the rows only that the second will
     look at, and the second for the columns only that are kept; both run over whole rows and columns, so the sampling
-    grid is that of the whole picture.
+    grid is that of the whole image.
 
     Args:
         picture: uint8 (3, H, W).
@@ -93,8 +93,8 @@ class SegmentationTransform:
     """Flip, scale, pad, crop; what it returns is normalized on the device.
 
     1. with probability ``flip`` mirror both;
-    2. resize both by 2^U(log2 low, log2 high), the picture by ``interpolation``, the mask by nearest neighbour;
-    3. pad right and bottom to the crop: the mask with 255; the picture will be 0 there after normalization;
+    2. resize both by 2^U(log2 low, log2 high), the image by ``interpolation``, the mask by nearest neighbour;
+    3. pad right and bottom to the crop: the mask with 255; the image will be 0 there after normalization;
     4. crop at a uniform place.
 
     Source: chenxi116/DeepLabv3.pytorch @ 046818d, which normalizes between 2 and 3. Nothing is computed twice or
@@ -104,7 +104,7 @@ class SegmentationTransform:
         crop: side of the square crop in pixels.
         scale: low and high of the scale; (1, 1) does not resize.
         flip: probability of the mirror.
-        interpolation: of the picture; the authors used Pillow's antialiasing filter, which is Lanczos.
+        interpolation: of the image; the authors used Pillow's antialiasing filter, which is Lanczos.
         rounding: of the scaled height and width; the authors round to the nearest integer.
     """
 
@@ -122,7 +122,7 @@ class SegmentationTransform:
     def __call__(
         self, picture: Tensor, mask: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """A picture uint8 (3, H, W) and its mask uint8 (H, W).
+        """An image uint8 (3, H, W) and its mask uint8 (H, W).
 
         Returns:
             uint8 (3, crop, crop) and (crop, crop), and the height and width within which they are not padding.

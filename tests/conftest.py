@@ -57,9 +57,9 @@ def _environment() -> Iterator[None]:
 
 
 def write_voc(root: Path, train: int = 6, val: int = 5, sbd: int = 4, classes: int = 21) -> Path:
-    """VOCdevkit/VOC2012 and benchmark_RELEASE/dataset with small random pictures.
+    """VOCdevkit/VOC2012 and benchmark_RELEASE/dataset with small random images.
 
-    SBD's train list holds one of VOC's val pictures and one of VOC's train pictures, its val list the rest.
+    SBD's train list holds one of VOC's val images and one of VOC's train images, its val list the rest.
     """
     rng = np.random.default_rng(0)
     devkit = root / "VOCdevkit" / "VOC2012"

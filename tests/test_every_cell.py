@@ -32,7 +32,7 @@ def outputs(task: Any, batch: Any) -> list[torch.Tensor]:
 def test_cell(task: str, spec: str, tiny_roots: dict[str, Path], tmp_path: Path) -> None:
     """Two steps of two micro-steps, an evaluation, a checkpoint; another model loads it and says the same."""
     data = tiny.data(task, tiny_roots[task])
-    model = tiny.model(task, spec, **({"lr": 1e-3} if spec == "evob" else {}))  # which two pictures let diverge
+    model = tiny.model(task, spec, **({"lr": 1e-3} if spec == "evob" else {}))  # which two images let diverge
     trainer = tiny.trainer()
     trainer.fit(model, data)
     assert trainer.global_step == 2
@@ -106,7 +106,7 @@ def relative_difference(task: str, norm: str, root: Path) -> float:
 @pytest.mark.parametrize("norm", ["gn", "gn+ws", "ln", "ln+ws", "in", "in+ws", "frn", "evos", "cln+sws"])
 @pytest.mark.parametrize("task", ["imagenet", "something", "voc", "modelnet40"])
 def test_one_image_n_times_is_n_images_once(task: str, norm: str, tiny_roots: dict[str, Path]) -> None:
-    """Every task whose loss is a sum over samples or pixels; COCO's is a ratio in each picture (see its record)."""
+    """Every task whose loss is a sum over samples or pixels; COCO's is a ratio in each image (see its record)."""
     assert relative_difference(task, norm, tiny_roots[task]) < 1e-11
 
 
@@ -116,7 +116,7 @@ def test_for_bn_it_is_not(task: str, tiny_roots: dict[str, Path]) -> None:
 
 
 def test_coco_weighs_micro_batches_by_pictures(tiny_roots: dict[str, Path]) -> None:
-    """The sum that ``loss`` returns is the detector's own loss times pictures, and the number is that of pictures."""
+    """The sum that ``loss`` returns is the detector's own loss times images, and the number is that of images."""
     model: Any = tiny.model("coco", "gn+ws")
     data = tiny.data("coco", tiny_roots["coco"], micro_batch=2)
     data.setup("fit")
@@ -127,4 +127,4 @@ def test_coco_weighs_micro_batches_by_pictures(tiny_roots: dict[str, Path]) -> N
     losses = model.network([p.float() / 255 for p in batch["images"]], batch["targets"])
     assert int(number) == 2
     torch.testing.assert_close(total, 2 * sum(losses.values()))
-    assert "weighted by pictures" in model.definitions()["loss"]
+    assert "weighted by images" in model.definitions()["loss"]

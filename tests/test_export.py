@@ -144,7 +144,7 @@ def test_detectors_become_onnx_only(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         main(["export", "--ckpt_path", str(checkpoint), "--format", "onnx", "--output", str(tmp_path / "x.onnx")]) == 0
     )
-    assert "one RGB picture in [0, 1]" in capsys.readouterr().out
+    assert "one RGB image in [0, 1]" in capsys.readouterr().out
     names = [o.name for o in onnx.load(tmp_path / "x.onnx").graph.output]
     assert names == ["boxes", "labels", "scores", "masks"]
 

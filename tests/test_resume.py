@@ -81,7 +81,7 @@ def test_killed_and_resumed_bit_for_bit(root: Path, tmp_path: Path, norm: str) -
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_two_processes_are_twice_the_accumulation(root: Path, tmp_path: Path) -> None:
-    """gn+ws in float64: same steps, same weights; and an odd number of validation pictures, each counted once."""
+    """gn+ws in float64: same steps, same weights; and an odd number of validation images, each counted once."""
     options = (
         "--data.root", str(root), "--norm", "gn+ws", "--trainer.precision", "64-true", "--data.effective_batch", "4",
         "--trainer.log_every_n_steps", "1",
@@ -105,7 +105,7 @@ def test_two_processes_are_twice_the_accumulation(root: Path, tmp_path: Path) ->
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_batch_norm_under_two_processes_is_not(root: Path, tmp_path: Path) -> None:
-    """The control: what the test above would say if it could not fail. BN sees one picture here, two there."""
+    """The control: what the test above would say if it could not fail. BN sees one image here, two there."""
     options = (
         "--data.root",
         str(root),

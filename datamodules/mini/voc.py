@@ -19,7 +19,7 @@ INK = 0.4
 
 
 def scene(rng: np.random.Generator, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """One picture (H, W, 3), its class mask (H, W; 0 background, d + 1 for digit d, 255 void) and its instance mask.
+    """One image (H, W, 3), its class mask (H, W; 0 background, d + 1 for digit d, 255 void) and its instance mask.
 
     Up to three light digits of 40 to 64 pixels are painted over each other on a dark, smooth background; a border of
     one pixel around each is void, as in VOC.

@@ -61,7 +61,7 @@ def build(root: Path) -> str | None:
 
 
 def _wnids(root: Path) -> list[str]:
-    """The class of each picture of ``val``, as torchvision wrote them from the devkit."""
+    """The class of each image of ``val``, as torchvision wrote them from the devkit."""
     try:
         wnids: list[str] = list(load_meta_file(str(root))[1])
     except (
@@ -81,10 +81,10 @@ def _wnids(root: Path) -> list[str]:
 
 
 def _sort(flat: Path, wnids: list[str]) -> None:
-    """Move the pictures of a flat folder into class folders; the devkit names a class for each, in order."""
+    """Move the images of a flat folder into class folders; the devkit names a class for each, in order."""
     pictures = sorted(flat.glob("*.JPEG"))
     if len(pictures) != len(wnids):
-        raise DatasetError(f"'{flat}' holds {len(pictures)} pictures, the devkit names {len(wnids)}; unpack it again")
+        raise DatasetError(f"'{flat}' holds {len(pictures)} images, the devkit names {len(wnids)}; unpack it again")
     for wnid, picture in zip(wnids, pictures, strict=True):
         place = inside(flat, wnid)
         place.mkdir(exist_ok=True)

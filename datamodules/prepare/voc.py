@@ -78,7 +78,7 @@ def build_trainaug(root: Path, train_masks: Literal["voc", "sbd"] = "voc", quiet
 
     Args:
         root: folder with VOCdevkit and SBD.
-        train_masks: whose masks VOC's own training pictures get. VOC's have void borders, SBD's have none. The list of
+        train_masks: whose masks VOC's own training images get. VOC's have void borders, SBD's have none. The list of
             the authors does not say; mmsegmentation takes VOC's.
         quiet: without a progress bar.
 
@@ -94,7 +94,7 @@ def build_trainaug(root: Path, train_masks: Literal["voc", "sbd"] = "voc", quiet
     names = sorted((train | extra) - val)
     missing = [n for n in names if not inside(folder / "JPEGImages", f"{n}.jpg").is_file()]
     if missing:
-        raise DatasetError(f"{len(missing)} pictures of SBD are not in '{folder / 'JPEGImages'}': {missing[:3]} ...")
+        raise DatasetError(f"{len(missing)} images of SBD are not in '{folder / 'JPEGImages'}': {missing[:3]} ...")
     temporary = Path(tempfile.mkdtemp(prefix=".SegmentationClassAug-", dir=folder))
     try:
         for name in track(names, "building SegmentationClassAug", disable=quiet):
@@ -155,7 +155,7 @@ def build(root: Path, train_masks: Literal["voc", "sbd"] | None = None, rebuild:
     if find_sbd(root) and (rebuild or not (folder / LISTS / "trainaug.txt").is_file()):
         masks = train_masks or "voc"
         names = build_trainaug(root, masks)
-        return f"built trainaug: {len(names)} pictures, masks of VOC's own training pictures by {masks}"
+        return f"built trainaug: {len(names)} images, masks of VOC's own training images by {masks}"
     built_with = mask_source(folder / "SegmentationClassAug")
     if built_with and train_masks not in (None, built_with):
         raise DatasetError(f"trainaug was built with {built_with} masks; add --rebuild to change it")

@@ -31,7 +31,7 @@ commands
   fit          train, evaluate, write a result record      fit --task voc --norm gn+ws
   validate     evaluate a checkpoint                       validate --ckpt_path runs/voc/ID/last.ckpt
   test         the same on the test split
-  predict      apply a checkpoint to a folder of pictures  predict --ckpt_path X --data.pictures FOLDER
+  predict      apply a checkpoint to a folder of images    predict --ckpt_path X --data.pictures FOLDER
   analyze      why it works: gradients, curvature          analyze --task imagenet; analyze --ckpt_path X
                why it might not: checks of a model         analyze doctor MODEL_OR_CKPT
   export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
@@ -55,7 +55,7 @@ COMMAND --help trainer those of Lightning's Trainer)
   --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration,
                       and `auto` does so if there is one
   --import MODULE     norms of your own, of every command (docs/plugin.md); installed packages add theirs themselves
-  --config FILE       settings, for instance a run's config.yaml; options behind it overrule it
+  --config FILE       settings, for instance a run's config.yaml; options after it override it
   --print_config      print the resolved configuration and stop
 """
 

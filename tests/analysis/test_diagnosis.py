@@ -59,17 +59,17 @@ def test_what_is_not_known_is_not_checked_and_says_what_it_needs() -> None:
     found = diagnose(Subject(model("bn+ws")))
     left_out = {c.name: c.not_checked for c in found.checks if c.not_checked}
     assert len(left_out) == 6
-    assert "needs an example" in left_out["standardized, and no norm behind"]
+    assert "needs an example" in left_out["standardized, and no norm after it"]
     assert "--micro_batch" in left_out["batch statistics of one sample"]
 
 
 def test_standardized_without_a_norm_behind() -> None:
     net = model()
     net.last = normalized(net.last, "gn+ws")  # type: ignore[assignment]
-    (finding,) = check("standardized, and no norm behind", healthy(model=net)).findings
+    (finding,) = check("standardized, and no norm after it", healthy(model=net)).findings
     assert finding.layer == "last"
     assert "exclude=['last']" in finding.remedy
-    assert not check("standardized, and no norm behind", healthy(model=net, deliberate=["last"])).findings
+    assert not check("standardized, and no norm after it", healthy(model=net, deliberate=["last"])).findings
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_predict_on_a_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (
         main(["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.pictures", "mine", "--output", "./mine"]) == 2
     )
-    assert "would overwrite your pictures" in capsys.readouterr().err
+    assert "would overwrite your images" in capsys.readouterr().err
 
 
 def test_a_photograph_that_lies_on_its_side(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""COCO's annotations: crowds, empty pictures, the mirror, groups of one shape."""
+"""COCO's annotations: crowds, empty images, the mirror, groups of one shape."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def test_the_mirror(root: Path) -> None:
 
 
 def test_crowds_and_empty_pictures(root: Path) -> None:
-    """A picture without a box, or with boxes of a pixel only, is not trained on; crowds are left out of a target."""
+    """An image without a box, or with boxes of a pixel only, is not trained on; crowds are left out of a target."""
 
     def change(content: dict[str, Any]) -> None:
         for annotation in content["annotations"]:

@@ -1,4 +1,4 @@
-"""ImageNet's folders, and its pictures against Pillow's."""
+"""ImageNet's folders, and its images against Pillow's."""
 
 import io
 import shutil

@@ -31,7 +31,7 @@ EXIF_ORIENTATION = 274
 
 
 def png(values: NDArray[np.uint16]) -> bytes:
-    """A PNG of 16 bits, which Pillow writes of grey pictures only: (H, W) grey or (H, W, 3) colour."""
+    """A PNG of 16 bits, which Pillow writes of grey images only: (H, W) grey or (H, W, 3) colour."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -137,7 +137,7 @@ def test_a_users_picture_is_turned_as_its_camera_says(kind: str, orientation: in
     lying = read(tmp_path, content)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.png")))
     upright = read(tmp_path, content, upright=True)
-    assert lying.shape == (24, 40, 3), "a dataset's picture is taken as it lies"
+    assert lying.shape == (24, 40, 3), "a dataset's image is taken as it lies"
     assert upright.shape == expected.shape == ((40, 24, 3) if orientation > 4 else (24, 40, 3))
     assert np.abs(upright.astype(int) - expected.astype(int)).max() <= 3
     assert open_upright(tmp_path / "x.png").size == expected.shape[1::-1]

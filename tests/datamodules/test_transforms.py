@@ -1,4 +1,4 @@
-"""The paper's order of operations on Pillow pictures, against the same pixels computed only where they are kept."""
+"""The paper's order of operations on Pillow images, against the same pixels computed only where they are kept."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def papers_order(transform: SegmentationTransform, picture: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Mirror, resize all of it by Pillow, pad, crop; the picture before normalization, with -1 where padded."""
+    """Mirror, resize all of it by Pillow, pad, crop; the image before normalization, with -1 where padded."""
     draw = generator(seed)
 
     def uniform() -> float:

@@ -50,7 +50,7 @@ def test_identity(voc_root: Path) -> None:
     data = module(voc_root)
     data.setup("fit")
     identity = data.identity()
-    assert identity.name == "custom", "five validation pictures are not VOC 2012"
+    assert identity.name == "custom", "five validation images are not VOC 2012"
     assert (identity.splits["train"].count, identity.splits["val"].count) == (6, 5)
     names = devkit(voc_root) / "ImageSets" / "Segmentation" / "val.txt"
     names.write_text("\n".join(reversed(names_of(data, "val"))) + "\n")

@@ -18,7 +18,7 @@ SIZES = (32, 64, 128, 256, 512)
 
 
 def legacy_anchors(sizes: tuple[float, ...], height: int, width: int) -> Array:
-    """All levels' anchors (n, 4), x2 and y2 inclusive, for maps of a padded picture of height x width."""
+    """All levels' anchors (n, 4), x2 and y2 inclusive, for maps of a padded image of height x width."""
     found = []
     for size, stride in zip(sizes, STRIDES, strict=True):
         rows, columns = -(-height // stride), -(-width // stride)
@@ -197,7 +197,7 @@ def a_case() -> tuple[ImageList, dict[str, Tensor], list[dict[str, Tensor]], Arr
 
 
 def test_labels_and_targets_are_the_references() -> None:
-    """In two pictures of different sizes, the smaller one padded: outside is -1, whatever it would be matched with."""
+    """In two images of different sizes, the smaller one padded: outside is -1, whatever it would be matched with."""
     images, features, targets, anchors, objects = a_case()
     rpn = an_rpn(ReferenceRPN, Fixed(list(features.values())))
     boxes = rpn.anchor_generator(images, list(features.values()))
@@ -252,7 +252,7 @@ def test_losses_do_not_see_anchors_outside(cls: type[RegionProposalNetwork]) -> 
 
 
 def test_no_anchor_inside_is_no_loss() -> None:
-    """Of pictures of 8 pixels; the reference's are not a number."""
+    """Of images of 8 pixels; the reference's are not a number."""
     images, maps = a_batch((8, 8), (8, 8))
     features = {str(i): m for i, m in enumerate(maps)}
     head = Fixed(maps)

@@ -1,4 +1,4 @@
-"""``recommend`` as a user runs it, on a folder of pictures without a val; each run in this process."""
+"""``recommend`` as a user runs it, on a folder of images without a val; each run in this process."""
 
 import json
 from collections.abc import Sequence
@@ -126,11 +126,11 @@ def test_refused_before_anything_runs(
 
 def test_options_that_it_sets(pictures: Path, in_a_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
     for further, message in (
-        (["--model.lr", "0.1"], "--model.lr may not stand behind --"),
-        (["--model", '{"lr": 0.5}'], "--model may not stand behind --"),
-        (["--data={micro_batch: 1}"], "--data may not stand behind --"),
-        (["--config", "mine.yaml"], "--config may not stand behind --"),
-        (["--print_config"], "--print_config may not stand behind --"),
+        (["--model.lr", "0.1"], "--model.lr may not come after --"),
+        (["--model", '{"lr": 0.5}'], "--model may not come after --"),
+        (["--data={micro_batch: 1}"], "--data may not come after --"),
+        (["--config", "mine.yaml"], "--config may not come after --"),
+        (["--print_config"], "--print_config may not come after --"),
         (["--model.learning_rate", "0.1"], "there is no option --model.learning_rate"),
     ):
         assert main([*line(pictures, "--budget", "1h"), *further]) == 2

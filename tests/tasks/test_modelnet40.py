@@ -1,4 +1,4 @@
-"""ModelNet40's loss, metrics, votes, schedules and pictures."""
+"""ModelNet40's loss, metrics, votes, schedules and images."""
 
 import json
 from pathlib import Path

@@ -47,7 +47,7 @@ def test_mean_iou_is_the_authors_and_torchmetrics(present: int) -> None:
 
 
 def test_mean_iou_is_not_averaged_per_image() -> None:
-    """One matrix over the set: a picture with little of a class does not weigh as much as one full of it."""
+    """One matrix over the set: an image with little of a class does not weigh as much as one full of it."""
     confusion = torch.tensor([[90, 10], [0, 100]]) + torch.tensor([[1, 0], [9, 90]])
     assert float(mean_iou(confusion)) == pytest.approx((91 / (91 + 10 + 9) + 190 / (190 + 10 + 9)) / 2)
 

@@ -1,4 +1,4 @@
-"""``python -m wsbench analyze``: Section 2 of the paper on runs of yours, as pictures and data."""
+"""``python -m wsbench analyze``: Section 2 of the paper on runs of yours, as images and data."""
 
 import argparse
 import json

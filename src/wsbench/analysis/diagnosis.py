@@ -145,7 +145,7 @@ _NO_EXAMPLE = "needs an example, to see which outputs a norm consumes"
 
 
 def _no_norm_behind(subject: Subject, layers: _Layers) -> Check:
-    name = "standardized, and no norm behind"
+    name = "standardized, and no norm after it"
     if layers.seen is None:
         return Check(name, not_checked=_NO_EXAMPLE)
     seen = layers.seen
@@ -153,7 +153,7 @@ def _no_norm_behind(subject: Subject, layers: _Layers) -> Check:
         Finding(
             n, "its output goes into no normalization layer, so nothing undoes the scale that standardization gives it "
             f"(sqrt(fan-in) = {layers.rows(m).shape[1] ** 0.5:.0f} times its input's for white noise)",
-            f"leave it plain: normalize(model, spec, example, exclude=['{n}']), or put a norm behind it",
+            f"leave it plain: normalize(model, spec, example, exclude=['{n}']), or put a norm after it",
         )
         for n, m in layers.normalized.items()
         if m in seen.reached and m not in seen.consumers and n not in subject.deliberate
@@ -250,7 +250,7 @@ def _constant_filters(subject: Subject, layers: _Layers) -> Check:
                 n, f"{len(which)} of {len(rows)} filters are {what} (channels {_few(which)}): they compute nothing, "
                 "and their gradient is divided by eps",
                 "initialize the layer at random (nn.init.kaiming_normal_), not by a constant; with ws zero-initialize "
-                "the gain of the norm behind it instead",
+                "the gain of the norm after it instead",
             ))  # fmt: skip
     return Check("constant filters", tuple(found))
 

@@ -165,7 +165,7 @@ class BenchmarkCLI(LightningCLI):
         if output.exists() and not output.is_dir():
             raise UsageError(f"--output '{output}' is a file; name a folder")
         if settings.data.pictures and output.resolve() == Path(settings.data.pictures).expanduser().resolve():
-            raise UsageError("--output and --data.pictures are the same folder; masks would overwrite your pictures")
+            raise UsageError("--output and --data.pictures are the same folder; masks would overwrite your images")
         self.prediction_files = PredictionFiles(output)
         self.trainer_defaults["callbacks"].insert(0, self.prediction_files)
         if settings.trainer.enable_progress_bar is not False:

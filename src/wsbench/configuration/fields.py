@@ -51,7 +51,7 @@ RUN = (
 _LIGHTNING = (
     Field("seed_everything", "int", "0", "seed of initialization, shuffling and augmentation"),
     Field("ckpt_path", "str", "None", "a checkpoint; for fit, `last` resumes this run, `auto` if there is one"),
-    Field("config", "file", "", "settings, for instance a run's config.yaml; options behind it overrule it"),
+    Field("config", "file", "", "settings, for instance a run's config.yaml; options after it override it"),
     Field("print_config", "", "", "print the resolved configuration and stop"),
 )
 _LINKS = (*LINKS, *(link for task in TASKS.values() for link in task.links))

@@ -74,7 +74,7 @@ def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Pat
     torch.manual_seed(0)
     x = task.example_input(settings.get("data", {}))
     if not isinstance(x, Tensor) and form != "onnx":
-        raise ExportError(f"{task.network_name} has as many boxes as a picture has objects, which only --format onnx "
+        raise ExportError(f"{task.network_name} has as many boxes as an image has objects, which only --format onnx "
                           "takes")  # fmt: skip
     folded = task.folded(x)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ Run = Callable[[Any], list[Tensor]]
 
 
 def _flat(output: Any) -> list[Tensor]:
-    """Tensors of a network's output: itself, or those of a detector's only picture."""
+    """Tensors of a network's output: itself, or those of a detector's only image."""
     if isinstance(output, Tensor):
         return [output]
     return list(output[0].values()) if isinstance(output[0], Mapping) else list(output)
@@ -89,11 +89,11 @@ def write_pt2(
 def write_onnx(
     network: nn.Module, x: Any, path: Path, facts: Mapping[str, Any], names: Sequence[str], sizes: Mapping[int, str]
 ) -> tuple[list[str], Run]:
-    """ONNX, any number of samples, any size in the dimensions ``sizes``; a detector's is for one picture of any."""
+    """ONNX, any number of samples, any size in the dimensions ``sizes``; a detector's is for one image of any."""
     onnx, runtime = onnx_modules()
     detector = not isinstance(x, Tensor)
     how: dict[str, Any] = {"dynamo": True, "verbose": False, "dynamic_shapes": _dynamic(sizes)}
-    if detector:  # its number of boxes depends on the picture, which torch.export does not trace
+    if detector:  # its number of boxes depends on the image, which torch.export does not trace
         how = {"dynamo": False, "opset_version": 17, "dynamic_axes": {"input": {1: "height", 2: "width"}}}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")

@@ -54,7 +54,7 @@ def launcher_of(args: argparse.Namespace) -> Launcher:
 def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plans.Choice:
     for option in RESERVED:
         if any(word.split("=")[0] == f"--{option}" for word in further):
-            raise GridError(f"--{option} may not stand behind --; the sweep sets it")
+            raise GridError(f"--{option} may not come after --; the sweep sets it")
     twice = next((name for name, _ in args.axis if [n for n, _ in args.axis].count(name) > 1), None)
     if twice is not None:
         raise GridError(f"--axis {twice} is said twice")
@@ -126,7 +126,7 @@ def main(args: argparse.Namespace, further: Sequence[str], resolver: Callable[[]
             raise GridError(f"status of one sweep at a time, not of {', '.join(args.words[1:])}")
         _status(args, args.words[1:], further, resolver)
     elif len(args.words) > 1:
-        raise GridError(f"one sweep at a time, not {', '.join(args.words)}; options of fit go behind --")
+        raise GridError(f"one sweep at a time, not {', '.join(args.words)}; options of fit come after --")
     else:
         definition = load(args.words[0])  # whose faults are said before anything heavy is imported
         choice = _choice(args, args.words[0], further)

@@ -149,7 +149,7 @@ class Verdict:
 
     @property
     def doubts(self) -> list[str]:
-        """What makes the verdict worth less: norms that learned nothing, best rates at the end of a grid."""
+        """What makes the verdict worth less: norms no better than chance, best rates at the end of a grid."""
         found = []
         idle = [s.norm for s in self.standings if not self.learned(s)]
         if idle:

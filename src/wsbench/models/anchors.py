@@ -12,9 +12,9 @@ that is 48 x 24, where torchvision has 46 x 22.
 
 **Places.** The centre is at (s - 1) / 2 in inclusive coordinates, which is s / 2 in edges: the middle of the cell.
 torchvision has it in the cell's corner, and takes for s what the padded picture's size divided by the map's gives:
-61 and not 64 at the coarsest level of a picture of 800 pixels.
+61 and not 64 at the coarsest level of an image of 800 pixels.
 
-**Outside.** An anchor that leaves the picture (resized, not padded) takes no part in the RPN's losses, by a straddle
+**Outside.** An anchor that leaves the image (resized, not padded) takes no part in the RPN's losses, by a straddle
 threshold of 0: inside is x1 >= 0, y1 >= 0, x2 < width, y2 < height in inclusive coordinates. It is matched all the
 same, so an object whose best anchor is outside is left without that one. torchvision trains all anchors. In both, all
 of them make proposals.
@@ -56,14 +56,14 @@ def cell_anchors(size: float, stride: int, ratios: Sequence[float] = RATIOS) -> 
 
 
 def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which boxes do not leave the picture, by the reference's rule.
+    """Which boxes do not leave the image, by the reference's rule.
 
     Its x2 < width for inclusive coordinates is x2 < width + 1 for edges. For whole numbers that is x2 <= width, but a
     box that ends half a pixel outside is inside by this rule.
 
     Args:
         boxes: (n, 4), x2 and y2 edges.
-        size: height and width of the picture without padding.
+        size: height and width of the image without padding.
 
     Returns:
         (n,) bool.
@@ -95,14 +95,14 @@ class ReferenceAnchors(AnchorGenerator):  # type: ignore[misc]
         self.cell_anchors = [cell_anchors(*level, ratios) for level in zip(sizes, strides, strict=True)]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors of every picture, the same for all.
+        """The anchors of every image, the same for all.
 
         Args:
             image_list: the batch.
             feature_maps: (N, C, H, W) of each level, finest first.
 
         Returns:
-            (anchors, 4) for each picture, ordered by level, row, column and ratio.
+            (anchors, 4) for each image, ordered by level, row, column and ratio.
         """
         first = feature_maps[0]
         # half precision cannot tell pixels above 256 (bfloat16) or 2,048 (float16) apart
@@ -113,7 +113,7 @@ class ReferenceAnchors(AnchorGenerator):  # type: ignore[misc]
 
 
 class ReferenceRPN(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's RPN, whose losses leave out the anchors that leave the picture."""
+    """torchvision's RPN, whose losses leave out the anchors that leave the image."""
 
     @classmethod
     def like(cls, rpn: RegionProposalNetwork) -> "ReferenceRPN":
@@ -134,7 +134,7 @@ class ReferenceRPN(RegionProposalNetwork):  # type: ignore[misc]
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Any]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """As torchvision's: proposals (n, 4) of each picture, and in training the two losses."""
+        """As torchvision's: proposals (n, 4) of each image, and in training the two losses."""
         if targets is not None:  # torchvision's own forward hands the targets on, and not the pictures' sizes
             sized = zip(targets, images.image_sizes, strict=True)
             targets = [{**target, "image_size": size} for target, size in sized]
@@ -146,11 +146,11 @@ class ReferenceRPN(RegionProposalNetwork):  # type: ignore[misc]
         """As torchvision's, with label -1 for an anchor outside, which the sampler draws neither way.
 
         Args:
-            anchors: (n, 4) of each picture.
+            anchors: (n, 4) of each image.
             targets: ``boxes`` (m, 4), x2 and y2 edges, and ``image_size``, height and width without padding.
 
         Returns:
-            Labels (n,): 1 object, 0 background, -1 neither; and the matched boxes (n, 4), of each picture.
+            Labels (n,): 1 object, 0 background, -1 neither; and the matched boxes (n, 4), of each image.
         """
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for label, anchor, target in zip(labels, anchors, targets, strict=True):
@@ -160,7 +160,7 @@ class ReferenceRPN(RegionProposalNetwork):  # type: ignore[misc]
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """As torchvision's; zero where every anchor has label -1, as in a picture smaller than all anchors.
+        """As torchvision's; zero where every anchor has label -1, as in an image smaller than all anchors.
 
         (The reference's losses, means over no anchors, are not a number there.)
         """

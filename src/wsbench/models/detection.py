@@ -9,12 +9,12 @@ reference's (:mod:`wsbench.models.anchors`); what differs:
 | mask targets | bitmaps, RoIAligned to 28 x 28 | polygons, cropped and rasterized at 28 x 28 |
 | pixels | RGB in [0, 1], less ImageNet's mean, over its standard deviation | BGR in [0, 255], less the mean |
 | resizing | bilinear without antialiasing | Pillow's, which antialiases; a side may differ by a pixel |
-| proposals in training | ``proposals`` of each picture | 2,000 of all pictures of a device |
+| proposals in training | ``proposals`` of each image | 2,000 of all images of a device |
 | smallest proposal | 1e-3 pixels a side (a detection: 1e-2) | 0: what lies outside is clipped to one pixel and kept |
 | RoIAlign | samples a box from edge to edge | from first to last pixel: a pixel less each way |
-| boxes of resized pictures | edges times the scale | first and last pixels times the scale: scale - 1 pixels narrower |
+| boxes of resized images | edges times the scale | first and last pixels times the scale: scale - 1 pixels narrower |
 | schedule | step t has the rate of t | stepped before the optimizer: the same under PyTorch 1.0, t + 1 from 1.1 on |
-| picture without an anchor inside | RPN losses 0 | not a number |
+| image without an anchor inside | RPN losses 0 | not a number |
 
 RoIAlign and the resized boxes are what is left of the reference's "+ 1": in IoUs, matching, box coding, suppression and
 areas it gives the same numbers in other coordinates.
@@ -47,7 +47,7 @@ DIFFERENCES = (
     "mask targets are bitmaps, RoIAligned (authors: rasterized polygons)",
     "pixels are RGB, less ImageNet's mean and over its standard deviation (authors: BGR from 0 to 255, less the mean)",
     "pictures resized without antialiasing (authors: Pillow)",
-    "proposals kept per picture (authors: per batch of a device)",
+    "proposals kept per image (authors: per batch of a device)",
     "proposals smaller than 1e-3 pixels dropped (authors: none)",
     "no legacy +1 in RoIAlign and in the resizing of boxes",
     "the schedule is stepped after the optimizer (authors: before, which is one step ahead from PyTorch 1.1 on)",
@@ -55,7 +55,7 @@ DIFFERENCES = (
 """What still differs from the authors' code, for a record; the module's docstring has it value by value."""
 
 TORCHVISION_ANCHOR_DIFFERENCES = (
-    "anchors that leave the picture are trained, too (authors: not)",
+    "anchors that leave the image are trained, too (authors: not)",
     "anchors of torchvision's shapes, in the corners of the cells (authors: rounded before scaling, in the middle)",
 )
 """What differs besides with ``anchors="torchvision"``."""
@@ -92,12 +92,12 @@ def build_detector(
         head_convs: 3x3 convolutions of each head.
         fc_width: of the box head's linear layer.
         anchor_size: of the finest level in pixels; it doubles from level to level.
-        min_size: shorter side that pictures are resized to.
+        min_size: shorter side that images are resized to.
         max_size: limit of the longer side.
-        proposals: kept of a picture in training after non-maximum suppression.
-        rois: sampled of a picture to train the heads.
+        proposals: kept of an image in training after non-maximum suppression.
+        rois: sampled of an image to train the heads.
         normalized_heads: false: FPN and heads are plain convolutions with biases, as in detectors with frozen BN.
-        anchors: ``reference``: the shapes and places of maskrcnn-benchmark, none outside the picture in the RPN's
+        anchors: ``reference``: the shapes and places of maskrcnn-benchmark, none outside the image in the RPN's
             losses; ``torchvision``: torchvision's own. Either way the state dict is the same.
         pretrained: a network by name with its package's own weights.
         kwargs: further arguments of torchvision's FasterRCNN.
@@ -147,11 +147,11 @@ def build_detector(
 class DetectorTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's, which can leave the last part of a detection to be done later, elsewhere.
 
-    Pasting masks into the picture asks for the numbers of each box in turn; on a GPU the host would wait for the device
+    Pasting masks into the image asks for the numbers of each box in turn; on a GPU the host would wait for the device
     more than ten times for every mask.
     """
 
-    #: whether detections are left as they are, in the resized picture, with their ``sizes``
+    #: whether detections are left as they are, in the resized image, with their ``sizes``
     unfinished = False
 
     @classmethod
@@ -164,7 +164,7 @@ class DetectorTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
     def postprocess(
         self, result: list[dict[str, Any]], image_shapes: list[tuple[int, int]], original: list[tuple[int, int]]
     ) -> list[dict[str, Any]]:
-        """As torchvision's: boxes and masks of the original pictures."""
+        """As torchvision's: boxes and masks of the original images."""
         if self.training or not self.unfinished:
             return super().postprocess(result, image_shapes, original)  # type: ignore[no-any-return]
         return [

@@ -9,7 +9,7 @@ INSTALL = "build it with scripts/install-mmseg (mmsegmentation needs mmcv with c
 
 
 class MMSegNetwork(nn.Module):
-    """One of mmsegmentation's EncoderDecoders as pictures to logits.
+    """One of mmsegmentation's EncoderDecoders as images to logits.
 
     Its auxiliary head, losses, data preprocessor and pretrained weights are left out; SyncBN becomes BN, which
     :func:`wsbench.norms.normalize` then converts like any other.
@@ -35,7 +35,7 @@ class MMSegNetwork(nn.Module):
         register_all_modules(init_default_scope=True)
         model = Config.fromfile(_config_file(config)).model
         if "backbone" not in model:
-            raise ValueError(f"'mmseg:{config}' is no encoder and decoder of pictures ({model.type}); choose another")
+            raise ValueError(f"'mmseg:{config}' is no encoder and decoder of images ({model.type}); choose another")
         _replace_sync_bn(model)
         model.backbone.init_cfg = model.pretrained = None
         model.auxiliary_head = model.data_preprocessor = None

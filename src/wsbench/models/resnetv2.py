@@ -48,7 +48,7 @@ class ResNetV2(nn.Module):
         num_classes: classes.
     """
 
-    #: of pictures in [0, 1], taken out of the network's input
+    #: of images in [0, 1], taken out of the network's input
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, name: str, num_classes: int = 1000) -> None:

@@ -26,7 +26,7 @@ class FilterResponseNorm(ActivatingNorm):
         brings_activation=True, one_value="affine map and threshold only",
     )  # fmt: skip
 
-    without_activation = "no activation is behind it, so it has no threshold"
+    without_activation = "no activation follows it, so it has no threshold"
 
     def __init__(self, num_features: int, eps: float = 1e-6) -> None:
         super().__init__(num_features, eps)
@@ -51,7 +51,7 @@ class FilterResponseNorm(ActivatingNorm):
 
 
 class _EvoNorm(ActivatingNorm):
-    without_activation = "no activation is behind it, so it is its gain and shift only and normalizes nothing"
+    without_activation = "no activation follows it, so it is its gain and shift only and normalizes nothing"
     normalizes_without = False
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:

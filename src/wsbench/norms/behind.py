@@ -35,7 +35,7 @@ class ActivatingNorm(ChannelNorm):
     #: the activation that was part of the layer before, for the way back
     _replaced: tuple[nn.Module, ...] = ()
     #: what the report says where there is no activation behind the layer
-    without_activation = "no activation is behind it, so it is none"
+    without_activation = "no activation follows it, so it is none"
     #: whether without one it still normalizes
     normalizes_without = True
     nonlinearity = True

@@ -191,7 +191,7 @@ class _Conversion:
             new._replaced = tuple(fused)
             return [m for m in after if m not in fused and not isinstance(m, nn.Identity)]
         if self.seen is None:
-            raise ConversionError(f"'{self.spec.act}' takes the place of the activation behind a norm, which only an "
+            raise ConversionError(f"'{self.spec.act}' takes the place of the activation after a norm, which only an "
                                   "example shows; pass example=...")  # fmt: skip
         found = set(self.seen.behind.found.get(norm, ()))
         if found <= {None}:
@@ -202,12 +202,12 @@ class _Conversion:
             words = "different things in different calls" if found else f"'{behind}', an operation"
             words = behind if behind == ELSEWHERE else words
             raise ConversionError(
-                f"'{name}': '{self.spec.act}' takes the place of the activation behind a norm, which must be a module "
+                f"'{name}': '{self.spec.act}' takes the place of the activation after a norm, which must be a module "
                 f"that is given all of the norm's output; here it goes to {words}. Write it as a module (nn.ReLU), or "
                 f"pass exclude=['{name}']"
             )
         if behind in self.seen.behind.interrupted:
-            raise ConversionError(f"'{name}': the activation behind it is used for something else in between; give the "
+            raise ConversionError(f"'{name}': the activation after it is used for something else in between; give the "
                                   f"network a module of its own there, or pass exclude=['{name}']")  # fmt: skip
         self.stand_aside.setdefault(behind, []).append(norm)
         return after
@@ -217,7 +217,7 @@ class _Conversion:
         staying = [n for n in self.norms if n not in changed and isinstance(n, ActivatingNorm) and n.nonlinearity]
         for norm in staying:
             if self.seen is None:
-                raise ConversionError(f"'{self.norms[norm]}' stays and is the activation behind it, too; which one "
+                raise ConversionError(f"'{self.norms[norm]}' stays and is the activation after it, too; which one "
                                       "that is only an example shows; pass example=...")  # fmt: skip
             for behind in {m for m in self.seen.behind.found.get(norm, ()) if isinstance(m, nn.Module)}:
                 self.stand_aside.setdefault(behind, []).append(norm)
@@ -429,7 +429,7 @@ def normalize(
 def _raise_if_nothing_normalizes(spec: NormSpec, new: Collection[nn.Module]) -> None:
     inside = [m for layer in new for m in layer.modules() if isinstance(m, ActivatingNorm)]
     if inside and not any(m.nonlinearity or m.normalizes_without for m in inside):
-        raise ConversionError(f"'{spec.act}' takes the place of a norm and the activation behind it, and no norm of "
+        raise ConversionError(f"'{spec.act}' takes the place of a norm and the activation after it, and no norm of "
                               "this network has one: nothing would be normalized")  # fmt: skip
 
 

@@ -139,7 +139,7 @@ class _Answering:
         self.args, self.further, self.resolver = args, list(further), resolver
         for word in further:
             if word.split("=")[0] in _PLANNED:
-                raise UsageError(f"{word.split('=')[0]} may not stand behind --; recommend sets it")
+                raise UsageError(f"{word.split('=')[0]} may not come after --; recommend sets it")
         self.task: str = args.task
         self.norms = _norms(args.norms, self.task)
         self.budget = _budget(args.budget)

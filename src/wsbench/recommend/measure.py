@@ -13,7 +13,7 @@ from wsbench.records import RunRecord
 
 #: optimizer steps of a measuring run, and batches that it evaluates
 STEPS, BATCHES = 6, 20
-#: tasks whose pictures are evaluated whole, so that a sample may cost more than in training
+#: tasks whose images are evaluated whole, so that a sample may cost more than in training
 _WHOLE = ("voc", "coco")
 
 

@@ -16,8 +16,8 @@ from wsbench.errors import UserError
 
 #: and why; what decides a run's numbers stands in its configuration, so that its id and its record hold it
 _REFUSED: tuple[tuple[type[Callback], str], ...] = (
-    (LearningRateFinder, "it would change the learning rate behind the run's configuration; set --model.lr"),
-    (BatchSizeFinder, "it would change the batch behind the run's configuration; set --data.micro_batch"),
+    (LearningRateFinder, "it would change the learning rate without the run's configuration saying so; set --model.lr"),
+    (BatchSizeFinder, "it would change the batch without the run's configuration saying so; set --data.micro_batch"),
     (GradientAccumulationScheduler, "accumulation follows from --data.effective_batch and --data.micro_batch"),
     (ModelPruning, "it replaces the weights that are standardized by masked ones; prune a folded network"),
 )

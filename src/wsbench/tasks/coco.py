@@ -85,8 +85,8 @@ def figures(
 
     Args:
         truth: the annotations.
-        found: detections of all pictures.
-        image_ids: the pictures that were looked at.
+        found: detections of all images.
+        image_ids: the images that were looked at.
         kind: ``box`` or ``mask``.
     """
     with contextlib.redirect_stdout(io.StringIO()):
@@ -126,10 +126,10 @@ class COCODetection(BenchmarkTask):
         head_convs: 3x3 convolutions in each head.
         fc_width: of the box head's linear layer.
         anchor_size: of the finest level in pixels.
-        min_size: shorter side that pictures are resized to.
+        min_size: shorter side that images are resized to.
         max_size: limit of the longer side.
-        proposals: kept of a picture in training. The authors kept 2,000 of a batch, so 1,000 is 2 pictures per device.
-        rois: sampled of a picture for the heads.
+        proposals: kept of an image in training. The authors kept 2,000 of a batch, so 1,000 is 2 images per device.
+        rois: sampled of an image for the heads.
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: on parameters that are no bias.
@@ -222,8 +222,8 @@ class COCODetection(BenchmarkTask):
         """How the loss is weighted, and where torchvision's parts differ from the authors' code."""
         return super().definitions() | {
             "loss": "each micro-batch's loss is a ratio over its sampled anchors and regions; the step takes their "
-            "mean, weighted by pictures, so N pictures at once and one at a time weigh their regions differently",
-            "box_AP": "pycocotools on all evaluation pictures, 100 detections a picture, original resolution",
+            "mean, weighted by images, so N images at once and one at a time weigh their regions differently",
+            "box_AP": "pycocotools on all evaluation images, 100 detections per image, original resolution",
             "detector": f"torchvision's, {self._anchors} anchors; {'; '.join(self._differences)}; "
             "frozen parts use BN's running statistics",
         }
@@ -242,7 +242,7 @@ class COCODetection(BenchmarkTask):
         return [picture.to(wide) / 255 for picture in pictures]
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The detector's five losses (four without masks), times pictures, and their number."""
+        """The detector's five losses (four without masks), times images, and their number."""
         losses = self.network(self._floats(batch["images"]), batch["targets"])
         total = torch.stack(list(losses.values())).sum()
         count = len(batch["images"])
@@ -275,11 +275,11 @@ class COCODetection(BenchmarkTask):
         """Gather detections."""
         categories = self._truth()[1]
         for picture, target in zip(batch["images"], batch["targets"], strict=True):
-            # one at a time: beside a larger picture it would be padded, and GN, LN and IN would see the padding
+            # one at a time: beside a larger image it would be padded, and GN, LN and IN would see the padding
             raw, finite = self._detect(picture)
             self.require_finite(finite)
             self._seen.append(target["image_id"])
-            # a GPU goes on to the next picture meanwhile
+            # a GPU goes on to the next image meanwhile
             self._found.append(_LATER.submit(self._in_results_format, raw, target["image_id"], categories))
 
     def _in_results_format(self, raw: dict[str, Any], image_id: int, categories: list[int]) -> list[dict[str, Any]]:
@@ -291,7 +291,7 @@ class COCODetection(BenchmarkTask):
         return cast(DetectorTransform, self.network.transform)
 
     def _detect(self, picture: Tensor) -> tuple[dict[str, Any], Tensor]:
-        """What is found in a picture, uint8 (3, H, W), on the CPU and unfinished (:class:`DetectorTransform`).
+        """What is found in an image, uint8 (3, H, W), on the CPU and unfinished (:class:`DetectorTransform`).
 
         And (1, 1), NaN if a part's output is not finite, else zero: boxes of NaN are no detections, which looks
         harmless.
@@ -358,11 +358,11 @@ class COCODetection(BenchmarkTask):
         return self._aps
 
     def input_words(self, shape: str) -> str:
-        """A picture."""
-        return "float32 (3, H, W): one RGB picture in [0, 1]; it is resized and normalized inside"
+        """An image."""
+        return "float32 (3, H, W): one RGB image in [0, 1]; it is resized and normalized inside"
 
     def example_input(self, data: Mapping[str, Any]) -> list[Tensor]:
-        """One picture, a quarter wider than high."""
+        """One image, a quarter wider than high."""
         side = int(self.network.transform.min_size[-1])  # type: ignore[union-attr, index]
         return [torch.rand(3, side, side + side // 4)]
 

@@ -86,7 +86,7 @@ class ImageNetClassification(TopK):
         return self._scale_pictures(batch["image"], next(self.network.parameters()))
 
     def input_words(self, shape: str) -> str:
-        """Normalized pictures."""
+        """Normalized images."""
         return picture_words(shape, *self.colours)
 
     def dynamic_sizes(self) -> dict[int, str]:

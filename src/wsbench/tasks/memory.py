@@ -15,7 +15,7 @@ def memory_format_for(
     """The format, and the reason in words, for the record.
 
     ``auto`` rests on ResNet-50's training step at 224 pixels on two cores, channels_last by contiguous, in two runs
-    (`python -m benchmarks.activations`): at one picture 1.00 and 0.98 for bn, 1.04 and 1.11 for gn, 1.01 and 1.03 for
+    (`python -m benchmarks.activations`): at one image 1.00 and 0.98 for bn, 1.04 and 1.11 for gn, 1.01 and 1.03 for
     ln, 1.33 and 1.34 for in; at eight 0.83 and 0.88, 0.95 and 0.98, 0.94 and 0.91, 1.25 and 1.33. Within 5 % is noise.
     On accelerators it has not been measured, so nothing is changed there.
     """

@@ -134,11 +134,11 @@ class VOCSegmentation(BenchmarkTask):
             "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
         }
         if ACTIVATIONS[self.spec.act].facts.bn_momentum:
-            words["bn"] = "the paper does not say how many pictures BN saw; here norm_batch"
+            words["bn"] = "the paper does not say how many images BN saw; here norm_batch"
         return words
 
     def inputs(self, batch: Any) -> Tensor:
-        """Normalized pictures, 0, which is the mean colour, where they are padding."""
+        """Normalized images, 0, which is the mean colour, where they are padding."""
         x = self._scale_pictures(batch["image"], next(self.network.parameters()))
         height, width = batch["size"].view(-1, 2, 1, 1).unbind(1)
         rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
@@ -178,7 +178,7 @@ class VOCSegmentation(BenchmarkTask):
         return values, int(self.evaluated.compute())
 
     def input_words(self, shape: str) -> str:
-        """Normalized pictures."""
+        """Normalized images."""
         return picture_words(shape)
 
     def dynamic_sizes(self) -> dict[int, str]:
@@ -190,7 +190,7 @@ class VOCSegmentation(BenchmarkTask):
         return torch.randn(2, 3, data.get("crop", 513), data.get("crop", 513))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """A picture's mask, uint8 (H, W), cut back to the picture."""
+        """A picture's mask, uint8 (H, W), cut back to the image."""
         height, width = batch["size"][0].tolist()
         logits = self.require_finite_prediction(self.network(self.inputs(batch)), batch)
         mask = logits[0, :, :height, :width].argmax(0)

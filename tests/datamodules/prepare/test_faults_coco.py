@@ -238,7 +238,7 @@ FAULTS = {
     "an image cut off": fault(
         lambda root: (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:900]), f"cannot read 'ROOT/{IMAGE}'"
     ),
-    "an image that is empty": fault(image(b""), f"cannot read 'ROOT/{IMAGE}': it is no picture"),
+    "an image that is empty": fault(image(b""), f"cannot read 'ROOT/{IMAGE}': it is no image"),
     "an image that is damaged": fault(image(damaged_png(noise(72, 84))), f"cannot read 'ROOT/{IMAGE}'"),
     "an image that is an animation": fault(image(animation()), f"'ROOT/{IMAGE}' is an animation of 3 images"),
     "an image of too many pixels": fault(image(bomb_jpeg()), f"'ROOT/{IMAGE}' has more pixels than"),

@@ -107,9 +107,9 @@ FAULTS = {
     "a PNG cut off": fault(image(encoded(noise(), "PNG")[:2000]), CANNOT),
     "a JPEG cut off": fault(image(JPEG[: len(JPEG) // 2]), CANNOT),
     "a JPEG's header only": fault(image(JPEG[:200]), CANNOT),
-    "an empty file": fault(image(b""), CANNOT, "it is no picture"),
-    "text": fault(image(b"404: not found\n"), CANNOT, "it is no picture"),
-    "an archive": fault(image(b"PK\x03\x04" + bytes(400)), CANNOT, "it is no picture"),
+    "an empty file": fault(image(b""), CANNOT, "it is no image"),
+    "text": fault(image(b"404: not found\n"), CANNOT, "it is no image"),
+    "an archive": fault(image(b"PK\x03\x04" + bytes(400)), CANNOT, "it is no image"),
     "an animation": fault(image(animation()), f"'ROOT/{VICTIM}' is an animation of 3 images"),
     "an animated PNG": fault(image(animation("PNG")), f"'ROOT/{VICTIM}' is an animation of 3 images"),
     "a TIFF of two pages": fault(image(animation("TIFF", 2)), f"'ROOT/{VICTIM}' is an animation of 2 images"),
@@ -165,7 +165,7 @@ FAULTS = {
         unseen=True,
     ),
     "a broken list of classes": fault(flat_with(b"no list"), "'ROOT/meta.bin' cannot be read"),
-    "a list of classes of another val": fault(flat_with(["a"]), "'ROOT/val' holds 10 pictures, the devkit names 1"),
+    "a list of classes of another val": fault(flat_with(["a"]), "'ROOT/val' holds 10 images, the devkit names 1"),
     "a list of classes that leaves its folder": fault(flat_with(["../x"] * 10), "'../x' leaves the folder 'ROOT/val'"),
 }  # fmt: skip
 

@@ -119,7 +119,7 @@ FAULTS = {
         lambda root: (root / CLIP / "00002.jpg").rename(root / CLIP / "002.jpg"),
         f"frame 'ROOT/{CLIP}/00002.jpg' is missing",
     ),
-    "a picture among the frames": fault(
+    "an image among the frames": fault(
         frame(encoded(noise(), "JPEG"), "cover.jpg"), f"the clip 'ROOT/{CLIP}' has 'cover.jpg' among its numbered f"
     ),
     "a frame is a folder": fault(
@@ -134,7 +134,7 @@ FAULTS = {
         lambda root: (root / CLIP / "00002.jpg").write_bytes((root / CLIP / "00002.jpg").read_bytes()[:300]),
         f"cannot read 'ROOT/{CLIP}/00002.jpg'", unseen=True,
     ),
-    "a frame is empty": fault(frame(b""), f"cannot read 'ROOT/{CLIP}/00002.jpg': it is no picture", unseen=True),
+    "a frame is empty": fault(frame(b""), f"cannot read 'ROOT/{CLIP}/00002.jpg': it is no image", unseen=True),
     "a frame is damaged": fault(frame(damaged_png(noise())), f"cannot read 'ROOT/{CLIP}/00002.jpg'", unseen=True),
     "a frame is an animation": fault(
         frame(animation()), f"'ROOT/{CLIP}/00002.jpg' is an animation of 3 images", unseen=True

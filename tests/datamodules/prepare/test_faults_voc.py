@@ -154,7 +154,7 @@ FAULTS = {
     ),
     "an image is cut off": fault(lambda root: (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:500]), CANNOT),
     "an image is empty": fault(image(b""), CANNOT),
-    "an image is text": fault(image(b"<html>"), CANNOT, "it is no picture"),
+    "an image is text": fault(image(b"<html>"), CANNOT, "it is no image"),
     "an image is a damaged PNG": fault(image(damaged_png(noise())), CANNOT),
     "an image is an animation": fault(image(animation()), f"'ROOT/{IMAGE}' is an animation of 3 images"),
     "an empty list": fault(listed("\n"), f"'ROOT/{TRAIN}' is empty"),
@@ -245,7 +245,7 @@ SBD_FAULTS = {
     "a mask of MATLAB 7.3 without classes": fault(without_classes, f"'ROOT/{MAT}' is no class mask of SBD", "GTcls"),
     "a mask is missing": fault(unlinked(MAT), f"'ROOT/{MAT}' is no class mask of SBD", "No such file"),
     "an image is missing": fault(
-        unlinked(f"{VOC}/JPEGImages/2010_000001.jpg"), "1 pictures of SBD are not in", "['2010_000001']"
+        unlinked(f"{VOC}/JPEGImages/2010_000001.jpg"), "1 images of SBD are not in", "['2010_000001']"
     ),
     "a list is missing": fault(unlinked(f"{SBD}/train.txt"), f"cannot read 'ROOT/{SBD}/train.txt'"),
     "a list leaves the folder": fault(

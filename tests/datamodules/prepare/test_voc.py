@@ -33,7 +33,7 @@ def test_trainaug(voc_root: Path, train_masks: str) -> None:
     train, val = read_names(voc_root, "train"), read_names(voc_root, "val")
     extra = [f"2010_{i:06d}" for i in range(4)]
     assert names == read_names(voc_root, "trainaug") == sorted([*train, *extra])
-    assert not set(names) & set(val), "a validation picture that SBD trains on is left out"
+    assert not set(names) & set(val), "a validation image that SBD trains on is left out"
     folder, cls = devkit(voc_root) / "SegmentationClassAug", find_sbd(voc_root) / "cls"  # type: ignore[operator]
     assert sorted(p.stem for p in folder.glob("*.png")) == names
 
@@ -75,7 +75,7 @@ def test_nothing_half_built_stays(voc_root: Path) -> None:
 
 def test_pictures_of_sbd_that_are_missing(voc_root: Path) -> None:
     (devkit(voc_root) / "JPEGImages" / "2010_000001.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"1 pictures of SBD.*2010_000001"):
+    with pytest.raises(DatasetError, match=r"1 images of SBD.*2010_000001"):
         build_trainaug(voc_root, quiet=True)
 
 
@@ -91,9 +91,9 @@ def test_the_command(
     assert "there is no such folder" in " ".join(capsys.readouterr().out.split())
     assert main(["data", "voc"]) == 1
     assert "give --root" in capsys.readouterr().out
-    assert main(["data", "voc", "--root", str(voc_root)]) == 1, "6 and 5 pictures are not VOC's 1,464 and 1,449"
+    assert main(["data", "voc", "--root", str(voc_root)]) == 1, "6 and 5 images are not VOC's 1,464 and 1,449"
     out = capsys.readouterr().out
-    assert "built trainaug: 10 pictures" in out
+    assert "built trainaug: 10 images" in out
     assert "1,449 samples" in out
     for module in (voc, voc_prepare):
         monkeypatch.setattr(module, "COUNTS", {"train": 6, "val": 5, "trainaug": 10})
@@ -102,7 +102,7 @@ def test_the_command(
 
 
 def test_trainaug_of_other_lists_is_refused(voc_root: Path) -> None:
-    """A derived list is a cache: after val.txt changed it may hold pictures to evaluate on."""
+    """A derived list is a cache: after val.txt changed it may hold images to evaluate on."""
     build_trainaug(voc_root, quiet=True)
     listed = devkit(voc_root) / "ImageSets" / "Segmentation" / "val.txt"
     listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))

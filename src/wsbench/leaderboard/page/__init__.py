@@ -1,1 +1,1 @@
-"""Records as one HTML page without a network, and its figures as pictures."""
+"""Records as one HTML page without a network, and its figures as images."""
