@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from wsbench.registry import TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "conf").glob("*/paper.yaml"))
+RECIPES = sorted(ROOT / "conf" / task / "paper.yaml" for task, entry in TASKS.items() if entry.paper is not None)
 TABLES = {"imagenet": 1, "coco": 4, "something": 6, "voc": 7, "modelnet40": 8}
 METRICS = {
     "top-1 error": ("top1_error",),

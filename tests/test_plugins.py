@@ -239,3 +239,16 @@ def test_the_documents_norm_computes_what_it_says(installed: None) -> None:
     layer = ACTIVATIONS["power"].build(8).double()
     expected = torch.stack([s / (s.square().sum() / s.numel() + 1e-5).sqrt() for s in x])
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_requested_module_is_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that takes a name of wsbench's own is an error for every norm, whether or not that name is asked for."""
+    (tmp_path / "taken_name.py").write_text(
+        "from wsbench.norms import GroupNorm, register_activation\nregister_activation('gn')(GroupNorm)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WSBENCH_IMPORT", "")
+    assert main(["fit", "--task", "voc", "--norm", "gn", "--import", "taken_name", "--trainer.max_steps", "1"]) == 2
+    assert "'gn' is registered already; choose another name" in capsys.readouterr().err

@@ -40,6 +40,15 @@ class Preparation:
         """Options of the data that this copy needs: for verifying it, and in the command to train."""
         return {}
 
+    def command_options(self, options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        """Of :meth:`options` those that the command to train has to name.
+
+        Args:
+            options: of the data.
+            defaults: the recipe's.
+        """
+        return {name: value for name, value in options.items() if defaults.get(name) != value}
+
     def model_options(self, options: dict[str, Any], network: str) -> dict[str, Any]:
         """Options of the model in the command to train.
 

@@ -22,6 +22,10 @@ class COCOPreparation(Preparation):
             pass
         return {}
 
+    def command_options(self, options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        """Without ``masks``, which follows the network."""
+        return {name: value for name, value in super().command_options(options, defaults).items() if name != "masks"}
+
     def model_options(self, options: dict[str, Any], network: str) -> dict[str, Any]:
         """The network without masks."""
         return {} if options.get("masks", True) else {"network": network.replace("mask_rcnn", "faster_rcnn")}

@@ -23,3 +23,10 @@ class ModelNetPreparation(Preparation):
         except UserError:  # which is found again, where all faults are
             stored = None
         return {"points": min(stored or POINTS, POINTS)}
+
+    def command_options(self, options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        """Without ``points`` where there are more than the recipe takes."""
+        needed = super().command_options(options, defaults)
+        if needed.get("points", 0) > defaults.get("points", 0):
+            del needed["points"]
+        return needed

@@ -17,6 +17,7 @@ from wsbench.cli import arguments
 from wsbench.configuration import fields
 from wsbench.errors import exit_status
 from wsbench.options import UsageError
+from wsbench.registry import TASKS
 
 if TYPE_CHECKING:
     from wsbench.grid.plan import Resolve
@@ -47,7 +48,7 @@ commands
 
 options of fit, validate, test and predict (COMMAND --task voc --help shows every field,
 COMMAND --help trainer those of Lightning's Trainer)
-  --task NAME         imagenet, something, voc, modelnet40, coco
+  --task NAME         {tasks}
   --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
   --data.root FOLDER  the dataset (default: $WSBENCH_DATA); it is used or refused. Without one: the miniature
   --recipe NAME       paper (default with a dataset), small (for a dataset of your own), mini (without one)
@@ -57,7 +58,7 @@ COMMAND --help trainer those of Lightning's Trainer)
   --import MODULE     norms of your own, of every command (docs/plugin.md); installed packages add theirs themselves
   --config FILE       settings, for instance a run's config.yaml; options after it override it
   --print_config      print the resolved configuration and stop
-"""
+""".replace("{tasks}", ", ".join(TASKS))
 
 
 def _trainer(argv: Sequence[str]) -> int:

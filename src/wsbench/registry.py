@@ -57,6 +57,8 @@ class TaskEntry:
         harmless_network: networks of packages, as text for ``--model.network``, that run nobody's code but the
             package's own. Only these are taken from the configuration of a run that somebody else made.
         groups: of GN, where the paper has other than 32.
+        target: of the miniature, the score whose first reaching tables count in steps: about half of what can be had.
+        evaluates_whole: whether a sample is evaluated whole, and so may cost more than the crop that is trained on.
     """
 
     module: str
@@ -68,6 +70,8 @@ class TaskEntry:
     links: tuple[Link, ...] = ()
     harmless_network: re.Pattern[str] | None = None
     groups: int | None = None
+    target: float | None = None
+    evaluates_whole: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -88,6 +92,7 @@ TASKS = {
         paper=PaperNumbers((1, 2, 3), "imagenet1k"),
         preparation="wsbench.datamodules.prepare.imagenet:ImageNetPreparation",
         harmless_network=re.compile(r"(timm|torchvision):[\w.]+\Z"),
+        target=50.0,
     ),
     "something": TaskEntry(
         module="wsbench.tasks.something:SomethingClassification",
@@ -97,6 +102,7 @@ TASKS = {
         paper=PaperNumbers((6,), "something_something_v1", "{task}_{model}"),
         links=(Link("model.segments", "data.segments"),),
         harmless_network=re.compile(r"tsm_(timm|torchvision):[\w.]+\Z"),
+        target=90.0,
     ),
     "voc": TaskEntry(
         module="wsbench.tasks.voc:VOCSegmentation",
@@ -105,6 +111,8 @@ TASKS = {
         paper=PaperNumbers((7,), "voc2012", "deeplabv3_{model}"),
         preparation="wsbench.datamodules.prepare.voc:VOCPreparation",
         harmless_network=re.compile(r"(deeplabv3_(timm|torchvision):[\w.]+|mmseg:[\w-]+/[\w-][\w.-]*)\Z"),
+        target=40.0,
+        evaluates_whole=True,
     ),
     "modelnet40": TaskEntry(
         module="wsbench.tasks.modelnet40:ModelNetClassification",
@@ -114,6 +122,7 @@ TASKS = {
         paper=PaperNumbers((8,), "modelnet40", "dgcnn_tf"),
         preparation="wsbench.datamodules.prepare.modelnet40:ModelNetPreparation",
         groups=16,
+        target=60.0,
     ),
     "coco": TaskEntry(
         module="wsbench.tasks.coco:COCODetection",
@@ -124,5 +133,7 @@ TASKS = {
         preparation="wsbench.datamodules.prepare.coco:COCOPreparation",
         links=(Link("data.masks", "model.network", has_masks),),
         harmless_network=re.compile(r"(mask|faster)_rcnn_(timm|torchvision):[\w.]+\Z"),
+        target=10.0,
+        evaluates_whole=True,
     ),
 }

@@ -205,10 +205,10 @@ def test_published_records_have_the_ids_that_their_runs_have_today() -> None:
     """By the command line that each record names, resolved afresh: a handful of every task."""
     resolver = Resolver()
     for task in TASKS:
-        paths = sorted((RECORDS / task).glob("*.json"))
-        assert len(paths) >= 30
-        for path in paths[::9]:
-            record = read_record(path)
+        found = [(path, read_record(path)) for path in sorted((RECORDS / task).glob("*.json"))]
+        mini = [(path, record) for path, record in found if record.recipe == "mini"]
+        assert not mini or len(mini) >= 30
+        for path, record in mini[::9]:
             options = [part for name, value in record.overrides.items() for part in (f"--{name}", yaml.safe_dump(
                 value, default_flow_style=True).strip().removesuffix("\n..."))]  # fmt: skip
             line = ["--task", task, "--recipe", "mini", "--norm", record.norm, "--seed_everything", str(record.seed)]

@@ -126,7 +126,7 @@ def data() -> Parser:
         "--root", default=os.environ.get("WSBENCH_DATA"), help="dataset folder (default: $WSBENCH_DATA)"
     )
     parser.add_argument("--all", action="store_true", help="read all samples of splits above 20,000, too")
-    group = parser.add_argument_group("voc")
+    group = parser.add_argument_group("of one dataset (today: voc)")
     group.add_argument("--train-set", help="the list to train on (default: trainaug where it is, else train)")
     group.add_argument("--class-names", help="a file with the names of the classes, one a line")
     group.add_argument("--download", action="store_true", help="fetch VOC 2012 (2 GB) and SBD (1.4 GB), with checksums")

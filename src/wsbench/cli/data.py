@@ -24,11 +24,8 @@ def _command(task: str, root: Path, official: bool, options: dict[str, Any], pre
     """The command that trains on the dataset."""
     recipe = "paper" if official else "small"
     defaults = recipe_content(task, recipe)["data"]
-    needed = {name: value for name, value in options.items() if defaults.get(name) != value}
-    if needed.get("points", 0) > defaults.get("points", 0):  # there are more than the recipe takes
-        del needed["points"]
+    needed = prepared.command_options(options, defaults)
     of_model = prepared.model_options(options, recipe_content(task, recipe)["model"]["network"])
-    needed.pop("masks", None)  # follows the network
     further = "".join(f" --model.{name} {value}" for name, value in of_model.items())
     further += "".join(f" --data.{name} {value}" for name, value in needed.items())
     recipe = "" if official else " --recipe small"

@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from wsbench.leaderboard.logs import Logs
 from wsbench.records import RunRecord, Trial, Tuning, chosen, lower_is_better, mean_scores
+from wsbench.registry import TASKS
 from wsbench.run.identity import LR, SHARE
 
 #: points of the metric (percent) within which a rate works as well as the best
 WITHIN = 5.0
 #: learning rates that a choice needs
 FEWEST_RATES = 3
-#: of the miniatures: the score whose first reaching is counted in steps, about half of what can be had
-TARGETS = {
-    "imagenet-mini": 50.0, "something-mini": 90.0, "voc-mini": 40.0, "modelnet40-mini": 60.0, "coco-mini": 10.0,
-}  # fmt: skip
 COLUMNS = ("lr", "trials", "lr_low", "lr_high", "diverged", "target", "reached", "steps_to_target")
 
 
@@ -35,7 +32,7 @@ def working_range(tuning: Tuning) -> tuple[float, float]:
 def target_of(record: RunRecord) -> float | None:
     """The stated score of the record's miniature; None where none is stated."""
     named = record.recipe == "mini" and record.data.name.startswith(f"{record.task}-mini")
-    return TARGETS.get(f"{record.task}-mini") if named else None
+    return TASKS[record.task].target if named else None
 
 
 def counted_in_steps(records: Sequence[RunRecord]) -> set[str]:

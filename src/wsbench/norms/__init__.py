@@ -18,7 +18,7 @@ from wsbench.norms.batch import (
 )
 from wsbench.norms.behind import ActivatingNorm
 from wsbench.norms.convert import ConversionError, PatternError, normalize
-from wsbench.norms.facts import NormFacts
+from wsbench.norms.facts import NormFacts, WeightFacts
 from wsbench.norms.fold import fold
 from wsbench.norms.guard import NormMismatchError, require_spec, stamp_spec
 from wsbench.norms.layers import (
@@ -88,6 +88,7 @@ __all__ = [
     "SwitchNorm",
     "SyncBatchNorm",
     "TapError",
+    "WeightFacts",
     "WeightNorm",
     "WindowError",
     "adaptive_clip_grad_",

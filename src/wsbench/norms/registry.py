@@ -100,7 +100,7 @@ class Registry(Mapping[str, T]):
         self._methods[name] = method
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._methods:
+        if name not in self._methods or requested():  # a module that the user names is never passed over
             _load_plugins()
         return self._methods[name]
 

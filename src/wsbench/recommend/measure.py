@@ -10,11 +10,10 @@ from wsbench.grid.attempt import says_out_of_memory
 from wsbench.grid.cells import Cell, attempts, status
 from wsbench.recommend.budget import Cost
 from wsbench.records import RunRecord
+from wsbench.registry import TASKS
 
 #: optimizer steps of a measuring run, and batches that it evaluates
 STEPS, BATCHES = 6, 20
-#: tasks whose images are evaluated whole, so that a sample may cost more than in training
-_WHOLE = ("voc", "coco")
 
 
 def definition(options: dict[str, Any], norms: Sequence[str], networks: Sequence[str], micro_batch: int) -> str:
@@ -46,7 +45,7 @@ def cost_of(cell: Cell, record: RunRecord) -> Cost:
     step = cost.train_seconds / max(1, record.steps)  # it may have diverged in the first
     evaluated = max(metric.n_eval for name, metric in record.metrics.items() if not name.startswith("train_"))
     sample = max(0.0, cost.total_seconds - cost.train_seconds) / evaluated  # with what a run does once
-    if record.task not in _WHOLE:
+    if not TASKS[record.task].evaluates_whole:
         sample = min(sample, step / record.batch.effective_batch)
     start = max(0.0, wall - cost.train_seconds - sample * evaluated)
     return Cost(start=start, step=step, sample=sample, memory=cost.peak_memory_mib)
