@@ -19,16 +19,18 @@ WIDTH, HEIGHT, SCALE = 330, 250, 2
 
 
 def main() -> int:
-    """Draw the miniatures at one image per device."""
+    """Draw what was tuned at one image per device: miniatures, then real data."""
     alt = altair()
-    found = [v for v in verdicts(groups(find_records([RECORDS]))) if v.best.group.first.recipe == "mini"]
+    found = [v for v in verdicts(groups(find_records([RECORDS]))) if v.best.group.first.recipe != "paper"]
+    found.sort(key=lambda v: v.best.group.first.recipe)
     found = [v for v in found if v.images == min(v.images for v in found)]
     if not found:
-        print("no tuned records of miniatures", file=sys.stderr)
+        print("no tuned records", file=sys.stderr)
         return 1
     rows = []
     for one in found:
-        left = dots(one, WIDTH).properties(title=f"{one.best.group.first.task}: each norm at its own learning rate")
+        name = one.best.group.table.removesuffix("-tuned").replace("-mini", " miniature").replace("-small-", ": ")
+        left = dots(one, WIDTH).properties(title=f"{name}, each norm at its own learning rate")
         right = rate_curves(one, WIDTH).properties(title="score by learning rate, on held-out training data")
         row = alt.hconcat(left, right.properties(height=HEIGHT), spacing=30)
         rows.append(row.resolve_scale(color="independent", strokeDash="independent"))

@@ -177,6 +177,25 @@ def test_settings_are_tuned_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("field", [SHARE, LR, "seed_everything", "lr", "seed"])
+def test_rules_set_nothing_that_is_tuned(field: str) -> None:
+    rule = {"when": {"norm": "bn"}, "set": {field: 0.5}}
+    with pytest.raises(GridError, match=r"a tuned grid sets .* by itself"):
+        methods(TunedGrid.model_validate(GRID | {"rules": [rule]}))
+
+
+@pytest.mark.parametrize("word", ["--data.tuning", "--seed_everything=5", "--model.lr", "--data={tuning: null}"])
+def test_options_of_fit_change_nothing_that_is_tuned(
+    word: str, in_a_folder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trials that would be scored on the reporting split are not run."""
+    Path("grid.yaml").write_text(yaml.safe_dump({"about": "x", "tuned": {"mini": GRID}}))
+    further = [word] if "=" in word else [word, "null"]
+    assert main(["sweep", "grid.yaml", "--dry-run", "--", *further]) == 2
+    assert f"{word.partition('=')[0]} may not come after --" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def test_from_the_command_line(tmp_path: Path, in_a_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Trials and results by real runs; records say how, tables keep them apart, and nothing is run twice."""
     data = write_voc(tmp_path / "data")

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from tests.test_records import make_record
+from wsbench.configuration.choice import recipe_content
 from wsbench.leaderboard.derive import derive
-from wsbench.leaderboard.tuned import columns, tuning_problems, working_range
+from wsbench.leaderboard.tuned import columns, rate_of, tuning_problems, working_range
 from wsbench.records import BatchNumbers, DataIdentity, MetricValue, RunRecord, SplitIdentity, Trial, Tuning
+from wsbench.run.identity import recipe_digest
 
 RATES = {0.01: 30.0, 0.03: 42.0, 0.1: 45.0, 0.3: 20.0}
 
@@ -113,3 +115,12 @@ def test_the_working_range_has_no_gap() -> None:
     assert record.tuning is not None
     assert working_range(record.tuning) == (0.03, 0.1)
     assert columns([record, tuned(diverged=3)], "miou", {})["diverged"] == "1"
+
+
+def test_the_recipes_rate_counts_where_nothing_overrides_it() -> None:
+    """A run that keeps the recipe's rate has that rate, as long as the recipe is the one that it ran."""
+    content = recipe_content("voc", "mini")
+    record = make_record(task="voc", recipe="mini", overrides={}, recipe_digest=recipe_digest(content))
+    assert rate_of(record) == content["model"]["lr"]
+    assert rate_of(record.model_copy(update={"overrides": {"model.lr": 0.5}})) == 0.5
+    assert rate_of(record.model_copy(update={"recipe_digest": "of another version"})) is None

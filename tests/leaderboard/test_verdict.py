@@ -74,6 +74,19 @@ def test_no_difference_is_said() -> None:
     assert not found.avoid
 
 
+def test_what_too_few_seeds_leave_open_is_tied_with_nothing() -> None:
+    """A mean 30 points away whose interval reaches the best's is no tie, and no sentence recommends it."""
+    scattered = [16.0, 17.0, 75.0, 18.0, 90.0]
+    (found,) = verdicts(groups([*tuned("gn+ws", BEST), *tuned("sn+ws", LEVEL), *tuned("in+ws", scattered)]))
+    assert [s.norm for s in found.level] == ["gn+ws", "sn+ws"]
+    assert [s.norm for s in found.unclear] == ["in+ws"]
+    assert not found.standings[2].worse
+    assert "not decided by these seeds: in+ws (by 28 [" in found.sentence()
+    one = overall([found])
+    assert one is not None
+    assert "in+ws" not in one.sentence()
+
+
 def test_nothing_learned_is_said() -> None:
     (found,) = verdicts(groups([*tuned("gn+ws", [90.0] * 5), *tuned("gn", [90.0, 91, 90, 92, 90])]))
     assert "no norm is significantly better than chance" in found.sentence()

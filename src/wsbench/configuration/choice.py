@@ -117,6 +117,8 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
     beside: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
     if known.ckpt_path and known.ckpt_path not in ("last", "auto"):
+        if not Path(known.ckpt_path).expanduser().is_file():
+            raise ChoiceError(f"--ckpt_path '{known.ckpt_path}' does not exist, or is no file")
         config = Path(known.ckpt_path).expanduser().resolve().parent / CONFIG
         if config.is_file():
             beside = (str(config),)
@@ -124,6 +126,11 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
             own = (getattr(known, "model.network"), *(_at(layer, "model", "network") for layer in layers))
             meant = known.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
             layer = taken_from_run(content, config, training=command == "fit", task=meant, own_network=any(own))
+            if known.task and layer.get("task") not in (None, known.task):
+                raise ChoiceError(
+                    f"--task {known.task}: '{known.ckpt_path}' is of a run of task {layer['task']}; leave --task out, "
+                    "or start from its weights by --model.init_from"
+                )
             taken = (_as_file(layer),)
             layers = [layer, *layers]
 

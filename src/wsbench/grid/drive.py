@@ -99,6 +99,11 @@ def run(plan: plans.Plan, launcher: Launcher) -> None:
         raise UnfinishedError(f"{unfinished} of {len(after)} cells are not done")
 
 
+#: options that decide what is trained at which rate and scored on what
+_TUNED = ("--model.lr", "--data.tuning", "--seed_everything", "--on_divergence", "--norm", "--model", "--data",
+          "--trainer", "--print_config")  # fmt: skip
+
+
 def protocol_of(
     choice: plans.Choice, definition: Definition, resolve: plans.Resolve, options: Sequence[str]
 ) -> tuple[Protocol, str]:
@@ -111,6 +116,9 @@ def protocol_of(
     if recipe not in definition.tuned:
         raise GridError(f"sweep '{choice.name}' tunes nothing for --recipe {recipe}; there is "
                         f"{', '.join(definition.tuned)}")  # fmt: skip
+    for word in choice.further:
+        if word.partition("=")[0] in _TUNED:
+            raise GridError(f"{word.partition('=')[0]} may not come after --; a tuned sweep sets it by itself")
     grid = definition.tuned[recipe]
     asked = methods(grid, choice.axes, choice.only)
     return Protocol(grid, asked, lambda o: plans.cell_of(o, recipe, choice, resolve, [*DIVERGED, *options])), recipe

@@ -59,7 +59,9 @@ def methods(
     both = sorted({*grid.seeds} & {*grid.tuning_seeds})
     if both:
         raise GridError(f"seeds {both} are of both stages; stage 2 needs fresh ones")
-    fixed = sorted({LR, SHARE, "seed_everything"} & {*full(grid.options), *full(grid.axes), *full(axes or {})})
+    given = {*full(grid.options), *full(grid.axes), *full(axes or {})}
+    given |= {name for rule in grid.rules for name in full(rule.then)}
+    fixed = sorted(given & {LR, SHARE, "seed_everything"})
     if fixed:
         raise GridError(f"a tuned grid sets {', '.join(fixed)} by itself; leave it out")
     cells = select(expand(Grid(options=grid.options, axes=grid.axes, rules=grid.rules), axes), only or {})

@@ -13,8 +13,10 @@ from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.naming import LeaderboardError, find_records
 from wsbench.leaderboard.spread import Spread
 from wsbench.leaderboard.submit import submit
+from wsbench.leaderboard.tuned import rate_of
 from wsbench.leaderboard.wide import Group, groups
 from wsbench.registry import TASKS
+from wsbench.run.identity import LR
 from wsbench.run.report import console
 
 
@@ -48,7 +50,14 @@ def _tables(found: list[Group]) -> Iterator[Table]:
 def _value(group: Group, option: str) -> str:
     """As it was given, or where the recipe says it."""
     overrides = group.first.overrides
+    rate = rate_of(group.first) if option == LR else None
+    if rate is not None:
+        return f"{rate:g}"
     return json.dumps(overrides[option]).strip('"') if option in overrides else "(recipe)"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _numbers(group: Group, over: Spread) -> tuple[str, ...]:
@@ -103,7 +112,7 @@ def _compare(args: argparse.Namespace) -> None:
         table.add_row(*map(escape, (
             one.first.table, f"{batch.micro_batch} of {batch.effective_batch}", one.metric, str(over.n),
             f"{over.mean:+.2f}", f"{over.low:+.2f} to {over.high:+.2f}",
-            "-" if over.effect is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*over.effect), f"{one.p:.3f}",
+            "-" if over.effect is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*over.effect), _p(one.p),
             one.words(),
         )))  # fmt: skip
     console().print(table)

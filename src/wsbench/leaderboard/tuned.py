@@ -3,11 +3,15 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+
+import yaml
 
 from wsbench.leaderboard.logs import Logs
 from wsbench.records import RunRecord, Trial, Tuning, chosen, lower_is_better, mean_scores
 from wsbench.registry import TASKS
-from wsbench.run.identity import LR, SHARE
+from wsbench.run.identity import LR, SHARE, recipe_digest
 
 #: points of the metric (percent) within which a rate works as well as the best
 WITHIN = 5.0
@@ -84,8 +88,24 @@ def trial_columns(record: RunRecord) -> dict[str, str]:
     """The further column of a row of trials, whose rates are a curve; none of other rows."""
     if SHARE not in record.overrides:
         return {}
-    rate = record.overrides.get(LR)
+    rate = rate_of(record)
     return {"lr": "" if rate is None else f"{rate:g}"}
+
+
+@cache
+def _recipe(task: str, recipe: str) -> tuple[str, float | None]:
+    """Digest and learning rate of a recipe."""
+    path = files("wsbench.conf") / task / f"{recipe}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return recipe_digest(content), content.get("model", {}).get("lr")
+
+
+def rate_of(record: RunRecord) -> float | None:
+    """A run's learning rate; None where it is that of a recipe that has changed since."""
+    if LR in record.overrides:
+        return float(record.overrides[LR])
+    digest, rate = _recipe(record.task, record.recipe)
+    return rate if digest == record.recipe_digest else None
 
 
 def untuned(record: RunRecord) -> dict[str, object]:
@@ -112,8 +132,8 @@ def _trial_problems(record: RunRecord, tuning: Tuning, trial: Trial, other: RunR
         found.append(f"its trial {trial.record} is of other data than a division of the training samples")
     if theirs["val"].checksum in (ours["val"].checksum, ours["train"].checksum, theirs["train"].checksum):
         found.append(f"its trial {trial.record} was scored on the reporting split, or on what it was trained on")
-    if other.overrides.get(LR, trial.rate) != trial.rate:
-        found.append(f"its trial {trial.record} has the rate {other.overrides.get(LR)}, not {trial.rate}")
+    if rate_of(other) not in (None, trial.rate):
+        found.append(f"its trial {trial.record} has the rate {rate_of(other)}, not {trial.rate}")
     score = other.metrics.get(tuning.metric)
     if score is None or score.value != trial.score or (other.diverged is not None) != trial.diverged:
         found.append(f"its trial {trial.record} does not score {trial.score}")
@@ -133,7 +153,7 @@ def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[s
         return []
     found = []
     by_id = {other.id: other for other in published}
-    rate = record.overrides.get(LR)
+    rate = rate_of(record)
     if rate is not None and rate != tuning.rate:
         found.append(f"its learning rate is {rate}, the tuning chose {tuning.rate}")
     if SHARE in record.overrides:

@@ -54,6 +54,11 @@ class Standing:
         return self.worse and self.loss[1] > FAR
 
     @property
+    def unclear(self) -> bool:
+        """Whether it may be worse by more than :data:`FAR`, which its seeds do not show: it is tied with nothing."""
+        return not self.worse and self.loss[0] > 0 and self.loss[2] > FAR
+
+    @property
     def tuning(self) -> Tuning:
         """How its rate was chosen."""
         tuning = self.group.first.tuning
@@ -97,8 +102,13 @@ class Verdict:
 
     @property
     def level(self) -> tuple[Standing, ...]:
-        """The best, and those that are not shown to be worse: the tie group."""
-        return tuple(s for s in self.standings if not s.worse)
+        """The best, and those that are neither shown to be worse nor may be far worse: the tie group."""
+        return tuple(s for s in self.standings if not s.worse and not s.unclear)
+
+    @property
+    def unclear(self) -> tuple[Standing, ...]:
+        """Those of which too few seeds say too little."""
+        return tuple(s for s in self.standings if s.unclear)
 
     @property
     def avoid(self) -> tuple[Standing, ...]:
@@ -140,6 +150,7 @@ class Verdict:
             said = f"use {self.best.norm}: {best}"
             said += f"; not significantly worse: {_listed(others)}" if others else ""
         for verb, those in (
+            ("not decided by these seeds:", list(self.unclear)),
             ("worse:", [s for s in self.standings if s.worse and not s.far]),
             ("avoid", list(self.avoid)),
         ):

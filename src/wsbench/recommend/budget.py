@@ -65,6 +65,16 @@ class Size(BaseModel):
     share: float = 0.2
     """Of the training data, held out in stage 1."""
 
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of a run on all training samples."""
+        return epochs * max(self.fewest_steps, self.train // self.effective_batch)
+
+    def length(self, epochs: int) -> str:
+        """The same in words, and how often each sample is seen."""
+        steps = self.steps(epochs)
+        passes = steps * self.effective_batch / self.train
+        return f"{steps} steps of {self.effective_batch}, {passes:.1f} passes over {self.train} samples"
+
     def seconds(self, cost: Cost, epochs: int, tuning: bool) -> float:
         """Of one run, in stage 1 (``tuning``) or stage 2."""
         held = round(self.share * self.train) if tuning else self.val

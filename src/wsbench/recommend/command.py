@@ -253,7 +253,8 @@ class _Answering:
             "networks": ", ".join(self.networks),
             "norms": ", ".join(plan.norms),
             "batch": f"{written.micro_batch} per device x {accumulate} micro-steps = {size.effective_batch}",
-            "length": f"{plan.epochs} of the recipe's {size.epochs} epochs; a run takes up to {duration(longest)}",
+            "length": f"{size.length(plan.epochs)} ({plan.epochs} of the recipe's {size.epochs} epochs); "
+                      f"a run takes up to {duration(longest)}",
             "rates": f"{', '.join(f'{r:g}' for r in plan.rates)}, and {plan.most_rates - len(plan.rates)} more where "
                      "the best lies at an end",
             "stage 1": f"{first} runs to choose rates on held-out training data, {plan.tuning_seeds} seed(s) each",
@@ -307,9 +308,9 @@ class _Answering:
         plan = written.plan
         trials = max((len(r.tuning.trials) for r in records if r.tuning is not None), default=0)
         facts = (
-            f"It rests on {trials} learning rates and {plan.seeds} fresh seeds a norm, {plan.epochs} epochs of "
-            f"{written.size.train} samples, {written.micro_batch} at a time; it holds for this data, this network and "
-            "runs of this length.",
+            f"It rests on {trials} learning rates and {plan.seeds} fresh seeds per norm, "
+            f"{written.size.length(plan.epochs)}, {written.micro_batch} at a time; it holds for this data, this "
+            "network and runs of this length.",
             f"Intervals and p are over seeds; that val has {written.size.val} samples and rates were chosen on "
             f"{round(written.size.share * written.size.train)} is not in them.",
             f"The schedule, and what heads and biases have of their own, are those of the recipe: conf/{self.task}/"

@@ -86,8 +86,8 @@ def of_the_curves(found: Sequence[Group]) -> list[tuple[str, str]]:
         norms = [n for n in dict.fromkeys(g.first.labelled_norm for g in curve) if {(n, most), (n, least)} <= at.keys()]
         moves = ", ".join(f"{short(n)} from {at[n, most]} to {at[n, least]}" for n in norms)
         said.append(
-            (curve[0].table, f"from {most} to {least} images per device, at {curve[0].first.batch.effective_batch} a "
-             f"step throughout, {metric} goes for {moves}")
+            (curve[0].table, f"at one learning rate for all norms, from {most} to {least} images per device, at "
+             f"{curve[0].first.batch.effective_batch} per step throughout, {metric} goes for {moves}")
         )  # fmt: skip
     return said
 

@@ -9,7 +9,8 @@ from wsbench.leaderboard.verdict import Verdict
 
 #: of a norm in the tie group, of one that is significantly worse, and of one that is far worse
 LEVEL, WORSE, FAR = "tied with the best", "significantly worse", "worse by more than 10 points"
-_TONES = {LEVEL: "#228833", WORSE: "#8a8f98", FAR: "#cc6677"}
+UNCLEAR = "not decided: may be far worse"
+_TONES = {LEVEL: "#228833", UNCLEAR: "#e0a100", WORSE: "#8a8f98", FAR: "#cc6677"}
 #: a colour for each activation normalization (Paul Tol's bright scheme); standardized weights are a solid line
 _ACTS = {"bn": "#4477aa", "gn": "#228833", "ln": "#ccaa33", "in": "#aa3377", "sn": "#66ccee"}
 _FURTHER = ("#ee6677", "#bbbbbb", "#000000", "#e69f00", "#009e73")
@@ -23,7 +24,7 @@ def dots(found: Verdict, width: int | str) -> Any:
     rows: list[dict[str, Any]] = []
     seeds: list[dict[str, Any]] = []
     for one in found.standings:
-        kind = FAR if one.far else WORSE if one.worse else LEVEL
+        kind = FAR if one.far else WORSE if one.worse else UNCLEAR if one.unclear else LEVEL
         low, high = (one.over.mean if v is None else min(max(v, 0.0), 100.0) for v in (one.over.low, one.over.high))
         rows.append({"norm": one.norm, "mean": one.over.mean, "low": low, "high": high, "how": kind,
                      "rate": one.rate, "seeds": one.over.n})  # fmt: skip
