@@ -219,8 +219,8 @@ def test_the_curve_says_both_ends() -> None:
     assert of_the_curves(found) == [
         (
             "voc-mini",
-            "at one learning rate for all norms, from 4 to 1 images per device, at 8 per step throughout, miou goes for "
-            "bn from 40.0 ± 0.0 to 10.0 ± 0.0",
+            "at one learning rate for all norms, from 4 to 1 images per device, at 8 per step throughout, miou goes "
+            "for bn from 40.0 ± 0.0 to 10.0 ± 0.0",
         )
     ]
 
