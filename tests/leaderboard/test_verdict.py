@@ -204,3 +204,18 @@ def test_the_effect_covers_as_often_as_it_says() -> None:
         covered += low / correction < true < high / correction
     assert 0.92 < covered / 400 < 0.98
     assert np.mean(sizes) == pytest.approx(true, abs=0.12)  # unbiased
+
+
+def test_the_answer_names_norms_that_some_tables_lack() -> None:
+    """And one that is tied in one table and far worse in another is not passed over."""
+    one = [*tuned("gn+ws", BEST), *tuned("ln+ws", LEVEL), *tuned("bn", FAR), *tuned("in", FAR)]
+    two = [*tuned("gn+ws", BEST, task="voc", metric="miou"), *tuned("bn", LEVEL, task="voc", metric="miou")]
+    clips = {"task": "something", "metric": "top1_acc"}
+    three = [*tuned("gn+ws", FAR, **clips), *tuned("bn", BEST, **clips)]
+    answer = overall(verdicts(groups([*one, *two, *three])))
+    assert answer is not None
+    assert answer.partly == (("ln+ws", 1),)
+    said = answer.sentence()
+    assert "use gn+ws" in said
+    assert "tied in those tables that have it: ln+ws (1)" in said
+    assert "but bn is more than 10 points worse in 2 of 3 tables" in said

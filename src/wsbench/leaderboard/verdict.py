@@ -232,6 +232,8 @@ class Overall:
     """(norm, in how many tables it is far worse than the best), the most first."""
     winners: tuple[tuple[str, str], ...]
     """(table, the norm with the best mean)."""
+    partly: tuple[tuple[str, int], ...] = ()
+    """(norm that some of the tables lack, in how many it stands): in the tie group of each of those."""
 
     def sentence(self) -> str:
         """The answer in one sentence."""
@@ -250,6 +252,11 @@ class Overall:
             said = f"{where} use {good[0][0]}: best or tied with the best {self._in(good[0][1])}"
             also = [n if c == good[0][1] else f"{n} ({self._in(c)})" for n, c in good[1:]]
             said += f"; also tied: {_listed(also)}" if also else ""
+            if self.partly:
+                said += f"; tied in those tables that have it: {_listed([f'{n} ({c})' for n, c in self.partly])}"
+            mixed = [f"{n} is more than {FAR:.0f} points worse {self._in(c)}" for n, c in self.far
+                     if 2 * c > self.tables and n in level]  # fmt: skip
+            said += f"; but {_listed(mixed)}" if mixed else ""
         if not bad:
             return said
         fewest = min(c for _, c in bad)
@@ -286,4 +293,7 @@ def overall(found: Sequence[Verdict]) -> Overall | None:
     counts = sorted(level.items(), key=lambda pair: (-pair[1], place[pair[0]], pair[0]))
     worst = sorted((pair for pair in far.items() if pair[1]), key=lambda pair: (-pair[1], -place[pair[0]], pair[0]))
     winners = tuple((v.table, v.best.norm) for v in chosen)
-    return Overall(images, len(chosen), tuple(counts), tuple(worst), winners)
+    standing = [(s.norm, s in v.level) for v in chosen for s in v.standings if s.norm not in common]
+    names = sorted({n for n, _ in standing})
+    partly = [(n, sum(m == n for m, _ in standing)) for n in names if all(tied for m, tied in standing if m == n)]
+    return Overall(images, len(chosen), tuple(counts), tuple(worst), winners, tuple(partly))
