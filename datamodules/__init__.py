@@ -4,7 +4,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from wsbench.datamodules.base import BenchmarkData
-from wsbench.registry import TASKS
+from wsbench.registry import TASKS, exported
 
 if TYPE_CHECKING:
     from wsbench.datamodules.coco import COCO
@@ -24,7 +24,4 @@ def data_class(task: str) -> type[BenchmarkData]:
 
 def __getattr__(name: str) -> Any:
     """``from wsbench.datamodules import VOC``: a dataset's class, imported when it is asked for."""
-    named = next((entry.data for entry in TASKS.values() if entry.data.endswith(f":{name}")), None)
-    if named is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return pkgutil.resolve_name(named)
+    return exported(__name__, name, (entry.data for entry in TASKS.values()))

@@ -71,24 +71,12 @@ def matplotlib() -> Any:
 
 def submitit() -> Any:
     """The module submitit; MissingPartError if it is not there."""
-    try:
-        import submitit as module
-    except ModuleNotFoundError as error:
-        raise MissingPartError(
-            "Slurm's jobs are submitted with submitit, which is not installed: pip install 'wsbench[slurm]'"
-        ) from error
-    return module
+    return _extra("submitit", "Slurm's jobs are submitted with submitit", "slurm")
 
 
 def ray() -> Any:
     """The module ray; MissingPartError if it is not there."""
-    try:
-        import ray as module
-    except ModuleNotFoundError as error:
-        raise MissingPartError(
-            "--launcher ray needs ray, which is not installed: pip install 'wsbench[ray]'"
-        ) from error
-    return module
+    return _extra("ray", "--launcher ray needs ray", "ray")
 
 
 def wandb() -> Any:

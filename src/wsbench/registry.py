@@ -4,8 +4,9 @@ Nothing heavy is imported: classes are named, and loaded by :func:`wsbench.tasks
 :func:`wsbench.datamodules.data_class`.
 """
 
+import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,18 @@ class TaskEntry:
     def metrics(self) -> tuple[str, ...]:
         """Those of a wide table."""
         return (self.headline, *self.further)
+
+
+def exported(module: str, name: str, classes: Iterable[str]) -> Any:
+    """The class called ``name`` of those that entries name, imported now: for a package's ``__getattr__``.
+
+    Raises:
+        AttributeError: ``module`` exports no such class.
+    """
+    named = next((path for path in classes if path.endswith(f":{name}")), None)
+    if named is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    return pkgutil.resolve_name(named)
 
 
 #: of every task

@@ -207,7 +207,7 @@ def test_published_records_have_the_ids_that_their_runs_have_today() -> None:
     for task in TASKS:
         found = [(path, read_record(path)) for path in sorted((RECORDS / task).glob("*.json"))]
         mini = [(path, record) for path, record in found if record.recipe == "mini"]
-        assert not mini or len(mini) >= 30
+        assert TASKS[task].paper is None or len(mini) >= 30
         for path, record in mini[::9]:
             options = [part for name, value in record.overrides.items() for part in (f"--{name}", yaml.safe_dump(
                 value, default_flow_style=True).strip().removesuffix("\n..."))]  # fmt: skip

@@ -3,7 +3,7 @@
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from wsbench.registry import TASKS
+from wsbench.registry import TASKS, exported
 from wsbench.tasks.base import BenchmarkTask
 
 if TYPE_CHECKING:
@@ -32,7 +32,4 @@ def task_class(task: str) -> type[BenchmarkTask]:
 
 def __getattr__(name: str) -> Any:
     """``from wsbench.tasks import VOCSegmentation``: a task's class, imported when it is asked for."""
-    named = next((entry.module for entry in TASKS.values() if entry.module.endswith(f":{name}")), None)
-    if named is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return pkgutil.resolve_name(named)
+    return exported(__name__, name, (entry.module for entry in TASKS.values()))
