@@ -323,5 +323,5 @@ class COCO(BenchmarkData):
         return COUNTS
 
     def remedy(self, split: str) -> str:
-        """Annotations and images."""
+        """Which archives to unpack again."""
         return f"unpack annotations_trainval2017.zip and {split}2017.zip again"

@@ -240,7 +240,7 @@ class ImageNet(BenchmarkData):
         return found
 
     def read(self, train: bool) -> None:
-        """List the images."""
+        """List the images of the splits that are needed, once."""
         folder = self.folder()
         for split in ("train", "val") if train else ("val",):
             if split not in self._listings:
@@ -306,5 +306,5 @@ class ImageNet(BenchmarkData):
         return COUNTS
 
     def remedy(self, split: str) -> str:
-        """Its archive."""
+        """Which archive to unpack again."""
         return f"unpack ILSVRC2012_img_{split}.tar again"

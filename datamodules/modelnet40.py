@@ -245,7 +245,7 @@ class ModelNet40(BenchmarkData):
         return {"train": counts["train"], "val": counts["test"]}
 
     def remedy(self, split: str) -> str:
-        """The archive."""
+        """Which archive to unpack again."""
         return f"unpack {HDF5 if self.form == 'hdf5' else MESHES}.zip again"
 
 

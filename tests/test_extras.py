@@ -60,7 +60,7 @@ def test_what_works_without(line: list[str]) -> None:
 
 @pytest.mark.parametrize("line", [["fit", "--task", "voc"], ["validate", "--ckpt_path", "x"], ["sweep", "table2"],
                                   ["data", "voc"], ["leaderboard"], ["export", "--ckpt_path", "x", "--format", "onnx"],
-                                  ["analyze", "doctor", "x"],
+                                  ["analyze", "diagnose", "x"],
                                   ["recommend", "--task", "voc", "--data.root", "x", "--budget", "1h"]])  # fmt: skip
 def test_what_says_that_it_needs_more(line: list[str]) -> None:
     done = command(*line)

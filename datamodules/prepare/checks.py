@@ -36,7 +36,7 @@ class Checked(Protocol):
     """A dataset whose samples can be read one by one."""
 
     def __len__(self) -> int:
-        """Samples."""
+        """How many samples there are."""
 
     def path(self, index: int) -> Path:
         """The file or folder of a sample."""

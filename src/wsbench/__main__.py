@@ -34,7 +34,7 @@ commands
   test         the same on the test split
   predict      apply a checkpoint to a folder of images    predict --ckpt_path X --data.pictures FOLDER
   analyze      why it works: gradients, curvature          analyze --task imagenet; analyze --ckpt_path X
-               why it might not: checks of a model         analyze doctor MODEL_OR_CKPT
+               why it might not: checks of a model         analyze diagnose MODEL_OR_CKPT
   export       the network as ONNX, TorchScript or pt2     export --ckpt_path X --format onnx
   data         verify and prepare a dataset                data voc --root FOLDER
   recommend    which norm on your own data, in a budget    recommend --task voc --data.root FOLDER --budget 2h
@@ -80,11 +80,11 @@ def _export(argv: Sequence[str]) -> int:
 
 
 def _analyze(argv: Sequence[str]) -> int:
-    if argv[1:2] == ["doctor"]:
-        subject = arguments.analyze_doctor().parse_args(argv[2:])
-        from wsbench.analysis.doctor import main as doctor
+    if argv[1:2] in (["diagnose"], ["doctor"]):  # "doctor": its name in 0.1
+        subject = arguments.analyze_diagnose().parse_args(argv[2:])
+        from wsbench.analysis.diagnose import main as diagnose
 
-        return doctor(subject)
+        return diagnose(subject)
     args, rest = arguments.analyze().parse_known_args(argv[1:])
     from wsbench.analysis.command import main
     from wsbench.cli.command import fit

@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
+        """Raise UsageError, which names what was meant, instead of printing and leaving."""
         names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
         said = unknown_options(message, names)
         if said is None:

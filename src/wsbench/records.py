@@ -156,7 +156,7 @@ class Tuning(_Strict):
 
 
 class RunRecord(_Strict):
-    """One finished run."""
+    """One finished run: what was trained on what, by which code, at what cost, with what result."""
 
     schema_version: Literal[1, 2, 3, 4, 5, 6, 7] = Field(7, description="version of this schema")
     id: str = Field(pattern=r"^[\w.+-]+$", description="content hash of task, recipe, overrides, norm, seed and data")

@@ -1,4 +1,4 @@
-"""``analyze`` and ``analyze doctor`` as users call them, on runs of a second."""
+"""``analyze`` and ``analyze diagnose`` as users call them, on runs of a second."""
 
 import json
 import sys
@@ -201,11 +201,11 @@ class TestDoctor:
     ) -> None:
         assert fit(root, "--norm", "bn+ws") == 0
         capsys.readouterr()
-        assert analyze("doctor", str(only_run() / "last.ckpt"), "--json") == 1
+        assert analyze("diagnose", str(only_run() / "last.ckpt"), "--json") == 1
         found = {c["name"]: c["findings"] for c in json.loads(capsys.readouterr().out)}
         layers = [f["layer"] for f in found["batch statistics of one sample"]]
         assert "backbone.bn1" in layers
-        assert analyze("doctor", str(only_run() / "last.ckpt")) == 1
+        assert analyze("diagnose", str(only_run() / "last.ckpt")) == 1
         assert f"{len(layers)} findings" in capsys.readouterr().out
 
     def test_a_checkpoint_of_another_spec_than_the_configurations(
@@ -216,7 +216,7 @@ class TestDoctor:
         settings = yaml.safe_load(config.read_text())
         config.write_text(yaml.safe_dump(settings | {"norm": "gn"}))
         capsys.readouterr()
-        assert analyze("doctor", str(only_run() / "last.ckpt"), "--json") == 1
+        assert analyze("diagnose", str(only_run() / "last.ckpt"), "--json") == 1
         (finding,) = (f for c in json.loads(capsys.readouterr().out) for f in c["findings"])
         assert "trained with 'gn+ws', the model is 'gn'" in finding["what"]
 
@@ -229,7 +229,7 @@ class TestDoctor:
                    "--model.init_from_any_norm", "true") == 0  # fmt: skip
         (second,) = (p for p in Path("runs/voc").iterdir() if p.name != first.name)
         capsys.readouterr()
-        assert analyze("doctor", str(second / "last.ckpt"), "--json") == 1
+        assert analyze("diagnose", str(second / "last.ckpt"), "--json") == 1
         (finding,) = (f for c in json.loads(capsys.readouterr().out) for f in c["findings"])
         assert "training started from weights of 'gn', the model is 'gn+ws'" in finding["what"]
 
@@ -245,7 +245,7 @@ class TestDoctor:
         )
         monkeypatch.syspath_prepend(tmp_path)
         options = ["my_models:net", "--example", "1,3,8,8", "--json"]
-        assert analyze("doctor", *options, "--norm", "gn+ws") == 1
+        assert analyze("diagnose", *options, "--norm", "gn+ws") == 1
         (finding,) = (f for c in json.loads(capsys.readouterr().out) for f in c["findings"])
         assert (finding["layer"], finding["remedy"][:24]) == ("0", "build it with bias=False")
 
@@ -253,7 +253,7 @@ class TestDoctor:
             nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).state_dict()}  # fmt: skip
         stamp_spec(weights, "bn")
         torch.save(weights, tmp_path / "bn.pth")
-        assert analyze("doctor", *options, "--norm", "bn+ws", "--ckpt_path", str(tmp_path / "bn.pth"), "--init_from",
+        assert analyze("diagnose", *options, "--norm", "bn+ws", "--ckpt_path", str(tmp_path / "bn.pth"), "--init_from",
                        f"bn={tmp_path / 'bn.pth'}", "--micro_batch", "1") == 1  # fmt: skip
         found = {c["name"]: len(c["findings"]) for c in json.loads(capsys.readouterr().out)}
         assert found["spec of the model and of its checkpoint"] == 1
@@ -267,11 +267,11 @@ class TestDoctor:
             ("resnet50", "neither a file nor a network: timm:NAME"),
             ("runs/voc/x/last.ckpt", "'runs/voc/x/last.ckpt' does not exist"),
         ):
-            assert analyze("doctor", target) == 2
+            assert analyze("diagnose", target) == 2
             assert message in capsys.readouterr().err
-        assert analyze("doctor", "my_models:net", "--example", "a,b") == 2
+        assert analyze("diagnose", "my_models:net", "--example", "a,b") == 2
         assert "--example a,b: expected a shape" in capsys.readouterr().err
-        assert analyze("doctor", "my_models:net", "--norm", "gn5", "--example", "1,3,8,8") == 2
+        assert analyze("diagnose", "my_models:net", "--norm", "gn5", "--example", "1,3,8,8") == 2
         assert "--norm gn5" in capsys.readouterr().err
-        assert analyze("doctor", "my_models:net", "--ckpt_path", str(tmp_path / "none.pth")) == 2
+        assert analyze("diagnose", "my_models:net", "--ckpt_path", str(tmp_path / "none.pth")) == 2
         assert "none.pth' does not exist" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Each check of the doctor on a model that has the defect, and on one that has not."""
+"""Each check of the diagnosis on a model that has the defect, and on one that has not."""
 
 from collections.abc import Callable
 from typing import Any

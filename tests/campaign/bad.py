@@ -237,7 +237,7 @@ def inputs(world: World) -> list[tuple[str, ...]]:
         found += [[*good, "--ckpt_path", str(path)],
                   ["predict", "--ckpt_path", str(path), "--data.pictures", str(world.folder)],
                   ["export", "--ckpt_path", str(path)], ["analyze", "--ckpt_path", str(path)],
-                  ["analyze", "doctor", str(path)]]  # fmt: skip
+                  ["analyze", "diagnose", str(path)]]  # fmt: skip
         if path.name not in ("other-task.ckpt", "no-loops.ckpt"):  # whose weights are whole, and may start a run
             found.append([*good, "--model.init_from", str(path)])
         if path.name != "no-loops.ckpt":  # which may be evaluated
@@ -256,8 +256,8 @@ def inputs(world: World) -> list[tuple[str, ...]]:
               ["validate", "--ckpt_path", last, "--norm", "bn"], ["validate", "--ckpt_path", last, "--task", "voc"],
               ["export"], ["export", "--ckpt_path", last, "--format", "foo"], ["export", "--foo"],
               ["export", "--ckpt_path", last, "--output", "/proc/x.onnx"], ["export", "--ckpt_path", last, "x"],
-              ["analyze"], ["analyze", "--task", "foo"], ["analyze", "--foo"], ["analyze", "doctor"],
-              ["analyze", "doctor", "nothing_here"], ["analyze", "--task", "voc", "--norms", "gn+wz"],
+              ["analyze"], ["analyze", "--task", "foo"], ["analyze", "--foo"], ["analyze", "diagnose"],
+              ["analyze", "diagnose", "nothing_here"], ["analyze", "--task", "voc", "--norms", "gn+wz"],
               ["data"], ["data", "foo"], ["data", "voc", "--root", "/nowhere"], ["data", "voc", "--foo"],
               ["data", "imagenet", "--root", str(world.broken["image.png"])], ["data", "coco", "--root"],
               ["sweep"], ["sweep", "nothing"], ["sweep", "status", "nothing"], ["sweep", "list", "x"],

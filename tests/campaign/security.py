@@ -93,7 +93,7 @@ class Folder:
             ["predict", "--ckpt_path", checkpoint, "--data.pictures", str(self.pictures)],
             ["fit", "--ckpt_path", checkpoint, "--data.root", root, "--trainer.max_steps", "2"],
             ["export", "--ckpt_path", checkpoint, "--format", "torchscript"],
-            ["analyze", "doctor", checkpoint],
+            ["analyze", "diagnose", checkpoint],
         ]
 
 

@@ -189,7 +189,7 @@ def test_states(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> No
         return {row[1].strip(): row[2].strip() for row in rows if row[2].strip()}
 
     assert states() == {"seed 0": "done", "seed 1": "missing", "seed 2": "missing", "seed 3": "missing"}
-    plan = plans.make(plans.Choice(grid), Resolver())
+    plan = plans.make(plans.SweepRequest(grid), Resolver())
     cells = {cell.options["seed_everything"]: cell for cell in plan.cells}
     assert cells[0].folder == run
     # by another version
@@ -253,7 +253,7 @@ def test_the_published_sweeps_are_what_the_package_would_run(
 
 def test_a_cell_that_is_being_started_is_running(data: Path) -> None:
     """Between its start and the moment when the run takes its folder, some seconds later."""
-    cell = plans.make(plans.Choice(write_grid(Path(), data, {"seed": [0]})), Resolver()).cells[0]
+    cell = plans.make(plans.SweepRequest(write_grid(Path(), data, {"seed": [0]})), Resolver()).cells[0]
     note_start(cell.folder, "local", 7)
     with claimed(cell.folder / CLAIM) as mine:
         assert mine

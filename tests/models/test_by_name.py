@@ -197,7 +197,7 @@ def test_fit_evaluate_and_predict(
 
 def test_the_doctor_takes_the_same_names(capsys: pytest.CaptureFixture[str]) -> None:
     """The example is its own; checks that were not made are counted, not passed over."""
-    status = main(["analyze", "doctor", "timm:resnet18", "--norm", "gn+ws", "--micro_batch", "1"])
+    status = main(["analyze", "diagnose", "timm:resnet18", "--norm", "gn+ws", "--micro_batch", "1"])
     out = capsys.readouterr().out
     assert status == 0
     assert "checks were not made, see above" in out

@@ -15,6 +15,7 @@ from wsbench.models.detection import (
     DIFFERENCES,
     TORCHVISION_ANCHOR_DIFFERENCES,
     Anchors,
+    DetectorSettings,
     build_detector,
     keep_all_boxes,
 )
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 def test_the_papers_mask_rcnn() -> None:
     """69 standardized convolutions: 53 of the body, 8 of the FPN, 4 of each head; 45.77 M parameters for 91 classes."""
-    model = build_detector("resnet50", 91, min_size=64, max_size=64)
+    model = build_detector("resnet50", 91, settings=DetectorSettings(min_size=64, max_size=64))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(45.77, abs=0.005)
     with keep_all_boxes(model):
         report = normalize(model, "gn+ws", [torch.rand(3, 64, 64)])
@@ -47,20 +48,21 @@ def test_the_papers_mask_rcnn() -> None:
 def test_frozen_parts() -> None:
     """Three trainable layers: the stem, its norm and layer1 with their norms are frozen, nothing else."""
     with torch.device("meta"):
-        model = build_detector("resnet_mini", 5, **SMALL)
+        model = build_detector("resnet_mini", 5, settings=DetectorSettings(**SMALL))
     frozen = {
         n.removeprefix("backbone.body.").split(".")[0] for n, p in model.named_parameters() if not p.requires_grad
     }
     assert frozen == {"conv1", "bn1", "layer1"}
     assert not any(p.requires_grad for p in model.backbone.body.layer1.parameters())
     with torch.device("meta"):
-        assert all(p.requires_grad for p in build_detector("resnet_mini", 5, trainable_layers=5, **SMALL).parameters())
+        whole = build_detector("resnet_mini", 5, settings=DetectorSettings(trainable_layers=5, **SMALL))
+        assert all(p.requires_grad for p in whole.parameters())
     with pytest.raises(ValueError, match="trainable_layers must be 0 to 5, got 6"):
-        build_detector("resnet_mini", 5, trainable_layers=6)
+        DetectorSettings(trainable_layers=6)
 
 
 def test_initialization() -> None:
-    model = build_detector("resnet_mini", 5, **(SMALL | {"width": 64, "fc_width": 256}))
+    model = build_detector("resnet_mini", 5, settings=DetectorSettings(**(SMALL | {"width": 64, "fc_width": 256})))
     heads = model.roi_heads
     assert float(heads.box_head[0][0].weight.std()) == pytest.approx(0.01, rel=0.05)
     assert float(heads.box_predictor.cls_score.weight.std()) == pytest.approx(0.01, rel=0.1)
@@ -73,7 +75,7 @@ def test_initialization() -> None:
 def test_fpn_is_a_hand_written_one() -> None:
     """Lateral 1x1 and norm, added to the level above at twice the size, 3x3 and norm, without a ReLU anywhere."""
     torch.manual_seed(0)
-    model = build_detector("resnet_mini", 5, **SMALL)
+    model = build_detector("resnet_mini", 5, settings=DetectorSettings(**SMALL))
     with keep_all_boxes(model):
         normalize(model, "gn+ws", [torch.rand(3, 64, 64)])
     assert isinstance(model.backbone.fpn.inner_blocks[0][0], NormalizedLayer)
@@ -100,7 +102,10 @@ def a_target() -> dict[str, Tensor]:
 def test_kinds_of_anchors(anchors: Anchors) -> None:
     """Either trains and finds; their settings are those that were asked for."""
     torch.manual_seed(0)
-    model = build_detector("resnet_mini", 5, anchors=anchors, rpn_pre_nms_top_n_test=70, rpn_nms_thresh=0.6, **SMALL)
+    model = build_detector(
+        "resnet_mini", 5, settings=DetectorSettings(anchors=anchors, **SMALL), rpn_pre_nms_top_n_test=70,
+        rpn_nms_thresh=0.6,
+    )  # fmt: skip
     rpn = model.rpn
     reference = anchors == "reference"
     assert type(rpn) is (ReferenceRPN if reference else RegionProposalNetwork)
@@ -126,15 +131,16 @@ def test_kinds_of_anchors_share_their_weights() -> None:
     states = []
     for anchors in ANCHORS:
         torch.manual_seed(0)
-        states.append(build_detector("resnet_mini", 5, anchors=anchors, **SMALL).state_dict())
+        settings = DetectorSettings(anchors=anchors, **SMALL)
+        states.append(build_detector("resnet_mini", 5, settings=settings).state_dict())
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     with pytest.raises(ValueError, match="anchors must be one of reference, torchvision, got 'x'"):
-        build_detector("resnet_mini", 5, anchors="x", **SMALL)  # type: ignore[arg-type]
+        DetectorSettings(anchors="x")  # type: ignore[arg-type]
 
 
 def test_torchvisions_anchors_are_torchvisions() -> None:
-    model = build_detector("resnet_mini", 5, anchors="torchvision", **SMALL)
+    model = build_detector("resnet_mini", 5, settings=DetectorSettings(anchors="torchvision", **SMALL))
     plain = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 5)
     found = model.rpn.anchor_generator.cell_anchors
     assert all(torch.equal(a, b) for a, b in zip(found, plain.cell_anchors, strict=True))
@@ -143,7 +149,7 @@ def test_torchvisions_anchors_are_torchvisions() -> None:
 def test_anchors_do_not_depend_on_the_default_device() -> None:
     """A detector that is built on meta has its anchors, which are no part of the state."""
     with torch.device("meta"):
-        model = build_detector("resnet_mini", 5, **SMALL)
+        model = build_detector("resnet_mini", 5, settings=DetectorSettings(**SMALL))
     assert {a.device.type for a in model.rpn.anchor_generator.cell_anchors} == {"cpu"}
 
 

@@ -23,7 +23,7 @@ class Line(BenchmarkTask):
 
     def __init__(self) -> None:
         super().__init__("none")
-        self.adopt(nn.Sequential(nn.Linear(2, 1, bias=False)), None)
+        self.set_network(nn.Sequential(nn.Linear(2, 1, bias=False)), None)
         nn.init.ones_(self.network[0].weight)
         self.gradients: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Section 2 of the paper on a live model: gradients on standardized weights, curvature, smoothness, and a doctor.
+"""Section 2 of the paper on a live model: gradients on standardized weights, curvature, smoothness, and a diagnosis.
 
 >>> from wsbench.analysis import GradientShares, Problem, Subject, curvature, diagnose, smoothness
 >>> trainer = Trainer(callbacks=[GradientShares(folder)])        # A, B, R at the first optimizer step of each epoch

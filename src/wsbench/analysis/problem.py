@@ -33,7 +33,7 @@ class Problem:
     """
 
     network: nn.Module
-    """Any module."""
+    """The network whose loss is looked at; any module."""
     batches: list[Any]
     """The micro-batches."""
     loss_of: Callable[[Any], tuple[Tensor, Tensor]]

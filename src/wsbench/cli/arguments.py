@@ -144,7 +144,7 @@ def analyze() -> Parser:
     parser = Parser(
         prog="wsbench analyze",
         description="What standardization does to gradients and curvature, on your network: the paper's Section 2.3.",
-        epilog="`wsbench analyze doctor MODEL_OR_CKPT` looks for reasons why it does worse than it should. With --task "
+        epilog="`wsbench analyze diagnose MODEL_OR_CKPT` looks for reasons why it does worse than it should. With --task "
         "further options are those of fit, for instance --trainer.max_steps 200 or --data.root FOLDER.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -160,10 +160,10 @@ def analyze() -> Parser:
     return parser
 
 
-def analyze_doctor() -> Parser:
-    """Of ``analyze doctor``."""
+def analyze_diagnose() -> Parser:
+    """Of ``analyze diagnose``."""
     parser = Parser(
-        prog="wsbench analyze doctor",
+        prog="wsbench analyze diagnose",
         description="Look for reasons why weight standardization does worse than it should; each finding names the "
         "layer and the remedy. The exit status is 1 if there are any.",
     )
@@ -296,7 +296,7 @@ def leaderboard_compare() -> Parser:
 #: of each command its parser; of one that has commands of its own, those first
 PARSERS: Mapping[str, Callable[[], Parser]] = {
     "sweep": sweep, "recommend": recommend, "data": data,
-    "analyze": analyze, "analyze doctor": analyze_doctor, "export": export,
+    "analyze": analyze, "analyze diagnose": analyze_diagnose, "export": export,
     "norms": norms, "doctor": doctor, "report": report, "leaderboard": leaderboard,
     "leaderboard check": leaderboard_check, "leaderboard submit": leaderboard_submit,
     "leaderboard compare": leaderboard_compare, "completion": completion,

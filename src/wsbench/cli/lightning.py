@@ -16,7 +16,7 @@ from wsbench.analysis.callback import check_options
 from wsbench.cli.ending import evaluate_last_weights, write_run_record
 from wsbench.cli.parser import SEED_DEFAULT, TRAINER_DEFAULTS, add_options, prepared
 from wsbench.cli.session import SaveConfig, Session, read_checkpoint
-from wsbench.configuration.choice import Choice
+from wsbench.configuration.choice import RecipeChoice
 from wsbench.datamodules import BenchmarkData, data_class
 from wsbench.errors import UserError, shortened
 from wsbench.norms import ACTIVATIONS, NormSpec
@@ -31,6 +31,7 @@ from wsbench.run.recorder import PredictionFiles
 from wsbench.run.stopping import Every, Stopping
 from wsbench.run.wrong_options import ShortErrors
 from wsbench.tasks import BenchmarkTask, task_class
+from wsbench.tasks.accumulation import derive_accumulation
 from wsbench.tasks.errors import NotFiniteError
 from wsbench.tasks.sync_batch_norm import SyncBatchNorms
 
@@ -46,7 +47,7 @@ class BenchmarkCLI(LightningCLI):
         argv: the command line, subcommand first; it is ``sys.argv`` too, for the processes that DDP starts.
     """
 
-    def __init__(self, choice: Choice, argv: Sequence[str]) -> None:
+    def __init__(self, choice: RecipeChoice, argv: Sequence[str]) -> None:
         self.choice, self.argv = choice, list(argv)
         #: of a run that is fitted
         self.session: Session | None = None
@@ -88,7 +89,7 @@ class BenchmarkCLI(LightningCLI):
 
     @property
     def task(self) -> BenchmarkTask:
-        """The model."""
+        """The model of this command, which is a task."""
         return cast(BenchmarkTask, self.model)
 
     @property
@@ -191,7 +192,7 @@ class BenchmarkCLI(LightningCLI):
 
     def _require_whole_network(self) -> None:
         """Evaluating needs every weight: by a checkpoint of the run, or published weights of the whole network."""
-        if self.settings.ckpt_path is None and not self.task.wholly_initialized:
+        if self.settings.ckpt_path is None and not self.task.all_weights_loaded:
             raise UsageError(
                 f"{self.subcommand} --model.init_from: the file has no weights for all of '{self.task.network_name}' "
                 "(another last layer, or a backbone only), so its output would be random; use --ckpt_path"
@@ -240,7 +241,7 @@ class BenchmarkCLI(LightningCLI):
             return
         self.session.introduce(self.task)
         cast(Any, self.trainer).datamodule = self.datamodule
-        self.task.derive_accumulation(self.trainer)
+        derive_accumulation(self.trainer)
         self.task.require_evaluation(self.trainer)
         always = {id(callback) for callback in self.trainer_defaults["callbacks"]}
         given = [c for c in cast(Any, self.trainer).callbacks if id(c) not in always]

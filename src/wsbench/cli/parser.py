@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from wsbench import plugins
 from wsbench.configuration import fields
-from wsbench.configuration.choice import Choice
+from wsbench.configuration.choice import RecipeChoice
 from wsbench.datamodules import data_class
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.norms import NormSpec, SpecError
@@ -97,7 +97,7 @@ _TYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def add_options(parser: LightningArgumentParser, choice: Choice) -> None:
+def add_options(parser: LightningArgumentParser, choice: RecipeChoice) -> None:
     """Add the options beside trainer, model and data, and let fields follow each other."""
     defaults: dict[str, Any] = {"task": choice.task, "recipe": choice.recipe, "import": plugins.requested()}
     for field in fields.RUN:
@@ -110,7 +110,7 @@ def add_options(parser: LightningArgumentParser, choice: Choice) -> None:
     parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
 
-def fit_parser(choice: Choice, configs: Sequence[str]) -> LightningArgumentParser:
+def fit_parser(choice: RecipeChoice, configs: Sequence[str]) -> LightningArgumentParser:
     """A parser that takes what ``fit`` takes, and raises argparse.ArgumentError for what it does not.
 
     Args:
@@ -130,6 +130,6 @@ def fit_parser(choice: Choice, configs: Sequence[str]) -> LightningArgumentParse
     return parser
 
 
-def recipe_defaults(choice: Choice) -> dict[str, Any]:
+def recipe_defaults(choice: RecipeChoice) -> dict[str, Any]:
     """The configuration that the recipe alone makes, without the run behind a checkpoint."""
     return plain(fit_parser(choice, choice.configs[:1]).get_defaults())

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from wsbench.cli.parser import find_dataset, fit_parser, plain, prepared, recipe_defaults
-from wsbench.configuration.choice import Choice, choose
+from wsbench.configuration.choice import RecipeChoice, choose
 from wsbench.datamodules import BenchmarkData
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import accumulation
@@ -36,7 +36,7 @@ class Resolver:
         self._defaults: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, DataIdentity | str] = {}
 
-    def _parsed(self, argv: Sequence[str]) -> tuple[Choice, Namespace]:
+    def _parsed(self, argv: Sequence[str]) -> tuple[RecipeChoice, Namespace]:
         choice = choose(argv, find_dataset)
         if choice.configs not in self._parsers:
             self._parsers[choice.configs] = fit_parser(choice, choice.configs)

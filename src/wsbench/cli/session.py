@@ -10,7 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from wsbench.analysis.callback import GradientShares, Snapshots
 from wsbench.cli.parser import plain, prepared, recipe_defaults
-from wsbench.configuration.choice import Choice
+from wsbench.configuration.choice import RecipeChoice
 from wsbench.configuration.foreign import read_yaml
 from wsbench.datamodules.base import BenchmarkData
 from wsbench.norms import NormSpec
@@ -68,7 +68,7 @@ class Session:
         UserError: the data cannot be read.
     """
 
-    def __init__(self, choice: Choice, settings: Namespace) -> None:
+    def __init__(self, choice: RecipeChoice, settings: Namespace) -> None:
         self.choice, self.settings = choice, settings
         self.recorder = Recorder()
         #: what a user should know of it before it starts

@@ -28,7 +28,7 @@ class ChoiceError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class RecipeChoice:
     """What a command line means."""
 
     task: str
@@ -96,7 +96,7 @@ def _as_file(content: dict[str, Any]) -> str:
     return _TAKEN[text]
 
 
-def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: str = "fit") -> Choice:
+def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: str = "fit") -> RecipeChoice:
     """Task and recipe from the command line, its --config files, or the run behind its --ckpt_path.
 
     Without a recipe it is ``paper`` where --data.root or $WSBENCH_DATA is set, and ``mini`` where neither is: a folder
@@ -149,7 +149,9 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
     _one_of(task, TASKS, "--task")
     if recipe is not None:
         source = "--recipe" if known.recipe else f"'{(*beside, *known.config)[-1]}'"
-        return Choice(task, _one_of(recipe, RECIPES, "--recipe"), f"by {source}", (recipe_path(task, recipe), *taken))
+        return RecipeChoice(
+            task, _one_of(recipe, RECIPES, "--recipe"), f"by {source}", (recipe_path(task, recipe), *taken)
+        )
 
     roots = [vars(known)["data.root"], *(_at(layer, "data", "root") for layer in reversed(layers))]
     root = next((r for r in roots if r), os.environ.get("WSBENCH_DATA"))
@@ -157,4 +159,4 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
     if root:
         locate(task, Path(str(root)).expanduser())
         recipe, reason = "paper", f"the dataset is under '{root}'"
-    return Choice(task, recipe, reason, (recipe_path(task, recipe), *taken))
+    return RecipeChoice(task, recipe, reason, (recipe_path(task, recipe), *taken))

@@ -51,7 +51,7 @@ def launcher_of(args: argparse.Namespace) -> Launcher:
     return LocalLauncher(args.jobs, args.devices, args.retries)
 
 
-def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plans.Choice:
+def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plans.SweepRequest:
     for option in RESERVED:
         if any(word.split("=")[0] == f"--{option}" for word in further):
             raise GridError(f"--{option} may not come after --; the sweep sets it")
@@ -60,7 +60,7 @@ def _choice(args: argparse.Namespace, name: str, further: Sequence[str]) -> plan
         raise GridError(f"--axis {twice} is said twice")
     if args.records is not None and not args.records.is_dir():
         raise GridError(f"--records '{args.records}' is not a folder")
-    return plans.Choice(
+    return plans.SweepRequest(
         name, args.recipe, dict(args.axis), dict(args.only), args.runs, further, args.rerun_stale, args.records
     )
 

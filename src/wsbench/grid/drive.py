@@ -105,7 +105,7 @@ _TUNED = ("--model.lr", "--data.tuning", "--seed_everything", "--on_divergence",
 
 
 def protocol_of(
-    choice: plans.Choice, definition: Definition, resolve: plans.Resolve, options: Sequence[str]
+    choice: plans.SweepRequest, definition: Definition, resolve: plans.Resolve, options: Sequence[str]
 ) -> tuple[Protocol, str]:
     """The protocol of a tuned sweep, and its recipe.
 
@@ -124,13 +124,13 @@ def protocol_of(
     return Protocol(grid, asked, lambda o: plans.cell_of(o, recipe, choice, resolve, [*DIVERGED, *options])), recipe
 
 
-def plan_of(choice: plans.Choice, definition: Definition, recipe: str, cells: Sequence[Cell]) -> plans.Plan:
+def plan_of(choice: plans.SweepRequest, definition: Definition, recipe: str, cells: Sequence[Cell]) -> plans.Plan:
     """The plan of a stage."""
     return plans.Plan(Path(choice.name).stem, recipe, "tuned", definition.about, tuple(cells), choice.runs)
 
 
 def tune(
-    choice: plans.Choice, definition: Definition, resolve: plans.Resolve, launcher: Launcher, dry_run: bool
+    choice: plans.SweepRequest, definition: Definition, resolve: plans.Resolve, launcher: Launcher, dry_run: bool
 ) -> tuple[Protocol, Stage] | None:
     """Run both stages, from where the records say that they are.
 

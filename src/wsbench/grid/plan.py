@@ -41,7 +41,7 @@ class _Written(BaseModel):
 
 
 @dataclass(frozen=True)
-class Choice:
+class SweepRequest:
     """What is asked of a sweep."""
 
     name: str
@@ -86,7 +86,7 @@ class Plan:
 
 
 def make(
-    choice: Choice, resolve: Resolve, options: Sequence[str] = (), stale: Callable[[Cell], bool] | None = None
+    choice: SweepRequest, resolve: Resolve, options: Sequence[str] = (), stale: Callable[[Cell], bool] | None = None
 ) -> Plan:
     """Expand and resolve a sweep.
 
@@ -129,7 +129,9 @@ def make(
     return Plan(name, recipe, reason, definition.about, tuple(cells), choice.runs, asked(choice, options))
 
 
-def cell_of(fields: dict[str, Any], recipe: str, choice: Choice, resolve: Resolve, options: Sequence[str] = ()) -> Cell:
+def cell_of(
+    fields: dict[str, Any], recipe: str, choice: SweepRequest, resolve: Resolve, options: Sequence[str] = ()
+) -> Cell:
     """A cell, resolved.
 
     Args:
@@ -183,19 +185,19 @@ def read(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def folder_of(choice: Choice, recipe: str) -> Path:
+def folder_of(choice: SweepRequest, recipe: str) -> Path:
     """Where a sweep keeps its plan."""
     return choice.runs / SWEEPS / f"{Path(choice.name).stem}-{recipe}"
 
 
-def asked(choice: Choice, options: Sequence[str]) -> str:
+def asked(choice: SweepRequest, options: Sequence[str]) -> str:
     """SHA-256 of all that a plan follows from, but for the data."""
     parts = [wsbench.__version__, text_of(choice.name), choice.recipe, choice.axes, choice.only, str(choice.runs),
              [*choice.further], str(choice.published), [*options]]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def as_written(choice: Choice, options: Sequence[str]) -> tuple[Plan, str] | None:
+def as_written(choice: SweepRequest, options: Sequence[str]) -> tuple[Plan, str] | None:
     """The plan as it was when the sweep was last run, and when that was; None if something else is asked for now.
 
     It is read in no time. Whether the data has changed since is not looked at.

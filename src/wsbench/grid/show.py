@@ -75,7 +75,7 @@ class Progress:
         self._began: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        """Say it."""
+        """Print a line for a cell that started, ended or failed."""
         name = self._labels[event.cell.id]
         if event.kind == "started":
             self._began[event.cell.id] = time.monotonic()

@@ -31,7 +31,7 @@ class Comparison:
         return self.first if (self.test.mean < 0) == lower_is_better(self.metric) else self.second
 
     def words(self) -> str:
-        """The verdict."""
+        """Which of the two is better, if the difference is significant."""
         return "not significant" if self.better is None else f"{self.better.first.labelled_norm} is better"
 
 

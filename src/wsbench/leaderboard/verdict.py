@@ -67,7 +67,7 @@ class Standing:
 
     @property
     def rate(self) -> float:
-        """Its own."""
+        """The learning rate that was chosen for it."""
         return self.tuning.rate
 
     @property
@@ -97,7 +97,7 @@ class Verdict:
 
     @property
     def best(self) -> Standing:
-        """The best mean."""
+        """The norm with the best mean."""
         return self.standings[0]
 
     @property

@@ -22,6 +22,7 @@ areas it gives the same numbers in other coordinates.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -61,21 +62,49 @@ TORCHVISION_ANCHOR_DIFFERENCES = (
 """What differs besides with ``anchors="torchvision"``."""
 
 
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Sizes and choices of a detector; the defaults are the paper's.
+
+    Raises:
+        ValueError: for an unknown kind of anchors, or trainable_layers outside 0 to 5.
+    """
+
+    trainable_layers: int = 3
+    """Parts of the body, counted from the end, that are trained; 3 freezes stem and layer1."""
+    width: int = 256
+    """Channels of the FPN and of the heads' convolutions."""
+    head_convs: int = 4
+    """3x3 convolutions of each head."""
+    fc_width: int = 1024
+    """Of the box head's linear layer."""
+    anchor_size: int = 32
+    """Of the finest level in pixels; it doubles from level to level."""
+    min_size: int = 800
+    """Shorter side that images are resized to, in pixels."""
+    max_size: int = 1333
+    """Limit of the longer side, in pixels."""
+    proposals: int = 1000
+    """Kept of an image in training after non-maximum suppression."""
+    rois: int = 512
+    """Sampled of an image to train the heads."""
+    anchors: Anchors = "reference"
+    """``reference``: the shapes and places of maskrcnn-benchmark, none outside the image in the RPN's losses;
+    ``torchvision``: torchvision's own. Either way the state dict is the same."""
+
+    def __post_init__(self) -> None:
+        if self.anchors not in ANCHORS:
+            raise ValueError(f"anchors must be one of {', '.join(ANCHORS)}, got {self.anchors!r}")
+        if not 0 <= self.trainable_layers <= len(_PARTS):
+            raise ValueError(f"trainable_layers must be 0 to {len(_PARTS)}, got {self.trainable_layers}")
+
+
 def build_detector(
     backbone: str,
     num_classes: int = 81,
     masks: bool = True,
-    trainable_layers: int = 3,
-    width: int = 256,
-    head_convs: int = 4,
-    fc_width: int = 1024,
-    anchor_size: int = 32,
-    min_size: int = 800,
-    max_size: int = 1333,
-    proposals: int = 1000,
-    rois: int = 512,
+    settings: DetectorSettings = DetectorSettings(),
     normalized_heads: bool = True,
-    anchors: Anchors = "reference",
     pretrained: bool = False,
     **kwargs: Any,
 ) -> FasterRCNN:
@@ -87,60 +116,48 @@ def build_detector(
         backbone: name of a ResNet, or a network by name (:mod:`wsbench.models.by_name`).
         num_classes: classes including background.
         masks: Mask R-CNN; false: Faster R-CNN.
-        trainable_layers: parts of the body, counted from the end, that are trained; 3 freezes stem and layer1.
-        width: channels of the FPN and of the heads' convolutions.
-        head_convs: 3x3 convolutions of each head.
-        fc_width: of the box head's linear layer.
-        anchor_size: of the finest level in pixels; it doubles from level to level.
-        min_size: shorter side that images are resized to.
-        max_size: limit of the longer side.
-        proposals: kept of an image in training after non-maximum suppression.
-        rois: sampled of an image to train the heads.
+        settings: sizes, anchors, and what is trained.
         normalized_heads: false: FPN and heads are plain convolutions with biases, as in detectors with frozen BN.
-        anchors: ``reference``: the shapes and places of maskrcnn-benchmark, none outside the image in the RPN's
-            losses; ``torchvision``: torchvision's own. Either way the state dict is the same.
         pretrained: a network by name with its package's own weights.
         kwargs: further arguments of torchvision's FasterRCNN.
 
     Raises:
-        ValueError: for an unknown backbone or kind of anchors, or trainable_layers outside 0 to 5.
+        ValueError: for an unknown backbone, or one by name of which a part is to be frozen.
     """
-    if anchors not in ANCHORS:
-        raise ValueError(f"anchors must be one of {', '.join(ANCHORS)}, got {anchors!r}")
-    if not 0 <= trainable_layers <= len(_PARTS):
-        raise ValueError(f"trainable_layers must be 0 to {len(_PARTS)}, got {trainable_layers}")
     norm = nn.BatchNorm2d if normalized_heads else None
     if is_named(backbone):
-        if trainable_layers != len(_PARTS):
+        if settings.trainable_layers != len(_PARTS):
             raise ValueError(f"of '{backbone}' nothing can be frozen; set trainable_layers to {len(_PARTS)}")
-        features: nn.Module = Pyramid(backbone, width, norm, pretrained)
+        features: nn.Module = Pyramid(backbone, settings.width, norm, pretrained)
     else:
         body = resnet_features(backbone)
         channels = [getattr(body, f"layer{i}")[-1].conv3.out_channels for i in (1, 2, 3, 4)]
         layers = {f"layer{i + 1}": str(i) for i in range(4)}
-        features = BackboneWithFPN(body, layers, channels, width, norm_layer=norm)
-    box_head = FastRCNNConvFCHead((width, 7, 7), [width] * head_convs, [fc_width], norm_layer=norm)
-    sizes = [anchor_size * 2**level for level in range(5)]
+        features = BackboneWithFPN(body, layers, channels, settings.width, norm_layer=norm)
+    box_head = FastRCNNConvFCHead(
+        (settings.width, 7, 7), [settings.width] * settings.head_convs, [settings.fc_width], norm_layer=norm
+    )
+    sizes = [settings.anchor_size * 2**level for level in range(5)]
     parts: dict[str, Any] = {
         "rpn_anchor_generator": ReferenceAnchors(sizes)
-        if anchors == "reference"
+        if settings.anchors == "reference"
         else AnchorGenerator(tuple((size,) for size in sizes), (RATIOS,) * len(sizes)),
         "box_head": box_head,
-        "box_predictor": FastRCNNPredictor(fc_width, num_classes),
-        "rpn_post_nms_top_n_train": proposals,
-        "box_batch_size_per_image": rois,
-        "min_size": min_size,
-        "max_size": max_size,
+        "box_predictor": FastRCNNPredictor(settings.fc_width, num_classes),
+        "rpn_post_nms_top_n_train": settings.proposals,
+        "box_batch_size_per_image": settings.rois,
+        "min_size": settings.min_size,
+        "max_size": settings.max_size,
     }
     if masks:
-        parts["mask_head"] = MaskRCNNHeads(width, [width] * head_convs, 1, norm_layer=norm)
-        parts["mask_predictor"] = MaskRCNNPredictor(width, width, num_classes)
+        parts["mask_head"] = MaskRCNNHeads(settings.width, [settings.width] * settings.head_convs, 1, norm_layer=norm)
+        parts["mask_predictor"] = MaskRCNNPredictor(settings.width, settings.width, num_classes)
     model: FasterRCNN = (MaskRCNN if masks else FasterRCNN)(features, **(parts | kwargs))
-    if anchors == "reference":
+    if settings.anchors == "reference":
         model.rpn = ReferenceRPN.like(model.rpn)
     model.transform = DetectorTransform.like(model.transform)
     _initialize(model)
-    freeze(model, trainable_layers)
+    freeze(model, settings.trainable_layers)
     return model
 
 

@@ -33,7 +33,7 @@ class FilterResponseNorm(ActivatingNorm):
         self.tau: nn.Parameter | None = nn.Parameter(torch.zeros(num_features))
 
     def drop_activation(self) -> None:
-        """Without tau."""
+        """Leave tau out: where no ReLU followed there is no threshold to learn."""
         super().drop_activation()
         self.tau = None
 

@@ -334,5 +334,5 @@ class NoNorm(nn.Identity):
         return cls(channels)
 
     def from_moments(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The identity map."""
+        """Scale 1 and shift 0, whatever the moments: the input is returned as it is."""
         return mean.new_ones(1, self.num_features), mean.new_zeros(1, self.num_features)

@@ -300,7 +300,7 @@ class MovingAverageBatchNorm(_Warming):
         return cls(channels, 16 if groups is None else groups)
 
     def by_running(self, x: Tensor) -> Tensor:
-        """In evaluation."""
+        """Normalize ``x`` (N, C, *) by the running statistics, as in evaluation."""
         return self.affine(x * torch.rsqrt(per_channel(self.running_var, x).to(x.dtype) + self.eps))
 
     def compute(self, x: Tensor) -> Tensor:

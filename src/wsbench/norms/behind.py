@@ -65,7 +65,7 @@ class Passing(nn.Module):
     _told: bool | int = False
 
     def forward(self, input: Tensor) -> Tensor:
-        """Of any shape."""
+        """``input`` (any shape), activated if nothing before it has done so."""
         if (leaf := as_leaf(self, input)) is not None:
             return cast(Tensor, leaf)
         if self._always:
@@ -118,7 +118,7 @@ def passing(activation: nn.Module, always: bool) -> Passing:
 
 
 def plain_activation(activation: Passing) -> nn.Module:
-    """The activation again."""
+    """The activation module that ``activation`` stands in for, with its settings."""
     cls = activation_class(activation)
     new = cls.__new__(cls)
     new.__dict__ = {k: v for k, v in activation.__dict__.items() if k not in ("_always", "_told")}

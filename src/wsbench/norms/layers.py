@@ -110,9 +110,9 @@ class NormalizedLayer(nn.Module):
                 "that it finds (LoRA adapters do) is for wsbench.norms.fold(model)"
             )
         super().__init__(*args, **kwargs)
-        self._adopt(NormSpec.parse(spec))
+        self._set_spec(NormSpec.parse(spec))
 
-    def _adopt(self, spec: NormSpec) -> None:
+    def _set_spec(self, spec: NormSpec) -> None:
         if spec.weight is None:
             raise ValueError(f"{type(self).__name__} needs a spec with a weight normalization, got '{spec}'")
         method = WEIGHTS[spec.weight].factory(spec)
@@ -226,7 +226,7 @@ class NormalizedLayer(nn.Module):
     def from_plain(cls, layer: nn.Module, spec: NormSpec) -> Self:
         """A layer of this class that has a plain one's parameters (the same objects), hooks and mode."""
         new = cast(Self, _reclass(layer, cls))
-        new._adopt(spec)
+        new._set_spec(spec)
         return new
 
     def to_plain(self, weight: Tensor | None = None) -> nn.Module:

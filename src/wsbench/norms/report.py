@@ -67,7 +67,7 @@ class NormReport:
         }
 
     def summary(self) -> str:
-        """One line."""
+        """How many layers became what, in one line."""
         return (
             f"{self.spec}: {len(self.activations)} normalization layers converted, {len(self.kept)} kept; "
             f"{len(self.weight_normalized)} layers weight-normalized, {len(self.plain)} plain"

@@ -49,11 +49,11 @@ class GradientTap:
 
     @property
     def is_open(self) -> bool:
-        """Whether it gathers."""
+        """Whether gradients are being gathered now."""
         return any(layer._tap is not None for layer in self.layers.values())
 
     def open(self) -> None:
-        """Begin anew; TapError if a layer is tapped already."""
+        """Drop what was gathered and start gathering; TapError if a layer is tapped already."""
         taken = [name for name, layer in self.layers.items() if layer._tap is not None]
         if taken:
             raise TapError(f"the weight of '{taken[0]}' is tapped already; close that tap first")

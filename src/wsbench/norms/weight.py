@@ -406,7 +406,7 @@ class SpectralNormalization(WeightNorm):
         return {"weight_u": u}
 
     def moved(self, rows: Tensor, **buffers: Tensor) -> dict[str, Tensor]:
-        """One power iteration."""
+        """``weight_u`` after one more power iteration (arXiv:1802.05957, Algorithm 1)."""
         v = F.normalize(rows.T @ buffers["weight_u"], dim=0, eps=1e-12)
         return {"weight_u": F.normalize(rows @ v, dim=0, eps=1e-12)}
 

@@ -31,7 +31,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do."""
+    """The answer of ``recommend``: what to use, what that rests on, and the code for it."""
 
     title: str
     sentences: tuple[str, ...]

@@ -59,9 +59,9 @@ class Size(BaseModel):
     fewest_steps: int
     """Optimizer steps of an epoch, at least."""
     epochs: int
-    """Of the recipe."""
+    """How many the recipe trains."""
     lr: float
-    """Of the recipe."""
+    """The recipe's learning rate, in the middle of the first grid."""
     share: float = 0.2
     """Of the training data, held out in stage 1."""
 
@@ -84,7 +84,7 @@ class Size(BaseModel):
 
 
 class Plan(BaseModel):
-    """What is run."""
+    """Which norms, networks, rates and seeds are run, for how long each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -164,7 +164,7 @@ class _Answering:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of every run."""
+        """Options that all runs of the plan share."""
         weights: dict[str, Any] = {}
         if self.args.pretrained:
             weights = {"model.init_from": "pretrained", "model.init_from_any_norm": True}
@@ -177,10 +177,10 @@ class _Answering:
                  self.args.micro_batch, self.args.pretrained, _jobs(self.launcher), self.size.model_dump()]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _sweep(self, name: str, text: str) -> plans.Choice:
+    def _sweep(self, name: str, text: str) -> plans.SweepRequest:
         path = self.out / f"{name}.yaml"
         write_text_atomically(path, text)
-        return plans.Choice(str(path), RECIPE, runs=self.out / RUNS, further=self.further)
+        return plans.SweepRequest(str(path), RECIPE, runs=self.out / RUNS, further=self.further)
 
     # -- the plan -------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ def ran_out_of_memory(cell: Cell) -> bool:
 
 
 def cost_of(cell: Cell, record: RunRecord) -> Cost:
-    """What was measured."""
+    """Seconds of a start, a step and an evaluated sample, and the memory, of a finished run."""
     cost = record.cost
     wall = _wall(cell) or cost.total_seconds
     step = cost.train_seconds / max(1, record.steps)  # it may have diverged in the first

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 from wsbench.errors import UserError
 from wsbench.run.folder import METRICS
@@ -62,8 +63,8 @@ class JSONLLogger(Logger):
         """Nothing: config.yaml holds them."""
 
     @rank_zero_only
+    @override
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one line."""
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         line = {"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
         text = json.dumps(line, sort_keys=True)

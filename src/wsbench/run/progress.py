@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from typing_extensions import override
 
 from wsbench.run.report import duration
 
@@ -30,21 +31,21 @@ class PlainProgress(ProgressBar):
         self._last = self._start = 0.0
         self._first_step = 0
 
+    @override
     def disable(self) -> None:
-        """Say nothing; Lightning calls it on all ranks but the first."""
         self._enabled = False
 
+    @override
     def enable(self) -> None:
-        """Say it."""
         self._enabled = True
 
+    @override
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line."""
         if self._enabled:
             print(*args, flush=True)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._last = self._start = time.monotonic()
         self._first_step = trainer.global_step
@@ -66,8 +67,8 @@ class PlainProgress(ProgressBar):
         left = duration((total - trainer.global_step) / rate)
         self.print(f"step {trainer.global_step}/{total}  {shown}  {samples:.1f} samples/s  {left} left")
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the evaluation."""
         if trainer.sanity_checking:
             return
         self.print(f"step {trainer.global_step}  evaluated: {_metrics(trainer, 'val/')}")

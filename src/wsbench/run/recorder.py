@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from typing_extensions import override
 
 from wsbench.records import BatchNumbers, Cost, MetricValue, write_atomically
 from wsbench.run.provenance import machine, peak_memory_mib, reset_peak_memory
@@ -67,12 +68,12 @@ class Recorder(Callback):
         """Optimizer steps that GradScaler left out."""
         return self._attempts - self._taken
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self._running_since = time.monotonic()
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
         self._stop_clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,8 +95,8 @@ class Recorder(Callback):
         here = torch.tensor(peak_memory_mib(device), device=device)
         self._peak = max(self._peak, float(cast(Any, trainer.strategy).reduce(here, reduce_op="max")))
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop counting."""
         if self._counting is not None:
             self._counting.remove()
             self._counting = None
@@ -115,8 +116,8 @@ class Recorder(Callback):
             parameters=sum(p.numel() for p in task.parameters()),
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
         return {
             "train_seconds": self._train_seconds,
             "total_seconds": self._earlier_seconds + time.monotonic() - self._session_start,
@@ -127,8 +128,8 @@ class Recorder(Callback):
             "best": {name: value.model_dump() for name, value in self.best.items()},
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
         self._train_seconds, self._earlier_seconds = state_dict["train_seconds"], state_dict["total_seconds"]
         self._peak = state_dict["peak"]
         self._devices, self._parts = state_dict.get("devices"), [tuple(p) for p in state_dict.get("parts", ())]
@@ -176,8 +177,8 @@ class PredictionFiles(BasePredictionWriter):
         self.written: list[Path] = []
         self._rows: list[dict[str, Any]] = []
 
+    @override
     def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: Any, *args: Any) -> None:
-        """Write one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.written += pl_module.write_prediction(prediction, self.folder)
         row = {"file": prediction["path"], **pl_module.prediction_row(prediction)}

@@ -32,7 +32,7 @@ def batch_line(batch: BatchNumbers) -> str:
 
 
 def data_line(data: DataIdentity) -> str:
-    """Name and counts."""
+    """The dataset's name, and the number of samples and the list of each split."""
     return f"{data.name}: " + ", ".join(f"{s.count} {part} ({s.list})" for part, s in data.splits.items())
 
 

@@ -2,51 +2,36 @@
 
 import inspect
 import math
-import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
-from wsbench.datamodules.sampling import accumulation
 from wsbench.models.by_name import is_named
 from wsbench.norms import NormSpec, WindowError, adaptive_clip_grad_, fold, normalize, stamp_spec
 from wsbench.norms.layers import torch_class
 from wsbench.norms.recognize import is_norm
-from wsbench.options import out_of_range
 from wsbench.records import BatchNumbers, MetricValue
 from wsbench.seeds import derived_seed
+from wsbench.tasks.accumulation import derive_accumulation
+from wsbench.tasks.bounds import require_within_bounds
 from wsbench.tasks.checkpoints import begin_at_a_window, require_fitting, require_own, require_state_of_training
+from wsbench.tasks.contract import Evaluation, TaskContract
 from wsbench.tasks.data import TrainingData, data_of
 from wsbench.tasks.errors import NotFiniteError, TaskOptionError
 from wsbench.tasks.initialize import load_backbone
 from wsbench.tasks.memory import MemoryFormat, memory_format_for
 from wsbench.tasks.window import WindowCallback
 
-#: what Trainers accumulate because a task derived it, not because the user said it
-_DERIVED: weakref.WeakKeyDictionary[Trainer, int] = weakref.WeakKeyDictionary()
 #: ``init_from`` of a network by name: its package's own weights
 PRETRAINED = "pretrained"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics of one pass over an evaluation set."""
-
-    step: int
-    n_eval: int
-    values: dict[str, float]
-    per_class: dict[str, dict[str, float]]
-    """``{metric: {class: value}}``."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -54,28 +39,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-#: least and most of an optimizer's options: beyond them a run is a slip of the pen
-_SENSIBLE = {
-    "lr": (0.0, 1e3), "momentum": (0.0, 1.0), "weight_decay": (0.0, 1e3), "dropout": (0.0, 1.0), "width": (1e-3, 1e4),
-    "aspp_width": (1, 1e5), "rois": (1, 1e6), "proposals": (1, 1e6), "min_size": (1, 1e5), "max_size": (1, 1e5),
-    "k": (1, 1e5), "votes": (1, 1e4), "segments": (1, 1e4), "output_stride": (1, 64), "agc": (0.0, 1e3),
-    "warmup_steps": (0, 1e9), "warmup_iters": (0, 1e9), "head_lr_mult": (0.0, 1e4), "poly_power": (0.0, 100.0),
-}  # fmt: skip
-
-
-def _require_sensible(options: Mapping[str, Any]) -> None:
-    """TaskOptionError for a number that cannot be meant, NaN among them."""
-    wrong = out_of_range(options, _SENSIBLE, "--model.")
-    if wrong:
-        raise TaskOptionError(wrong)
-    if any(milestone <= 0 for milestone in options.get("milestones") or ()):
-        raise TaskOptionError(f"--model.milestones {list(options['milestones'])}: expected numbers above 0, ascending")
-
-
-class BenchmarkTask(LightningModule, ABC):
+class BenchmarkTask(LightningModule, TaskContract):
     """A network under one normalization, its loss and its metrics.
 
-    **The accumulation rule.** A task's loss is a *sum* over items and their *number* (pictures, or valid pixels). The
+    **The accumulation rule.** A task's loss is a *sum* over items and their *number* (images, or valid pixels). The
     gradient of an optimizer step is that of the sum over the whole effective batch divided by the whole number, over
     all micro-steps and devices: what one big batch would give. Lightning divides every micro-step by the nominal
     accumulation, also in a window that the end of an epoch cut short, and DDP takes the mean over devices; both are
@@ -92,25 +59,6 @@ class BenchmarkTask(LightningModule, ABC):
             networks without normalizers; 0.01 in the paper), but for the last layer's; 0: do not.
         memory_format: of the network's weights, and so of its features; ``auto`` is what measured fastest.
     """
-
-    #: name on the command line
-    task: ClassVar[str]
-    #: the metric that says which evaluation is best
-    monitor: ClassVar[str]
-    #: all metrics of an evaluation
-    metrics: ClassVar[tuple[str, ...]]
-    #: all metrics of training, counted while it runs
-    metrics_of_training: ClassVar[tuple[str, ...]] = ()
-    #: whether higher ("max") or lower ("min") is better
-    mode: ClassVar[Literal["max", "min"]] = "max"
-    #: whether a micro-batch's loss is the sum of its samples' own, save for norms that mix samples
-    additive_loss: ClassVar[bool] = True
-
-    @classmethod
-    def monitored(cls) -> tuple[str, ...]:
-        """The names under which callbacks find what is logged."""
-        training = ("loss", "lr", *cls.metrics_of_training)
-        return (*(f"val/{name}" for name in cls.metrics), *(f"train/{name}" for name in training))
 
     def __init__(
         self,
@@ -134,7 +82,7 @@ class BenchmarkTask(LightningModule, ABC):
                 "beyond its memory on a CPU; take a later torch, or leave the option out"
             )
         self._init_from, self._init_from_any_norm = init_from, init_from_any_norm
-        self.wholly_initialized = False
+        self.all_weights_loaded = False
         self.evaluation: Evaluation | None = None
         self.run_id: str | None = None
         #: what a run started from, with its content, as its id has it
@@ -167,7 +115,7 @@ class BenchmarkTask(LightningModule, ABC):
             options["init_from"] = None
         if isinstance(options.get("norm"), NormSpec):
             options["norm"] = str(options["norm"])
-        _require_sensible(options)
+        require_within_bounds(options)
         self.save_hyperparameters(options, logger=False)
 
     @property
@@ -189,8 +137,8 @@ class BenchmarkTask(LightningModule, ABC):
         """The accumulation window, under any Trainer."""
         return [] if self._window is None else [self._window]
 
-    def adopt(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
-        """Turn ``network`` over to the spec, initialize it, and make it this task's."""
+    def set_network(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
+        """Convert ``network`` to the spec, initialize it, and make it this task's."""
         if self.pretrained and (not is_named(self.network_name) or self.network_name.startswith("mmseg:")):
             raise TaskOptionError(
                 f"--model.init_from {PRETRAINED}: '{self.network_name}' has no weights of its own; that is for "
@@ -213,25 +161,13 @@ class BenchmarkTask(LightningModule, ABC):
                     f"--model.init_from {PRETRAINED}: the weights were trained under the network's own normalization, "
                     f"not under '{self.spec}'; add --model.init_from_any_norm true to start from them all the same"
                 )
-            self.wholly_initialized = False
+            self.all_weights_loaded = False
         elif self._init_from is not None:
             try:
                 left = load_backbone(self.backbone(), self._init_from, self.spec, self._init_from_any_norm)
             except ValueError as error:
                 raise TaskOptionError(f"--model.init_from: {error}") from error
-            self.wholly_initialized = not left and self.backbone() is self.network
-
-    def backbone(self) -> nn.Module:
-        """The part of the network that ``init_from`` initializes."""
-        return self.network
-
-    def check_trainer(self, trainer: Trainer) -> None:
-        """Refuse a Trainer that this task cannot run under, before anything is written, by a TaskOptionError."""
-
-    @property
-    @abstractmethod
-    def network_name(self) -> str:
-        """The network, as records and tables name it."""
+            self.all_weights_loaded = not left and self.backbone() is self.network
 
     def definitions(self) -> dict[str, str]:
         """Choices that the paper leaves open, in words, for the record."""
@@ -239,32 +175,12 @@ class BenchmarkTask(LightningModule, ABC):
         accumulation = {"accumulation": "sum over the effective batch divided by its number of items"}
         return accumulation | ({"norms": notes} if notes else {}) | self._execution
 
-    @abstractmethod
-    def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Sum of the loss over the items of a micro-batch, and how many items there were (both 0-d)."""
-
-    @abstractmethod
-    def reset_metrics(self) -> None:
-        """Forget what :meth:`evaluate` gathered."""
-
-    @abstractmethod
-    def evaluate(self, batch: Any) -> None:
-        """Gather metrics of one evaluation batch."""
-
-    @abstractmethod
-    def compute_metrics(self) -> tuple[dict[str, float], int]:
-        """Metrics over everything gathered on all devices, and the number of samples."""
-
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """Metrics of single classes, after :meth:`compute_metrics`: ``{metric: {class: value}}``."""
-        return {}
-
     def class_name(self, number: int) -> str:
         """The name of a class; its number where the data has no names."""
         return self.classes[number] if number < len(self.classes) else str(number)
 
+    @override
     def forward(self, x: Tensor) -> Any:
-        """Run the network."""
         return self.network(x)
 
     def setup(self, stage: str) -> None:
@@ -272,7 +188,7 @@ class BenchmarkTask(LightningModule, ABC):
         self.require_evaluation(self.trainer)
         if stage != "fit":
             return
-        self.derive_accumulation(self.trainer)
+        derive_accumulation(self.trainer)
         self.check_trainer(self.trainer)
         device = self.trainer.strategy.root_device
         layout, why = memory_format_for(self._memory_format, device, self.spec, self.data.micro_batch)
@@ -292,38 +208,6 @@ class BenchmarkTask(LightningModule, ABC):
                 f"the evaluation has {samples} samples, fewer than the {trainer.world_size} devices; use fewer devices "
                 "(--trainer.devices, --trainer.num_nodes) or more data"
             )
-
-    def derive_accumulation(self, trainer: Trainer) -> None:
-        """Let the Trainer accumulate what the data's effective batch asks for, where it leaves that open (1).
-
-        Raises:
-            TaskOptionError: the Trainer says another number.
-            BatchError: the numbers do not divide.
-        """
-        data = data_of(trainer)
-        whole = data.batch_in_step
-        if trainer.accumulate_grad_batches == _DERIVED.pop(trainer, None):  # of an earlier fit, not the user's
-            trainer.accumulate_grad_batches = 1
-        if whole is None:
-            return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-            raise TaskOptionError("GradientAccumulationScheduler and --data.effective_batch both say how many samples "
-                                  "a step has; leave the callback out, or use a DataLoader of your own")  # fmt: skip
-        if trainer.overfit_batches:  # type: ignore[attr-defined]
-            raise TaskOptionError("--trainer.overfit_batches takes the sampler away, which deals samples out to "
-                                  "optimizer steps; train on a small copy of the dataset instead")  # fmt: skip
-        derived = accumulation(whole, data.micro_batch, trainer.world_size)
-        if trainer.accumulate_grad_batches not in (1, derived):
-            raise TaskOptionError(
-                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts "
-                f"--data.effective_batch {whole} = {data.micro_batch} per device x {derived} x {trainer.world_size} "
-                f"device(s); leave it out, it is derived, or set effective_batch to "
-                f"{data.micro_batch * trainer.accumulate_grad_batches * trainer.world_size}"
-            )
-        if trainer.accumulate_grad_batches != derived:
-            _DERIVED[trainer] = derived
-        trainer.accumulate_grad_batches = derived
 
     def on_fit_start(self) -> None:
         """Remember the order of classes; tell norms that have a schedule how long it is; compile."""
@@ -354,7 +238,7 @@ class BenchmarkTask(LightningModule, ABC):
         return total * self._scale
 
     def items_in_micro_batch(self, batch: Any) -> float:
-        """Items of a micro-batch at most, the same on all devices; it only sets the scale that is undone later."""
+        """The data's micro-batch: items are samples."""
         return float(self.data.micro_batch)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -412,14 +296,14 @@ class BenchmarkTask(LightningModule, ABC):
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
+    @override
     def on_validation_epoch_start(self) -> None:
-        """Start anew."""
         self._check_classes()
         self.reset_metrics()
         self._evaluated = 0
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Gather."""
         self.evaluate(batch)
 
     def require_finite(self, output: Tensor) -> Tensor:
@@ -446,8 +330,8 @@ class BenchmarkTask(LightningModule, ABC):
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """As validation."""
         self._finish("test")
 
     def _finish(self, stage: str) -> None:
@@ -473,14 +357,6 @@ class BenchmarkTask(LightningModule, ABC):
             )
         return output
 
-    @abstractmethod
-    def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
-        """Write the files of a prediction below ``folder``, called ``prediction["name"]``; returns them."""
-
-    @abstractmethod
-    def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
-        """The columns of ``predictions.csv``, the file's name aside."""
-
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -492,7 +368,7 @@ class BenchmarkTask(LightningModule, ABC):
             checkpoint["accumulate"] = self.attached_trainer.accumulate_grad_batches
         if self.started_from is not None:
             checkpoint["started_from"] = self.started_from
-        if "optimizer_states" in checkpoint:  # it numbers its parameters; the doctor wants their names
+        if "optimizer_states" in checkpoint:  # it numbers its parameters; analyze diagnose wants their names
             names = {id(p): name for name, p in self.named_parameters()}
             groups = self.trainer.optimizers[0].param_groups
             checkpoint["parameter_names"] = [names[id(p)] for group in groups for p in group["params"]]
@@ -558,24 +434,6 @@ class BenchmarkTask(LightningModule, ABC):
         if self.total_steps() is None:
             return "without an end"
         return f"{self.trainer.max_epochs} epochs of {self.steps_in_epoch()}"
-
-    # -- export -----------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def input_words(self, shape: str) -> str:
-        """What the network takes."""
-
-    def output_names(self) -> tuple[str, ...]:
-        """What its outputs are called."""
-        return ("logits",)
-
-    @abstractmethod
-    def example_input(self, data: Mapping[str, Any]) -> Any:
-        """What the network takes, random, of the sizes in the data's options: two samples, or one in a list."""
-
-    def dynamic_sizes(self) -> dict[int, str]:
-        """Dimensions of the network's input, beside the batch, that may have another size than the example's."""
-        return {}
 
     def folded(self, example: Any) -> nn.Module:
         """The network for inference: plain layers with the effective weights, BN fused into them."""

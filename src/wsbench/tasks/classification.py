@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from wsbench.records import MetricValue, write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, at_least_float32
@@ -101,8 +102,8 @@ class Classification(BenchmarkTask):
             "best": {n: m.model_dump() for n, m in self.best_training_metrics.items()},
         }
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them along."""
         super().on_load_checkpoint(checkpoint)
         if "training_sums" in checkpoint and self.attached_trainer is not None:
             names, (*sums, whole) = checkpoint["training_sums"]
@@ -169,12 +170,12 @@ class TopK(Classification):
         hits = (right[:, 0].sum(), right.sum())
         return {n: self._percent(h, len(labels)) for n, h in zip((self.top1, self.top5), hits, strict=True)}
 
+    @override
     def reset_metrics(self) -> None:
-        """Start a new evaluation."""
         self.class_hits.reset()
 
+    @override
     def evaluate(self, batch: Any) -> None:
-        """Count hits."""
         logits, labels = self.require_finite(self.logits(batch)), batch["label"]
         right = self._right(logits, labels)
         hits = torch.stack([torch.ones_like(labels), right[:, 0].long(), right.sum(1)], 1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.optim import SGD
 from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from typing_extensions import override
 
 from wsbench.datamodules.coco import COCO, CocoDataset
 from wsbench.models.by_name import is_named
@@ -28,6 +29,8 @@ from wsbench.models.detection import (
     DETECTORS,
     DIFFERENCES,
     TORCHVISION_ANCHOR_DIFFERENCES,
+    Anchors,
+    DetectorSettings,
     DetectorTransform,
     build_detector,
     freeze,
@@ -164,7 +167,7 @@ class COCODetection(BenchmarkTask):
         bias_lr_mult: float = 2.0,
         milestones: Sequence[float] = (300_000, 340_000),
         warmup_steps: int = 500,
-        anchors: Literal["reference", "torchvision"] = "reference",
+        anchors: Anchors = "reference",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -180,17 +183,19 @@ class COCODetection(BenchmarkTask):
             )
         self.has_masks = kind == "mask_rcnn"
         try:
+            settings = DetectorSettings(
+                trainable_layers, width, head_convs, fc_width, anchor_size, min_size, max_size, proposals, rois, anchors
+            )
             model = build_detector(
-                backbone, num_classes + 1, self.has_masks, trainable_layers, width, head_convs, fc_width, anchor_size,
-                min_size, max_size, proposals, rois, normalized_heads=not ACTIVATIONS[self.spec.act].facts.fixed,
-                anchors=anchors, pretrained=self.pretrained,
+                backbone, num_classes + 1, self.has_masks, settings,
+                normalized_heads=not ACTIVATIONS[self.spec.act].facts.fixed, pretrained=self.pretrained,
             )  # fmt: skip
         except ValueError as error:
             raise TaskOptionError(f"--model: {error}") from error
         transform, small = model.transform, (128,)
         before, transform.min_size = transform.min_size, small
         with keep_all_boxes(model):
-            self.adopt(model, [torch.rand(3, 128, 128)])
+            self.set_network(model, [torch.rand(3, 128, 128)])
         transform.min_size = before
         self._frozen = freeze(model, trainable_layers)  # again: the specification may have brought new parameters
         self._found: list[Future[list[dict[str, Any]]]] = []
@@ -267,12 +272,12 @@ class COCODetection(BenchmarkTask):
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
+    @override
     def reset_metrics(self) -> None:
-        """Start a new evaluation."""
         self._found, self._seen = [], []
 
+    @override
     def evaluate(self, batch: Any) -> None:
-        """Gather detections."""
         categories = self._truth()[1]
         for picture, target in zip(batch["images"], batch["targets"], strict=True):
             # one at a time: beside a larger image it would be padded, and GN, LN and IN would see the padding
@@ -357,8 +362,8 @@ class COCODetection(BenchmarkTask):
         """AP of each category that has objects, in percent."""
         return self._aps
 
+    @override
     def input_words(self, shape: str) -> str:
-        """An image."""
         return "float32 (3, H, W): one RGB image in [0, 1]; it is resized and normalized inside"
 
     def example_input(self, data: Mapping[str, Any]) -> list[Tensor]:

@@ -70,7 +70,7 @@ class ModuleData:
         return self.module.steps_in_epoch()
 
     def expected_evaluations(self) -> int | None:
-        """The whole split."""
+        """Samples of the evaluation split: each is to be evaluated once."""
         return len(self.module.val_data)
 
     def sample_name(self, index: int) -> str:
@@ -119,7 +119,7 @@ class LoaderData:
         return
 
     def sample_name(self, index: int) -> str:
-        """Its number."""
+        """A loader of the user's own has no file names: its index."""
         return f"sample {index}"
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import SGD
+from typing_extensions import override
 
 from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from wsbench.models.by_name import classifier, colours, example, is_named
@@ -67,7 +68,7 @@ class ImageNetClassification(TopK):
             self.colours = (model.mean, model.std)
         self._scale_pictures = PictureScale(*self.colours)
         look_at = example(model) if is_named(network) else torch.zeros(1, 3, 64, 64)
-        self.adopt(model, look_at, STANDARDIZED if isinstance(model, ResNetV2) else ())
+        self.set_network(model, look_at, STANDARDIZED if isinstance(model, ResNetV2) else ())
 
     @property
     def network_name(self) -> str:
@@ -81,16 +82,16 @@ class ImageNetClassification(TopK):
             "train_top1_error": "of the last epoch, counted while it ran, on augmented pictures",
         }
 
+    @override
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        """Normalized images."""
         return self._scale_pictures(batch["image"], next(self.network.parameters()))
 
+    @override
     def input_words(self, shape: str) -> str:
-        """Normalized images."""
         return picture_words(shape, *self.colours)
 
+    @override
     def dynamic_sizes(self) -> dict[int, str]:
-        """Height and width."""
         return {2: "height", 3: "width"}
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:

@@ -28,7 +28,7 @@ class Counts(Metric):
         self.counts += counts
 
     def compute(self) -> Tensor:
-        """Of all batches."""
+        """Sums over all batches, of all devices after synchronization."""
         return self.counts
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
+from typing_extensions import override
 
 from wsbench.datamodules.clouds import rotation_about_y
 from wsbench.extras import plotly
@@ -82,7 +83,7 @@ class ModelNetClassification(Classification):
         self._schedule, self._lr_end, self._bn_decay, self._votes = schedule, lr_end, bn_decay, votes
         model = DGCNN(network, num_classes, k, dropout, width)  # type: ignore[arg-type]
         with model.hold_edges():
-            self.adopt(model, torch.zeros(2, max(k, 2), 3))
+            self.set_network(model, torch.zeros(2, max(k, 2), 3))
         self.confusion = Confusion(num_classes)
         self._recalls: dict[str, float] = {}
 
@@ -121,11 +122,11 @@ class ModelNetClassification(Classification):
     # -- metrics ----------------------------------------------------------------------------------------------------
 
     def training_hits(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Overall accuracy."""
+        """Clouds of the batch that are classified right, times 100."""
         return {"overall_acc": 100 * (logits.argmax(1) == labels).sum()}
 
+    @override
     def reset_metrics(self) -> None:
-        """Start a new evaluation."""
         self.confusion.reset()
 
     def voted_logits(self, batch: Any) -> Tensor:
@@ -174,8 +175,8 @@ class ModelNetClassification(Classification):
         figure.write_html(page, include_plotlyjs="directory")
         return [*written, page]
 
+    @override
     def input_words(self, shape: str) -> str:
-        """Clouds."""
         return f"float32 ({shape}): x, y, z in the unit sphere, y up"
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:

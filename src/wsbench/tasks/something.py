@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
+from typing_extensions import override
 
 from wsbench.models.by_name import is_named
 from wsbench.models.resnet import RESNETS
@@ -104,7 +105,7 @@ class SomethingClassification(TopK):
         except ValueError as error:
             raise TaskOptionError(f"--model.network: {error}") from error
         self._scale_pictures = PictureScale()
-        self.adopt(model, torch.zeros(1, segments, 3, 64, 64))
+        self.set_network(model, torch.zeros(1, segments, 3, 64, 64))
 
     @property
     def network_name(self) -> str:
@@ -124,12 +125,12 @@ class SomethingClassification(TopK):
             "optimizer": f"weight decay not on biases and norms; the classifier's rates are {rates} times the base",
         }
 
+    @override
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        """Normalized frames."""
         return self._scale_pictures(batch["clip"], next(self.network.parameters()))
 
+    @override
     def input_words(self, shape: str) -> str:
-        """Normalized frames."""
         return picture_words(shape)
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:

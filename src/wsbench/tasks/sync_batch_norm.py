@@ -3,6 +3,7 @@
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from wsbench.norms.batch import SyncBatchNorm
 
@@ -18,16 +19,16 @@ class SyncBatchNorms(TorchSyncBatchNorm):
     def __init__(self) -> None:
         self._before: list[tuple[nn.Module, type[nn.Module]]] = []
 
+    @override
     def apply(self, model: nn.Module) -> nn.Module:
-        """Convert."""
         for module in model.modules():
             if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm):
                 self._before.append((module, type(module)))
                 module.__class__ = SyncBatchNorm
         return model
 
+    @override
     def revert(self, model: nn.Module) -> nn.Module:
-        """Convert back."""
         while self._before:
             module, cls = self._before.pop()
             module.__class__ = cls

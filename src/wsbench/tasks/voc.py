@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
+from typing_extensions import override
 
 from wsbench.datamodules.palette import VOID, palette_image, voc_palette
 from wsbench.datamodules.pictures import open_upright
@@ -108,7 +109,7 @@ class VOCSegmentation(BenchmarkTask):
             known = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
             raise TaskOptionError(f"unknown network '{network}'; choose from {known}, deeplabv3_timm:NAME, "
                                   "deeplabv3_torchvision:NAME, or mmseg:<config name>")  # fmt: skip
-        self.adopt(model, torch.zeros(1, 3, 65, 65))
+        self.set_network(model, torch.zeros(1, 3, 65, 65))
         if classifier_init == "authors" and self.spec.weight is None and isinstance(model, DeepLabV3):
             nn.init.normal_(model.classifier.weight, 0.0, math.sqrt(2.0 / num_classes))
         self.palette: list[int] = voc_palette()
@@ -157,8 +158,8 @@ class VOCSegmentation(BenchmarkTask):
         """Pixels of a micro-batch."""
         return float(batch["mask"].numel())
 
+    @override
     def reset_metrics(self) -> None:
-        """Forget."""
         self.confusion.reset()
         self.evaluated.reset()
 
@@ -177,12 +178,12 @@ class VOCSegmentation(BenchmarkTask):
         values = {"miou": 100 * float(mean_iou(confusion)), "pixel_accuracy": 100 * float(accuracy)}
         return values, int(self.evaluated.compute())
 
+    @override
     def input_words(self, shape: str) -> str:
-        """Normalized images."""
         return picture_words(shape)
 
+    @override
     def dynamic_sizes(self) -> dict[int, str]:
-        """Height and width."""
         return {2: "height", 3: "width"}
 
     def example_input(self, data: Mapping[str, Any]) -> Tensor:
@@ -237,8 +238,8 @@ class VOCSegmentation(BenchmarkTask):
         super().on_save_checkpoint(checkpoint)
         checkpoint["palette"] = self.palette
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them along."""
         super().on_load_checkpoint(checkpoint)
         self.palette = list(checkpoint.get("palette", self.palette))
 

@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from wsbench.norms import AccumulationWindow, WindowError
 
@@ -26,7 +27,7 @@ class WindowCallback(Callback):
         self._checked = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layers."""
+        """Open a window over the layers that have a weight normalization."""
         # gradients that a strategy shards or averages have to reach it in the backward
         together = None if isinstance(trainer.strategy, SingleDeviceStrategy) else False
         window = AccumulationWindow(pl_module, self._simple_loop, together)
@@ -79,12 +80,12 @@ class WindowCallback(Callback):
         else:  # gradients are unscaled already, and Lightning leaves the optimizer's step out
             self.window.drop()
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close it."""
         if self.window is not None:
             self.window.close()
             self.window = None
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close it."""
         self.on_train_end(trainer, pl_module)

@@ -60,7 +60,7 @@ class Said(Protocol):
 
     @property
     def title(self) -> str:
-        """What to do."""
+        """The heading: what to use."""
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Said(Protocol):
 
     @property
     def code(self) -> str:
-        """How."""
+        """Lines that put it into the user's own code."""
 
 
 def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
