@@ -144,8 +144,8 @@ def analyze() -> Parser:
     parser = Parser(
         prog="wsbench analyze",
         description="What standardization does to gradients and curvature, on your network: the paper's Section 2.3.",
-        epilog="`wsbench analyze diagnose MODEL_OR_CKPT` looks for reasons why it does worse than it should. With --task "
-        "further options are those of fit, for instance --trainer.max_steps 200 or --data.root FOLDER.",
+        epilog="`wsbench analyze diagnose MODEL_OR_CKPT` looks for reasons why it does worse than it should. With "
+        "--task further options are those of fit, for instance --trainer.max_steps 200 or --data.root FOLDER.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ckpt_path", nargs="+", type=Path, help="checkpoints of runs, whose folders have config.yaml")

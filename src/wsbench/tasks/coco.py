@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from wsbench.models.detection import (
     DETECTORS,
     DIFFERENCES,
     TORCHVISION_ANCHOR_DIFFERENCES,
-    Anchors,
     DetectorSettings,
     DetectorTransform,
     build_detector,
@@ -167,7 +166,7 @@ class COCODetection(BenchmarkTask):
         bias_lr_mult: float = 2.0,
         milestones: Sequence[float] = (300_000, 340_000),
         warmup_steps: int = 500,
-        anchors: Anchors = "reference",
+        anchors: Literal["reference", "torchvision"] = "reference",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
