@@ -15,6 +15,13 @@ import torch
 from pycocotools.coco import COCO as Annotations
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.v2.functional import (
+    horizontal_flip_bounding_boxes,
+    horizontal_flip_image,
+    horizontal_flip_mask,
+)
+from torchvision.tv_tensors import BoundingBoxFormat
 
 from wsbench.datamodules.annotations import doubtful, read_annotations
 from wsbench.datamodules.base import BenchmarkData, Split
@@ -148,20 +155,18 @@ class CocoDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
             return image, {"image_id": number}
         target = self._target(number, height, width)
         if isinstance(draw, Draw) and _uniform(draw.seed) < self.flip:
-            image = image.flip(2)
-            boxes = target["boxes"]
-            target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            image = horizontal_flip_image(image)
+            target["boxes"] = horizontal_flip_bounding_boxes(target["boxes"], BoundingBoxFormat.XYXY, (height, width))
             if self.masks:
-                target["masks"] = target["masks"].flip(2)
+                target["masks"] = horizontal_flip_mask(target["masks"])
         return image, target
 
     def _target(self, number: int, height: int, width: int) -> dict[str, Any]:
         objects = [o for o in self.annotations.imgToAnns[number] if not o["iscrowd"]]
         corners = torch.tensor([o["bbox"] for o in objects], dtype=torch.float32).view(-1, 4)
         boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
-        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
-        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes = clip_boxes_to_image(boxes, (height, width))
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)  # v2's sanitizing would drop objects narrower than a pixel, too
         objects = [o for o, k in zip(objects, kept.tolist(), strict=True) if k]
         labels = torch.tensor([self.numbers[o["category_id"]] for o in objects], dtype=torch.int64)
         target: dict[str, Any] = {"boxes": boxes[kept], "labels": labels, "image_id": number}

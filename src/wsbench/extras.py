@@ -1,4 +1,8 @@
-"""Optional parts: what is missing, and the command that installs it."""
+"""Optional parts: what is missing, and the command that installs it.
+
+Lightning's ``RequirementCache`` answers whether a part is there; here the core asks, which does without Lightning, and
+the answer has to name the extra.
+"""
 
 import importlib
 from typing import Any

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.optim import SGD
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR
 
 from wsbench.tasks.modelnet40 import tensorflow_bn_momentum, tensorflow_rate
 from wsbench.tasks.schedules import StepFactor, by_step
@@ -18,6 +18,16 @@ def test_steps_are_torchs_multistep() -> None:
         theirs.optimizer.step()
         theirs.step()
     assert [ours(e) for e in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_warmup_and_steps_are_torchs_chained_schedulers() -> None:
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = ChainedScheduler([LinearLR(optimizer, 1 / 3, total_iters=40), MultiStepLR(optimizer, [30, 60])])
+    ours = StepFactor([30, 60], warmup_steps=40)
+    for step in range(90):
+        assert 0.1 * ours(step) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
 
 
 def published_warmup(iteration: int, milestones: list[int], factor: float = 1 / 3, iters: int = 500) -> float:

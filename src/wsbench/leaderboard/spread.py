@@ -32,8 +32,10 @@ def spread(values: Sequence[float]) -> Spread:
     if len(values) < 2:
         return Spread(len(values), mean, None, None, None)
     std = statistics.stdev(values)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / math.sqrt(len(values))
-    return Spread(len(values), mean, std, mean - half, mean + half)
+    if std == 0:  # scipy has no interval around a point
+        return Spread(len(values), mean, std, mean, mean)
+    low, high = stats.t.interval(LEVEL, len(values) - 1, loc=mean, scale=std / math.sqrt(len(values)))
+    return Spread(len(values), mean, std, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,16 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | 
     if over.std <= _EQUAL * max(1.0, abs(over.mean)):  # the metric's steps are coarse, or nothing differs
         p = 1.0 if abs(over.mean) <= _EQUAL else 2.0 ** (1 - over.n)
         return Paired(over.n, over.mean, over.low, over.high, p, None)
-    statistic = over.mean / (over.std / math.sqrt(over.n))
-    p = float(2 * stats.t.sf(abs(statistic), over.n - 1))
-    effect = effect_size(statistic, over.n) if over.n > 2 else None
-    return Paired(over.n, over.mean, over.low, over.high, p, effect)
+    test = stats.ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    effect = effect_size(float(test.statistic), over.n) if over.n > 2 else None
+    return Paired(over.n, over.mean, over.low, over.high, float(test.pvalue), effect)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction of p values for how many there are (Holm 1979): compare them with 0.05 all the same."""
+    """Holm's correction of p values for how many there are (Holm 1979): compare them with 0.05 all the same.
+
+    scipy corrects by Benjamini and Hochberg only; statsmodels, which has Holm's, would be a package for six lines.
+    """
     adjusted = [0.0] * len(p)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):

@@ -1,4 +1,8 @@
-"""A run's folder belongs to one process at a time; the kernel lets go of it when that process ends, however it ends."""
+"""A run's folder belongs to one process at a time; the kernel lets go of it when that process ends, however it ends.
+
+Not ``filelock``, since whoever waits has to read who holds a folder and since when, which it does not write; and a
+folder that a failed run made goes with its lock, in which window another process may take it again.
+"""
 
 import contextlib
 import datetime

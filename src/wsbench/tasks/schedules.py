@@ -1,4 +1,8 @@
-"""Learning-rate schedules as functions of the optimizer step."""
+"""Learning-rate schedules as functions of the optimizer step.
+
+torch's ``ChainedScheduler`` of ``LinearLR`` and ``MultiStepLR`` says the same (a test compares them), but multiplies
+the rate of the step before; a function of the step alone is exact wherever a run is resumed.
+"""
 
 from bisect import bisect_right
 from collections.abc import Sequence
