@@ -17,10 +17,16 @@ from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.naming import find_records
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper, sentence
 from wsbench.leaderboard.page.charts import figures
+from wsbench.leaderboard.page.tuned_charts import steps_rows, tuned_figures
+from wsbench.leaderboard.verdict import verdicts
 from wsbench.leaderboard.wide import groups
 from wsbench.records import BatchNumbers, MetricValue, RunRecord, write_record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "records"
+CLIPPED = """[...document.querySelectorAll('.chart svg')].filter(svg => {
+  const edge = svg.getBoundingClientRect().right + 1;
+  return [...svg.querySelectorAll('.role-legend')].some(l => l.getBoundingClientRect().right > edge);
+}).map(svg => svg.closest('figure').id)"""
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
@@ -160,6 +166,25 @@ def test_the_answer_at_own_rates(tmp_path: Path, browser: Any) -> None:
     assert phone.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_steps_to_a_stated_score() -> None:
+    """Of each seed, as far as evaluations tell; a miniature only, whose score is stated (50 % top-1 error)."""
+    runs = [*tuned("gn+ws", BEST, steps=300), *tuned("bn", FAR, steps=300)]
+    data = runs[0].data.model_copy(update={"name": "imagenet-mini"})
+    runs = [one.model_copy(update={"data": data, "recipe": "mini"}) for one in runs]
+    logs = {one.id: {"val/top1_error": {100: 70.0, 200: 49.0 if one.norm == "gn+ws" else 60.0}} for one in runs}
+    (verdict,) = verdicts(groups(runs))
+    rows = steps_rows(verdict, logs)
+    assert {(r["norm"], r["steps"], r["reached"]) for r in rows} == {
+        ("gn+ws", 200, "reached"), ("bn", 300, "not reached")
+    }  # fmt: skip
+    assert len(rows) == len(runs)
+    names = [figure.name.split("-")[0] for figure in tuned_figures([verdict], logs)[0][1]]
+    assert names == ["dots", "rates", "steps"]
+    assert steps_rows(verdict, {}) == [], "a log is missing: nothing is said"
+    own = [one.model_copy(update={"data": data.model_copy(update={"name": "custom"})}) for one in runs]
+    assert steps_rows(verdicts(groups(own))[0], logs) == [], "no score is stated"
+
+
 @pytest.mark.slow
 def test_light_dark_and_a_phone(tmp_path: Path, browser: Any) -> None:
     """On what is published: drawn, readable, nothing wider than the screen."""
@@ -178,6 +203,10 @@ def test_light_dark_and_a_phone(tmp_path: Path, browser: Any) -> None:
         place.scroll_into_view_if_needed()
         phone.wait_for_function("element => element.querySelector('svg')", arg=place)
     assert phone.said == []
+    assert phone.evaluate(CLIPPED) == [], "figures whose legend is wider than the figure"
+    places = phone.evaluate("[...document.querySelectorAll('.toc a')].map(a => a.getAttribute('href'))")
+    assert len(places) > 10
+    assert [p for p in places if not phone.evaluate("id => document.getElementById(id) !== null", p[1:])] == []
 
 
 def test_png(folder: Path, tmp_path: Path) -> None:

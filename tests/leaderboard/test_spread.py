@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.leaderboard.test_verdict import BEST, WORSE, tuned
 from tests.test_records import make_record
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.spread import holm, paired, spread
@@ -26,13 +27,16 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     assert 0.935 < np.mean(covered) < 0.965
 
 
-def test_paired_is_scipys_on_common_seeds_only() -> None:
+def test_paired_by_hand_on_common_seeds_only() -> None:
+    """Student's distribution with 2 degrees of freedom has a closed form: P(|T| > t) = 1 - t / sqrt(2 + t^2)."""
     first, second = {0: 1.0, 1: 4.0, 2: 2.5, 7: 99.0}, {0: 0.5, 1: 2.0, 2: 2.0, 8: -99.0}
     test = paired(first, second)
     assert test is not None
-    expected = stats.ttest_rel([1.0, 4.0, 2.5], [0.5, 2.0, 2.0])
-    assert (test.n, test.p) == (3, pytest.approx(expected.pvalue))
-    assert (test.low, test.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    error = np.std([0.5, 2.0, 0.5], ddof=1) / 3**0.5
+    t = 1.0 / error
+    assert (test.n, test.mean, test.p) == (3, pytest.approx(1.0), pytest.approx(1 - t / (2 + t**2) ** 0.5))
+    reach = 0.95 * (2 / (1 - 0.95**2)) ** 0.5  # the closed form's inverse
+    assert (test.low, test.high) == pytest.approx((1 - reach * error, 1 + reach * error))
     assert paired({0: 1.0}, {0: 2.0}) is None
     assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p == 1  # type: ignore[union-attr]
     # all differences equal: no spread to test against, so the sign test's p
@@ -106,3 +110,17 @@ def test_comparisons_keep_to_one_setting_and_say_who_is_better() -> None:
     noisy = [record("gn+ws", s, v) for s, v in enumerate((1.0, 90.0, 40.0))] + records[3:6]
     (two,) = comparisons(groups(noisy), [("gn+ws", "gn")])
     assert two.words() == "not significant"
+
+
+def test_norms_at_rates_of_their_own_are_a_family_of_their_own() -> None:
+    """``compare`` corrects for all its lines, but not for those of another question."""
+    one_rate = [*(record("gn+ws", s, 60.0 + s) for s in range(3)), *(record("gn", s, 30.0 + 3 * s) for s in range(3))]
+    own_rate = [*tuned("gn+ws", BEST), *tuned("gn", WORSE)]
+    for records in (one_rate, own_rate, [*one_rate, *own_rate]):
+        found = comparisons(groups(records), [("gn+ws", "gn")], together=True)
+        assert [one.p for one in found] == [one.test.p for one in found]
+    two = [*one_rate, *(one.model_copy(update={"task": "coco", "id": f"c{one.id[1:]}"}) for one in one_rate)]
+    two = [
+        one if one.task == "voc" else one.model_copy(update={"metrics": {"box_AP": one.metrics["miou"]}}) for one in two
+    ]
+    assert [one.p / one.test.p for one in comparisons(groups(two), [("gn+ws", "gn")], together=True)] == [2.0, 2.0]

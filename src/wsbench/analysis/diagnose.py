@@ -1,4 +1,4 @@
-"""``python -m wsbench analyze diagnose``: why weight standardization may do worse than it should in a model or a run."""
+"""``python -m wsbench analyze diagnose``: why weight standardization may do worse than it should; of a model or run."""
 
 import argparse
 import json

@@ -1,7 +1,6 @@
 """``python -m wsbench leaderboard``."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 
 from rich.markup import escape
@@ -13,10 +12,8 @@ from wsbench.leaderboard.derive import update
 from wsbench.leaderboard.naming import LeaderboardError, find_records
 from wsbench.leaderboard.spread import Spread
 from wsbench.leaderboard.submit import submit
-from wsbench.leaderboard.tuned import rate_of
-from wsbench.leaderboard.wide import Group, groups
+from wsbench.leaderboard.wide import Group, changes, groups, value_of
 from wsbench.registry import TASKS
-from wsbench.run.identity import LR
 from wsbench.run.report import console
 
 
@@ -31,29 +28,18 @@ def _tables(found: list[Group]) -> Iterator[Table]:
     for name in dict.fromkeys(group.table for group in found):
         mine = [group for group in found if group.table == name]
         metric = TASKS[mine[0].first.task].headline
-        options = sorted({option for group in mine for option in group.first.overrides})
-        differ = [option for option in options if len({_value(group, option) for group in mine}) > 1]
-        same = [f"{option}={_value(mine[0], option)}" for option in options if option not in differ]
+        differ, same = changes(mine)
         table = Table(title=escape(f"{name}: {metric}, over seeds, final weights"),
-                      caption=escape(", ".join(same)) or None)  # fmt: skip
+                      caption=escape(", ".join(f"{o}={v}" for o, v in same.items())) or None)  # fmt: skip
         table.add_column("norm")
         for column in (*differ, "batch", "seeds", "mean", "sd", "95 %"):
             table.add_column(escape(column.removeprefix("model.").removeprefix("trainer.")), justify="right")
         for group in mine:
             over = group.spread(metric)
             if over is not None:
-                changed = [_value(group, option) for option in differ]
+                changed = [value_of(group, option) for option in differ]
                 table.add_row(*map(escape, (group.first.labelled_norm, *changed, *_numbers(group, over))))
         yield table
-
-
-def _value(group: Group, option: str) -> str:
-    """As it was given, or where the recipe says it."""
-    overrides = group.first.overrides
-    rate = rate_of(group.first) if option == LR else None
-    if rate is not None:
-        return f"{rate:g}"
-    return json.dumps(overrides[option]).strip('"') if option in overrides else "(recipe)"
 
 
 def _p(value: float) -> str:
@@ -106,7 +92,8 @@ def _compare(args: argparse.Namespace) -> None:
         raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
     table = Table(title=f"{args.first} minus {args.second}")
     for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "in words"):
-        table.add_column(column, justify="left" if column in ("table", "metric", "in words") else "right")
+        left = column in ("table", "metric", "in words")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for one in found:
         over, batch = one.test, one.first.first.batch
         table.add_row(*map(escape, (

@@ -41,7 +41,8 @@ def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], togeth
     Args:
         found: groups of runs.
         pairs: of norms; ``gn`` stands for ``gn16``, too, where a task has that.
-        together: correct the p values of all tests together, not only of those in one setting.
+        together: correct the p values of all tests together, not only of those in one setting; those of norms at rates
+            of their own apart from those at one rate.
     """
     tests = []
     for first in found:
@@ -54,7 +55,8 @@ def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], togeth
                     tests.append(Comparison(first, second, metric, test, test.p))
     families: dict[object, list[Comparison]] = {}
     for one in tests:
-        families.setdefault(None if together else one.first.setting, []).append(one)
+        own_rate = one.first.first.tuning is not None  # other runs, and another question: a family of its own
+        families.setdefault(own_rate if together else one.first.setting, []).append(one)
     return [
         replace(one, p=p)
         for family in families.values()

@@ -1,5 +1,6 @@
 """The table that a paper prints: a row for runs that differ in nothing but the seed, beside the paper's value."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from wsbench.leaderboard.rows import Row
 from wsbench.leaderboard.spread import Spread, spread
 from wsbench.records import RunRecord
 from wsbench.registry import TASKS
-from wsbench.run.identity import SHARE
+from wsbench.run.identity import LR, SHARE
 
 WIDE = (
     "task", "recipe", "data", "network", "norm", "micro_batch", "accumulate", "devices", "effective_batch",
@@ -117,6 +118,22 @@ def groups(records: Iterable[RunRecord]) -> list[Group]:
         of_key = [whole for whole in lengths if whole[:-1] == key]
         found[of_key[0] if len(of_key) == 1 else (*key, 0)].append(record)
     return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found)]
+
+
+def value_of(group: Group, option: str) -> str:
+    """An option of a group's runs, as it was given, or where the recipe says it."""
+    overrides = group.first.overrides
+    rate = tuned.rate_of(group.first) if option == LR else None
+    if rate is not None:
+        return f"{rate:g}"
+    return json.dumps(overrides[option]).strip('"') if option in overrides else "(recipe)"
+
+
+def changes(found: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
+    """Options of the recipe that runs changed: those that differ between groups, and those that are the same in all."""
+    options = sorted({option for group in found for option in group.first.overrides})
+    differ = [option for option in options if len({value_of(group, option) for group in found}) > 1]
+    return differ, {option: value_of(found[0], option) for option in options if option not in differ}
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,8 @@ _FURTHER = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#
 #: the four of the paper's figures
 MAIN = ("bn", "bn+ws", "gn", "gn+ws")
 HEIGHT = 260
+#: of figures outside of the page, whose script says it for those inside: one legend below the other
+CONFIG = {"legend": {"layout": {"top": {"anchor": "start", "direction": "vertical", "margin": 4}}}}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Figure:
 
 
 def _colour(alt: Any, norms: Iterable[str]) -> Any:
-    known = [n for n in COLOURS if n in (there := set(norms))]
-    other = sorted(there - set(COLOURS))
+    known = [n for n in COLOURS if n in (given := set(norms))]
+    other = sorted(given - set(COLOURS))
     colours = [COLOURS[n] for n in known] + [_FURTHER[i % len(_FURTHER)] for i in range(len(other))]
     scale = alt.Scale(domain=[*known, *other], range=colours)
-    return alt.Color("norm:N", scale=scale, title=None, legend=alt.Legend(orient="top", columns=5, symbolOpacity=1))
+    columns = 4 if max(map(len, given), default=0) <= len("bn+ws") + 1 else 2  # what fits a phone
+    return alt.Color(
+        "norm:N", scale=scale, title=None, legend=alt.Legend(orient="top", columns=columns, symbolOpacity=1)
+    )
 
 
 def _good(metric: str, value: float) -> float:
@@ -201,7 +206,7 @@ def against(found: Sequence[Group], cost: str, title: str, width: int | str) -> 
             x=alt.X("cost:Q", title=title, scale=alt.Scale(zero=False)),
             y=alt.Y("value:Q", title=f"{_good_name(metric)} (%)", scale=alt.Scale(zero=False)),
             color=_colour(alt, {r["norm"] for r in rows}),
-            shape=alt.Shape("weights:N", title=None, legend=alt.Legend(orient="top")),
+            shape=alt.Shape("weights:N", title=None, legend=alt.Legend(orient="top", columns=4)),
             tooltip=["norm:N", alt.Tooltip("cost:Q", format=".1f", title=title), alt.Tooltip("value:Q", format=".2f")],
         )
     )

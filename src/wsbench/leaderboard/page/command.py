@@ -7,7 +7,7 @@ from pathlib import Path
 from wsbench.extras import vl_convert
 from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.naming import LeaderboardError, find_records
-from wsbench.leaderboard.page.charts import figures
+from wsbench.leaderboard.page.charts import CONFIG, figures
 from wsbench.leaderboard.page.render import render
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.verdict import verdicts
@@ -36,10 +36,10 @@ def report(records: Sequence[Path], out: Path, png: Path | None) -> list[Path]:
     if png is not None:
         convert = vl_convert()
         reported = [group for group in found if not group.is_trial]
-        own_rate = [figure for _, each in tuned_figures(verdicts(found), _WIDTH) for figure in each]
+        own_rate = [figure for _, each in tuned_figures(verdicts(found), logs, _WIDTH) for figure in each]
         for figure in (*figures(reported, logs, _WIDTH), *own_rate):
-            picture = convert.vegalite_to_png(figure.chart.to_dict(), scale=_SCALE)
-            write_atomically(png / f"{figure.name}.png", picture)
+            image = convert.vegalite_to_png({**figure.chart.to_dict(), "config": CONFIG}, scale=_SCALE)
+            write_atomically(png / f"{figure.name}.png", image)
             written.append(png / f"{figure.name}.png")
     return written
 

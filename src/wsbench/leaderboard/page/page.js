@@ -10,16 +10,22 @@
     return {
       background: null, font: "system-ui, sans-serif", view: { stroke: of("--line") },
       axis: { ...text, gridColor: of("--line"), domainColor: of("--dim"), tickColor: of("--dim") },
-      legend: text, header: text, title: { color: of("--ink") },
+      legend: { ...text, layout: { top: { anchor: "start", direction: "vertical", margin: 4 } } }, header: text, title: { color: of("--ink") },
     };
   };
 
   // charts are drawn when they come near the screen, and again when the theme changes
   const drawn = new Map();
+  const narrow = (part) => {  // a legend of five columns is wider than a phone
+    if (part === null || typeof part !== "object") return;
+    if (part.legend && part.legend.columns > 3) part.legend.columns = 3;
+    Object.values(part).forEach(narrow);
+  };
   const draw = async (element) => {
     drawn.set(element, true);
     const spec = JSON.parse(JSON.stringify(specs[element.dataset.spec]));
     delete spec.config;
+    if (element.clientWidth < 400) narrow(spec);
     const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", config: colours() };
     await vegaEmbed(element, spec, options);
     element.dataset.drawn = root.dataset.theme;
@@ -74,7 +80,7 @@
       row.hidden = !words.every((word) => texts[i].includes(word));
       count += !row.hidden;
     });
-    for (const board of document.querySelectorAll("details.board")) {
+    for (const board of document.querySelectorAll("#tables details.board")) {
       const any = [...board.querySelectorAll("tbody tr")].some((row) => !row.hidden);
       board.hidden = !any;
       if (words.length && any) board.open = true;
@@ -87,7 +93,9 @@
   // a link to a record opens it
   const open = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (target && target.tagName === "DETAILS") { target.open = true; target.scrollIntoView(); }
+    if (!target || target.tagName !== "DETAILS") return;
+    for (let each = target; each; each = each.parentElement.closest("details")) each.open = true;
+    target.scrollIntoView();
   };
   addEventListener("hashchange", open);
   open();

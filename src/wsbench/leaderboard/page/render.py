@@ -16,12 +16,27 @@ from wsbench.leaderboard.page.charts import MAIN, figures
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.rows import Row, cited_rows
 from wsbench.leaderboard.verdict import overall, short, verdicts
-from wsbench.leaderboard.wide import Group, wide_rows
+from wsbench.leaderboard.wide import Group, changes, groups, value_of, wide_rows
 from wsbench.records import lower_is_better
 from wsbench.registry import TASKS
+from wsbench.run.identity import LR
 
 #: which of two norms is asked about: what weight standardization does to each, and the paper's method against BN
 PAIRS = [(f"{act}+ws", act) for act in ("bn", "gn", "ln", "in", "sn")] + [("gn+ws", "bn")]
+
+#: columns that a table has where a row has more to say there than this
+_OPTIONAL = {
+    "paper": "",
+    "delta": "",
+    "devices": "1",
+    "diverged": "0",
+    "lr": "",
+    "trials": "",
+    "lr_low": "",
+    "target": "",
+}
+#: options that differ and are columns, at most; all stand in the column of changes
+_MOST_COLUMNS = 4
 
 
 def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
@@ -34,11 +49,19 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
         rows.sort(key=lambda row: row["source"] != "run")
         metric = TASKS[task].headline
         rows = [dict.fromkeys(tuned.COLUMNS, "") | row for row in rows]
+        of_table = groups(runs)
+        differ = changes(of_table)[0] if of_table else []
+        differ = [] if len(differ) > _MOST_COLUMNS else [name for name in differ if name != LR or not runs[0].tuning]
+        changed = {group.first.id: {name: value_of(group, name) for name in differ} for group in of_table}
+        used = {name for row in rows for name in _OPTIONAL if row[name] not in ("", _OPTIONAL[name])}
         made.append(
             {
                 "name": name,
                 "task": task,
-                "rows": rows,
+                "rows": [row | {"changed": changed.get(row["records"].split(" ")[0], {})} for row in rows],
+                "used": used,
+                "open": any(not group.is_trial for group in of_table),
+                "differ": differ,
                 "runs": len(runs),
                 "metric": metric,
                 "lower": lower_is_better(metric),
@@ -49,7 +72,7 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
 
 def _records(found: Sequence[Group]) -> list[Mapping[str, Any]]:
     return [
-        {"record": record, "json": json.dumps(json.loads(record.model_dump_json()), indent=1)}
+        {"table": group.table, "record": record, "json": json.dumps(json.loads(record.model_dump_json()), indent=1)}
         for group in found
         for record in group.records
     ]
@@ -87,8 +110,13 @@ def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
     reported = [group for group in found if not group.is_trial]
     told = verdicts(found)
     one_rate = [group for group in reported if group.first.tuning is None]
-    own_rate = tuned_figures(told)
+    own_rate = tuned_figures(told, logs)
     drawn = figures(reported, logs) if said is None else []
+    tables = [table for table in _tables(found, logs) if said is None or table["runs"]]
+    of_tables = (
+        (each["name"], next((f.name for f in drawn if f.name.endswith(f"-{each['name']}")), None)) for each in tables
+    )
+    places = [(table, name) for table, name in of_tables if name is not None]
     every = [*drawn, *(figure for _, each in own_rate for figure in each)]
     text: str = environment.get_template("page.html.j2").render(
         version=wsbench.__version__,
@@ -98,7 +126,8 @@ def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
         answers=answers(one_rate),
         paper=of_the_paper(),
         curves=of_the_curves(reported),
-        tables=[table for table in _tables(found, logs) if said is None or table["runs"]],
+        tables=tables,
+        places=places,
         comparisons=comparisons(reported, PAIRS),
         figures=drawn,
         specs={figure.name: figure.chart.to_dict() for figure in every},

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsbench.extras import altair as altair_module
+from wsbench.leaderboard import tuned
+from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.page.charts import HEIGHT, Figure, metric_title
-from wsbench.leaderboard.verdict import Verdict
+from wsbench.leaderboard.verdict import Verdict, metric_name
+from wsbench.records import lower_is_better
 
 #: of a norm in the tie group, of one that is significantly worse, and of one that is far worse
 LEVEL, WORSE, FAR = "tied with the best", "significantly worse", "worse by more than 10 points"
@@ -32,9 +35,9 @@ def dots(found: Verdict, width: int | str) -> Any:
         seeds += [{"norm": one.norm, "value": v, "seed": s, "how": kind} for s, v in values.items()]
     order = [row["norm"] for row in rows]
     data, points = alt.Data(values=rows), alt.Data(values=seeds)
-    there = [kind for kind in _TONES if kind in {row["how"] for row in rows}]
+    kinds = [kind for kind in _TONES if kind in {row["how"] for row in rows}]
     colour = alt.Color(
-        "how:N", title=None, scale=alt.Scale(domain=there, range=[_TONES[kind] for kind in there]),
+        "how:N", title=None, scale=alt.Scale(domain=kinds, range=[_TONES[kind] for kind in kinds]),
         legend=alt.Legend(orient="top", columns=1, symbolOpacity=1),
     )  # fmt: skip
     y = alt.Y("norm:N", sort=order, title=None, axis=alt.Axis(grid=True, labelFontSize=12))
@@ -103,8 +106,60 @@ def rate_curves(found: Verdict, width: int | str) -> Any:
     return alt.layer(*layers).properties(width=width, height=HEIGHT + 20)
 
 
-def tuned_figures(found: Sequence[Verdict], width: int | str = "container") -> list[tuple[Verdict, list[Figure]]]:
-    """Of each verdict its figures."""
+def steps_rows(found: Verdict, logs: Logs) -> list[dict[str, Any]]:
+    """Steps of each seed until the task's stated score, as far as the evaluations tell; none where none is stated.
+
+    A run that does not reach it has the steps of its whole length, and ``reached`` false.
+    """
+    target = tuned.target_of(found.best.group.first)
+    if target is None:
+        return []
+    rows: list[dict[str, Any]] = []
+    for one in found.standings:
+        for record in one.group.records:
+            if record.id not in logs:
+                return []
+            series = logs[record.id].get(f"val/{found.metric}", {})
+            step = tuned.steps_to(target, series, lower_is_better(found.metric))
+            rows.append({"norm": one.norm, "seed": record.seed, "steps": one.group.steps if step is None else step,
+                         "reached": "reached" if step is not None else "not reached"})  # fmt: skip
+    return rows
+
+
+def steps_to_score(found: Verdict, rows: Sequence[dict[str, Any]], width: int | str) -> Any:
+    """A dot for each seed at its steps until the stated score, crosses at the end for those that do not reach it."""
+    alt = altair_module()
+    order = [one.norm for one in found.standings]
+    here = [kind for kind in ("reached", "not reached") if kind in {row["reached"] for row in rows}]
+    tones = {"reached": "#228833", "not reached": "#cc6677"}
+    shapes = {"reached": "circle", "not reached": "cross"}
+    legend = alt.Legend(orient="top", symbolOpacity=1)
+    return (
+        alt.Chart(alt.Data(values=list(rows)))
+        .mark_point(filled=True, size=55, opacity=0.7)
+        .encode(
+            x=alt.X("steps:Q", title="optimizer steps (evaluated once per epoch)", scale=alt.Scale(zero=True)),
+            y=alt.Y("norm:N", sort=order, title=None, axis=alt.Axis(grid=True, labelFontSize=12)),
+            color=alt.Color("reached:N", title=None, legend=legend,
+                            scale=alt.Scale(domain=here, range=[tones[kind] for kind in here])),
+            shape=alt.Shape("reached:N", title=None, legend=legend,
+                            scale=alt.Scale(domain=here, range=[shapes[kind] for kind in here])),
+            tooltip=["norm:N", "seed:Q", "steps:Q", "reached:N"],
+        )
+        .properties(width=width, height=ROW * len(order) + 10)
+    )  # fmt: skip
+
+
+def tuned_figures(
+    found: Sequence[Verdict], logs: Logs, width: int | str = "container"
+) -> list[tuple[Verdict, list[Figure]]]:
+    """Of each verdict its figures.
+
+    Args:
+        found: verdicts.
+        logs: of their runs, which say when a score was reached.
+        width: of each figure in pixels, or ``container``.
+    """
     made = []
     for i, one in enumerate(found):
         table = one.table
@@ -113,12 +168,21 @@ def tuned_figures(found: Sequence[Verdict], width: int | str = "container") -> l
         seeds = max(s.over.n for s in one.standings)
         trials = len(one.best.tuning.trials)
         batch = f"{first.batch.micro_batch} per device, {first.batch.effective_batch} per step"
-        made.append((one, [
+        drawn = [
             Figure(f"dots-{table}{suffix}", "Each norm at its own learning rate",
                    f"{batch}, {first.steps} steps; {seeds} fresh seeds per norm (ticks), 95 % interval of the mean."
                    f"{' The dashed line is chance.' if chance_in_sight(one) else ''}", dots(one, width)),
             Figure(f"rates-{table}{suffix}", "How each depends on its learning rate",
                    f"Score on held-out training data, {trials} trials per norm; dashed: plain weights, solid: with WS. "
                    "Rings: the rates that were chosen.", rate_curves(one, width)),
-        ]))  # fmt: skip
+        ]  # fmt: skip
+        rows = steps_rows(one, logs)
+        if rows:
+            words = f"{metric_name(one.metric)} of {tuned.target_of(first):g} %"
+            drawn.append(
+                Figure(f"steps-{table}{suffix}", f"Steps to a {words}",
+                       f"A dot per seed at its own learning rate; crosses: not within {first.steps} steps. Where a "
+                       "plateau makes the final score a lottery this says more.", steps_to_score(one, rows, width))
+            )  # fmt: skip
+        made.append((one, drawn))
     return made
