@@ -30,6 +30,9 @@ def refuse_all(wrong: Sequence[DatasetError]) -> None:
 class DatasetNotFoundError(DatasetError):
     """No dataset where the user says that there is one, or none was named."""
 
+    #: what was looked for, and what the folder holds
+    looked_for, holds = "", ""
+
     @classmethod
     def under(cls, dataset: str, root: Path | None, looked_for: str, task: str) -> "DatasetNotFoundError":
         """The error of a root that does not hold the dataset: what was looked for, what is there."""
@@ -38,11 +41,13 @@ class DatasetNotFoundError(DatasetError):
                 f"{dataset} was not found: neither --data.root nor $WSBENCH_DATA is set. Point --data.root to it "
                 f"(`python -m wsbench data {task}` shows the layout), or use the miniature by --recipe mini"
             )
-        return cls(
+        found = cls(
             f"{dataset} was not found under '{root}': looked for {looked_for}; {contents(root)}. "
             f"`python -m wsbench data {task}` shows the layout; point --data.root (or $WSBENCH_DATA) to such a folder, "
             "or use the miniature by --recipe mini"
         )
+        found.looked_for, found.holds = looked_for, contents(root)
+        return found
 
 
 def contents(folder: Path) -> str:

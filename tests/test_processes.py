@@ -21,6 +21,20 @@ from wsbench.records import read_record
 from wsbench.run.nodes import NodeError, meet, process_rank
 from wsbench.tasks.errors import TaskOptionError
 
+
+def test_sigterm_before_the_first_step_says_so(tmp_path: Path) -> None:
+    """Nothing of it is left, and the status is a shell's for the signal; the imports alone take longer than this."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wsbench", "fit", "--task", "voc", "--norm", "gn+ws"], cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    time.sleep(1.0)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert (said, process.returncode) == ("wsbench: stopped by SIGTERM\n", 143)
+    assert list(tmp_path.iterdir()) == []
+
+
 #: a norm of each kind: fused, with statistics of a sample; coco's is the one that its heads have
 NORM = "gn+ws"
 

@@ -58,6 +58,25 @@ class Preparation:
         """
         return {}
 
+    def lacks_val(self, root: Path) -> bool:
+        """Whether there are samples under ``root`` and no val of them, which :meth:`split` can make."""
+        return False
+
+    def split(self, root: Path, out: Path) -> Path | None:
+        """Hold out a fifth of the samples under ``root`` as val; ``root`` is not touched.
+
+        Args:
+            root: the user's folder.
+            out: where a folder of links in the official layout is made; it is called by what it holds.
+
+        Returns:
+            The folder; None where ``root`` is not such data.
+
+        Raises:
+            DatasetError: a class has one sample only, or links cannot be made.
+        """
+        return None
+
     def check_official(self, root: Path, asked: Asked) -> list[Finding]:
         """What the paper's recipe needs beyond what every dataset is checked for."""
         return []

@@ -13,6 +13,7 @@ from torchvision.datasets.imagenet import (
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside
 from wsbench.datamodules.prepare.base import Asked, Preparation
+from wsbench.datamodules.prepare.split import images_without_val, split_images
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
@@ -25,6 +26,14 @@ def _folder(root: Path) -> Path:
 
 class ImageNetPreparation(Preparation):
     """Unpacks the official archives."""
+
+    def lacks_val(self, root: Path) -> bool:
+        """Whether there are class folders, and no val beside them."""
+        return images_without_val(root) is not None
+
+    def split(self, root: Path, out: Path) -> Path | None:
+        """Class by class, by the samples' names."""
+        return split_images(root, out)
 
     def build(self, root: Path, asked: Asked) -> str | None:
         """Unpack archives that lie in ``root``, and sort a flat ``val`` into classes."""

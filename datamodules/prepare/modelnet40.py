@@ -6,6 +6,7 @@ from typing import Any
 from wsbench.datamodules.clouds import stored_points
 from wsbench.datamodules.modelnet40 import hdf5_files, hdf5_folder
 from wsbench.datamodules.prepare.base import Asked, Preparation
+from wsbench.datamodules.prepare.split import meshes_in_classes, split_meshes
 from wsbench.errors import UserError
 
 #: of a cloud, in the paper's recipe
@@ -14,6 +15,14 @@ POINTS = 1024
 
 class ModelNetPreparation(Preparation):
     """Takes as many points as there are."""
+
+    def lacks_val(self, root: Path) -> bool:
+        """Whether meshes lie in the class folders themselves."""
+        return bool(meshes_in_classes(root))
+
+    def split(self, root: Path, out: Path) -> Path | None:
+        """Class by class, by the samples' names."""
+        return split_meshes(root, out)
 
     def options(self, root: Path, asked: Asked) -> dict[str, Any]:
         """``points``, at most the paper's."""

@@ -22,6 +22,8 @@ from wsbench.records import checksum, write_text_atomically
 SHARE = 0.2
 #: what was drawn, in the folder that was made
 LIST = "split.csv"
+#: the folders that are made
+SPLITS = "split-*"
 _LIKE_VAL = ("validation", "valid", "test", "dev", "eval")
 _OF_MESHES = (".off", ".ply", ".obj", ".stl")
 
@@ -50,8 +52,8 @@ def _of_classes(root: Path, share: float) -> dict[str, dict[str, list[str]]]:
     listing = list_split(root)
     if listing.unused:
         raise DatasetError(
-            f"{len(listing.unused)} images in '{root}' lie where none is looked for, among them {listing.unused[0]}; "
-            "lay them into the class folders themselves, or take them out"
+            f"{len(listing.unused)} images in '{root}' would be left out, among them {listing.unused[0]}; convert them "
+            f"to one of {', '.join(PICTURES[:5])} ..., lay them into the class folders themselves, or take them out"
         )
     drawn = {name: _drawn(files, share, f"the class '{name}'") for name, files in listing.names.items()}
     return {split: {name: parts[split] for name, parts in drawn.items()} for split in ("train", "val")}
@@ -60,7 +62,7 @@ def _of_classes(root: Path, share: float) -> dict[str, dict[str, list[str]]]:
 def _folder(out: Path, chosen: Mapping[str, Sequence[str]], source: Path) -> Path:
     """A folder in ``out`` that is called by what it holds."""
     digest = checksum([str(source.resolve()), *(f"{split} {n}" for split, names in chosen.items() for n in names)])
-    return out / f"split-{digest[:12]}"
+    return out / SPLITS.replace("*", digest[:12])
 
 
 def _links(links: Mapping[Path, Path]) -> None:
@@ -84,12 +86,18 @@ def _write_list(folder: Path, chosen: Mapping[str, Sequence[str]]) -> None:
     write_text_atomically(folder / LIST, text.getvalue())  # last: a folder with it is whole
 
 
-def split_imagenet(root: Path, out: Path, share: float = SHARE) -> Path | None:
-    """Of ``root/CLASS/*``, or ``root/train/CLASS/*`` without a val; None if the data is neither."""
-    if (root / "val").exists():
+def images_without_val(root: Path) -> Path | None:
+    """The folder of ``CLASS/*`` in ``root`` itself or in ``root/train``, beside which there is no val."""
+    if (root / "val").exists() or not root.is_dir():
         return None
     source = root / "train" if (root / "train").is_dir() else root
-    if not _classes_in(source, PICTURES):
+    return source if _classes_in(source, PICTURES) else None
+
+
+def split_images(root: Path, out: Path, share: float = SHARE) -> Path | None:
+    """Of ``root/CLASS/*``, or ``root/train/CLASS/*`` without a val; None if the data is neither."""
+    source = images_without_val(root)
+    if source is None:
         return None
     other = next((p for p in folders_in(root) if source != root and p.name.lower() in _LIKE_VAL), None)
     if other is not None:
@@ -104,9 +112,14 @@ def split_imagenet(root: Path, out: Path, share: float = SHARE) -> Path | None:
     return folder
 
 
-def split_modelnet40(root: Path, out: Path, share: float = SHARE) -> Path | None:
+def meshes_in_classes(root: Path) -> dict[str, list[str]]:
+    """``{class: files}`` of meshes that lie in class folders themselves, not in their train and test."""
+    return _classes_in(root, _OF_MESHES) if root.is_dir() else {}
+
+
+def split_meshes(root: Path, out: Path, share: float = SHARE) -> Path | None:
     """Of ``root/CLASS/*.off`` (or PLY, OBJ, STL) without train and test; None if the data is something else."""
-    classes = _classes_in(root, _OF_MESHES)
+    classes = meshes_in_classes(root)
     if not classes:
         return None
     drawn = {name: _drawn(files, share, f"the class '{name}'") for name, files in classes.items()}
@@ -122,11 +135,21 @@ def split_modelnet40(root: Path, out: Path, share: float = SHARE) -> Path | None
     return folder
 
 
-def split_voc(root: Path, out: Path, share: float = SHARE) -> Path | None:
+def masks_without_lists(root: Path) -> Path | None:
+    """The folder of JPEGImages and SegmentationClass, in ``root`` or where VOC's archives have it, without lists."""
+    for place in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+        whole = (place / "JPEGImages").is_dir() and (place / "SegmentationClass").is_dir()
+        if whole and not (place / LISTS).exists():
+            return place
+    return None
+
+
+def split_masks(root: Path, out: Path, share: float = SHARE) -> Path | None:
     """Of JPEGImages and SegmentationClass without lists; None if the data is something else."""
-    images, masks = root / "JPEGImages", root / "SegmentationClass"
-    if not images.is_dir() or not masks.is_dir() or (root / LISTS).exists():
+    place = masks_without_lists(root)
+    if place is None:
         return None
+    root, images, masks = place, place / "JPEGImages", place / "SegmentationClass"
     masked = {p.stem for p in masks.iterdir() if is_meant(p)}
     pictures = [p.stem for p in images.iterdir() if p.suffix.lower() in PICTURES and is_meant(p)]
     twice = next((name for name, count in Counter(pictures).items() if count > 1), None)
@@ -144,27 +167,3 @@ def split_voc(root: Path, out: Path, share: float = SHARE) -> Path | None:
             write_text_atomically(folder / LISTS / f"{split}.txt", "".join(f"{name}\n" for name in listed))
         _write_list(folder, chosen)
     return folder
-
-
-_OF_TASK = {"imagenet": split_imagenet, "voc": split_voc, "modelnet40": split_modelnet40}
-
-
-def make_split(task: str, root: Path, out: Path, share: float = SHARE) -> Path | None:
-    """A folder below ``out`` with a train and a val of the data in ``root``; None where that cannot be made.
-
-    Args:
-        task: what the data is for; imagenet, voc and modelnet40 can be split.
-        root: the user's folder.
-        out: where the folder is made; it is called by what it holds.
-        share: of the samples, held out as val.
-
-    Raises:
-        DatasetError: a class has one sample only, or links cannot be made.
-    """
-    split = _OF_TASK.get(task)
-    below = [root / "VOCdevkit" / "VOC2012", root / "VOC2012"] if task == "voc" else []
-    for place in (*below, root):
-        made = split(place, out, share) if split is not None and place.is_dir() else None
-        if made is not None:
-            return made
-    return None

@@ -19,6 +19,7 @@ from wsbench.datamodules.lists import inside, names_of
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.prepare.base import Asked, Preparation
 from wsbench.datamodules.prepare.checks import Finding
+from wsbench.datamodules.prepare.split import masks_without_lists, split_masks
 from wsbench.datamodules.voc import (
     COUNTS,
     DATA_COMMAND,
@@ -119,6 +120,14 @@ class VOCPreparation(Preparation):
     """Fetches VOC and SBD, and builds trainaug."""
 
     takes = ("download", "rebuild", "train_masks", "train_set", "class_names")
+
+    def lacks_val(self, root: Path) -> bool:
+        """Whether there are images and masks, and no lists of them."""
+        return masks_without_lists(root) is not None
+
+    def split(self, root: Path, out: Path) -> Path | None:
+        """By the images' names."""
+        return split_masks(root, out)
 
     def build(self, root: Path, asked: Asked) -> str | None:
         """Build trainaug where it can be, of what lies there or is downloaded now."""

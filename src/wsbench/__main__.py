@@ -10,6 +10,7 @@ import difflib
 import io
 import signal
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from wsbench import plugins
@@ -22,6 +23,7 @@ from wsbench.registry import TASKS
 if TYPE_CHECKING:
     from wsbench.grid.plan import Resolve
 
+_PROCESS = os.getpid()
 TRAINER = ("fit", "validate", "test", "predict")
 HELP = """\
 usage: python -m wsbench COMMAND [options]
@@ -200,6 +202,16 @@ def _command(argv: Sequence[str]) -> int:
     return COMMANDS[argv[0]](argv)
 
 
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Say what ended the process: while it trains, sweeps or waits, others listen (run/stopping.py, grid/local.py)."""
+    if os.getpid() != _PROCESS:  # a worker of a DataLoader, which was forked with this handler
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    print("wsbench: stopped by SIGTERM", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return the exit status.
 
@@ -209,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     if argv is None:
         argv = sys.argv[1:]
+        signal.signal(signal.SIGTERM, _terminated)
         os.environ["PYTHONSAFEPATH"] = "1"  # the processes that this one starts do not look there either
     else:
         sys.argv[1:] = argv

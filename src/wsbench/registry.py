@@ -59,6 +59,7 @@ class TaskEntry:
             package's own. Only these are taken from the configuration of a run that somebody else made.
         groups: of GN, where the paper has other than 32.
         target: of the miniature, the score whose first reaching tables count in steps: about half of what can be had.
+        sample_size: the option that makes samples smaller, and so a step cheaper.
         evaluates_whole: whether a sample is evaluated whole, and so may cost more than the crop that is trained on.
     """
 
@@ -72,6 +73,7 @@ class TaskEntry:
     harmless_network: re.Pattern[str] | None = None
     groups: int | None = None
     target: float | None = None
+    sample_size: str = "--data.crop"
     evaluates_whole: bool = False
 
     @property
@@ -136,6 +138,7 @@ TASKS = {
         preparation="wsbench.datamodules.prepare.modelnet40:ModelNetPreparation",
         groups=16,
         target=60.0,
+        sample_size="--data.points",
     ),
     "coco": TaskEntry(
         module="wsbench.tasks.coco:COCODetection",
@@ -147,6 +150,7 @@ TASKS = {
         links=(Link("data.masks", "model.network", has_masks),),
         harmless_network=re.compile(r"(mask|faster)_rcnn_(timm|torchvision):[\w.]+\Z"),
         target=10.0,
+        sample_size="--model.min_size",
         evaluates_whole=True,
     ),
 }

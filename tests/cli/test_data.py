@@ -40,6 +40,27 @@ def test_an_empty_folder_has_a_next_step(task: str, tmp_path: Path, capsys: pyte
     assert "next: lay it out as above" in out
 
 
+def test_data_without_a_val_is_for_recommend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not called broken: what recommend would do with it is the next step."""
+    for task, files in (
+        ("imagenet", [tmp_path / "imagenet" / "cat" / "a.png", tmp_path / "imagenet" / "dog" / "b.png"]),
+        ("modelnet40", [tmp_path / "modelnet40" / "chair" / "a.off"]),
+        (
+            "voc",
+            [
+                tmp_path / "voc" / name / f"a.{kind}"
+                for name, kind in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))
+            ],
+        ),
+    ):
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        status, out = run(task, tmp_path / task, capsys)
+        assert status == 1
+        assert f"wsbench recommend --task {task} --data.root {tmp_path / task}" in out
+
+
 @pytest.mark.parametrize("task", tiny.TASKS)
 def test_a_dataset_of_ones_own_is_ready_and_the_next_step_works(
     task: str, roots: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -148,6 +148,33 @@ def test_what_is_there_is_not_run_again() -> None:
     assert sum(not cell.finished() for _, cell in one.stage().cells) == 5
 
 
+def test_settings_do_not_wait_for_one_another() -> None:
+    """A network whose trials are done gets its results while another's grid still grows; both are counted."""
+    changes = {"axes": {"norm": ["bn", "gn+ws"], "model.network": ["quick", "slow"]}}
+    grid = TunedGrid.model_validate(GRID | changes)
+    cells: list[FakeCell] = []
+
+    def cell_of(options: dict[str, Any]) -> Cell:
+        quick = options["model.network"] == "quick"
+        cells.append(FakeCell(options, 50 + (abs(options[LR] - 0.03) if quick else -options[LR])))
+        return cast(Cell, cells[-1])
+
+    one = Protocol(grid, methods(grid), cell_of)
+    assert len(one.stage().cells) == 2 * 2 * 3
+    for cell in cells:
+        cell.ran = True
+    stage = one.stage()
+    assert stage.number == 1
+    assert {dict(m.options)["model.network"] for m, _ in stage.second} == {"quick"}
+    assert len(stage.second) == 2 * 5
+    assert {c.options[LR] for m, c in stage.first if not c.finished()} == {0.3}
+    assert {dict(m.options)["model.network"] for m, _ in stage.first} == {"slow"}
+    assert len(one.cells(stage)) == 2 * 3 + 2 * 4 + 2 * 5
+    stages = run(one)
+    assert stages[-1][0] == 2
+    assert len({c.id for _, fresh in stages for c in fresh if SHARE not in c.options}) == 2 * 2 * 5
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

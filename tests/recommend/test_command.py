@@ -9,7 +9,7 @@ import pytest
 from tests.datamodules.prepare.test_split import photos
 from wsbench.__main__ import main
 from wsbench.cli.resolver import Resolver
-from wsbench.datamodules.prepare.split import make_split
+from wsbench.datamodules.prepare import preparation
 from wsbench.grid import attempt
 from wsbench.grid.attempt import Outcome
 from wsbench.grid.cells import Cell, note_end, note_start
@@ -139,7 +139,20 @@ def test_options_that_it_sets(pictures: Path, in_a_folder: None, capsys: pytest.
     assert "is no folder" in capsys.readouterr().err
     (pictures.parent / "empty").mkdir()
     assert main(line(pictures.parent / "empty", "--budget", "1h")) == 2
-    assert "was not found under" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds no data of imagenet" in said
+    assert "it is empty" in said
+    assert "--recipe" not in said, "which recommend does not take"
+
+
+def test_a_wrong_option_leaves_no_split(
+    pictures: Path, here: Here, in_a_folder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (["--micro-batch", "3"], ["--", "--data.cropp", "16"]):
+        assert main(["recommend", "--task", "imagenet", "--data.root", str(pictures), "--budget", "1h", *wrong]) == 2
+        assert ("--micro-batch 3" if wrong[0] == "--micro-batch" else "cropp") in capsys.readouterr().err
+        assert not Path("recommend").exists() or not any(Path("recommend").rglob("split*"))
+    assert here.ran == []
 
 
 def test_an_answer_inside_the_data_would_be_data(
@@ -153,7 +166,7 @@ def test_an_answer_inside_the_data_would_be_data(
 
 def test_pretrained_is_not_a_file(pictures: Path, in_a_folder: None) -> None:
     """It is resolved without looking for weights on disk or on the network."""
-    made = make_split("imagenet", pictures, Path("out"))
+    made = preparation("imagenet").split(pictures, Path("out"))
     resolved = Resolver()([
         "--task", "imagenet", "--recipe", "small", "--data.root", str(made), "--norm", "gn", "--model.network",
         "torchvision:resnet18", "--model.init_from", "pretrained", "--model.init_from_any_norm", "true",

@@ -81,7 +81,12 @@ def main(args: argparse.Namespace) -> int:
     _show(root, findings)
     wrong = [f for f in findings if not f.ok]
     step = f"ready: {_command(args.task, root, official, options, prepared)}"
-    if wrong:
+    if data is None and prepared.lacks_val(root):
+        step = (
+            "there is no val: lay out one as above, or let recommend hold out a fifth: python -m wsbench recommend "
+            f"--task {args.task} --data.root {root} --budget 1h"
+        )
+    elif wrong:
         step = next((f.hint for f in wrong if f.hint), f"repair: {', '.join(f.what for f in wrong)}")
     _say(f"next: {step}")
     return 1 if wrong else 0

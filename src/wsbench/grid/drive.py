@@ -151,8 +151,8 @@ def tune(
         if dry_run:
             print_commands(plan)
             runs = len(protocol.methods) * len(protocol.grid.seeds)
-            print(f"stage {stage.number} as far as it is known; stage 2 has {runs} runs at the chosen rates",
-                  file=sys.stderr)  # fmt: skip
+            print(f"stage {stage.number} as far as it is known; stage 2 has {runs} runs at the chosen rates, "
+                  f"{len(stage.second)} of them here", file=sys.stderr)  # fmt: skip
             return None
         protocol.write_tunings(stage)
         run(plan, launcher)

@@ -104,14 +104,14 @@ class Progress:
 
 def tuned(protocol: Protocol, stage: Stage) -> None:
     """What was chosen, and what came of it as far as it has run."""
-    if stage.number == 1:
+    if not stage.second:
         return
     table = Table(title="rate chosen on held-out training data; results on val with fresh seeds")
     for column in ("method", "rate", "trials", "metric", "seeds", "mean", "lowest", "highest"):
         table.add_column(column, justify="left" if column in ("method", "metric") else "right")
-    for method in protocol.methods:
+    for method in dict.fromkeys(method for method, _ in stage.second):
         tuning = protocol.tuning(method, stage.rates[method.setting])
-        records = [cell.record() for one, cell in stage.cells if one == method]
+        records = [cell.record() for one, cell in stage.second if one == method]
         values = [record.metrics[tuning.metric].value for record in records if record is not None]
         name = " ".join(str(v) for k, v in method.options if k in ("task", "norm", "model.network"))
         row = [name, f"{tuning.rate:g}", str(len(tuning.trials)), tuning.metric, str(len(values))]

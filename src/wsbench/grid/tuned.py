@@ -97,18 +97,33 @@ def grown(
     return new
 
 
+#: what methods that are compared have in common: all options but the norm
+Setting = tuple[tuple[str, Any], ...]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """What there is to run now."""
+    """What there is to run now; settings do not wait for one another.
 
-    number: int
-    cells: tuple[tuple[Method, Cell], ...]
-    rates: Mapping[tuple[tuple[str, Any], ...], tuple[float, ...]]
+    Args:
+        first: runs of the settings in stage 1.
+        second: runs of those in stage 2.
+        rates: the grid of each setting, as far as it has grown.
+    """
+
+    first: tuple[tuple[Method, Cell], ...]
+    second: tuple[tuple[Method, Cell], ...]
+    rates: Mapping[Setting, tuple[float, ...]]
 
     @property
-    def done(self) -> bool:
-        """Whether all of it has run."""
-        return all(cell.finished() for _, cell in self.cells)
+    def number(self) -> int:
+        """1 as long as a setting is in stage 1."""
+        return 1 if self.first else 2
+
+    @property
+    def cells(self) -> tuple[tuple[Method, Cell], ...]:
+        """All of them; results first, which nothing follows from."""
+        return (*self.second, *self.first)
 
 
 def _metric(cell: Cell) -> tuple[str, bool]:
@@ -158,23 +173,37 @@ class Protocol:
                             f"{cells[0].id}: an option of every cell sets the learning rate; leave it out")  # fmt: skip
 
     def stage(self) -> Stage:
-        """What comes now: stage 1 until no grid grows any more, then stage 2.
+        """What comes now: of each setting stage 1 until its grid grows no more, then stage 2.
 
         Raises:
             GridError: the runs are the same at every rate.
         """
         for method in self.methods:
             self._require_that_rates_count(method)
-        rates = {method.setting: tuple(self.grid.rates) for method in self.methods}
+        first: list[tuple[Method, Cell]] = []
+        second: list[tuple[Method, Cell]] = []
+        rates: dict[Setting, tuple[float, ...]] = {}
+        for setting in dict.fromkeys(method.setting for method in self.methods):
+            mine = [method for method in self.methods if method.setting == setting]
+            known, trials = self._known(setting, mine)
+            rates[setting] = known
+            if all(cell.finished() for _, cell in trials):
+                second += self._second(mine, known)
+            else:
+                first += trials
+        return Stage(tuple(first), tuple(second), rates)
+
+    def _known(self, setting: Setting, mine: Sequence[Method]) -> tuple[tuple[float, ...], list[tuple[Method, Cell]]]:
+        """A setting's grid as far as its finished trials let it grow, and the trials at its rates."""
+        known = tuple(self.grid.rates)
         while True:
-            cells = [(m, c) for m in self.methods for c in self._first(m, rates[m.setting])]
-            stage = Stage(1, tuple(cells), rates)
-            if not stage.done:
-                return stage
-            larger = {setting: tuple(self._grown(setting, known)) for setting, known in rates.items()}
-            if larger == rates:
-                return self._second(rates)
-            rates = larger
+            trials = [(method, cell) for method in mine for cell in self._first(method, known)]
+            if not all(cell.finished() for _, cell in trials):
+                return known, trials
+            larger = tuple(self._grown(setting, known))
+            if larger == known:
+                return known, trials
+            known = larger
 
     def _grown(self, setting: object, known: tuple[float, ...]) -> list[float]:
         mine = [m for m in self.methods if m.setting == setting]
@@ -188,13 +217,12 @@ class Protocol:
             chance.append(guessing(name, classes))
         return grown(known, [mean_scores(self._trials(m, known)) for m in mine], chance, higher, self.grid.most_rates)
 
-    def _second(self, rates: Mapping[tuple[tuple[str, Any], ...], tuple[float, ...]]) -> Stage:
+    def _second(self, mine: Sequence[Method], rates: Sequence[float]) -> list[tuple[Method, Cell]]:
         cells = []
-        for method in self.methods:
-            tuning = self.tuning(method, rates[method.setting])
-            for seed in self.grid.seeds:
-                cells.append((method, self._cell(method.cell(tuning.rate, seed, None))))
-        return Stage(2, tuple(cells), rates)
+        for method in mine:
+            tuning = self.tuning(method, rates)
+            cells += [(method, self._cell(method.cell(tuning.rate, seed, None))) for seed in self.grid.seeds]
+        return cells
 
     def tuning(self, method: Method, rates: Sequence[float]) -> Tuning:
         """How a method's rate was chosen."""
@@ -209,7 +237,7 @@ class Protocol:
 
         One that has finished, at this rate, when the grid was smaller gets the further trials into its record.
         """
-        for method, cell in stage.cells if stage.number == 2 else ():
+        for method, cell in stage.second:
             tuning = self.tuning(method, stage.rates[method.setting])
             if cell.finished():
                 cell.renew_tuning(tuning)
@@ -219,4 +247,4 @@ class Protocol:
     def cells(self, stage: Stage) -> list[Cell]:
         """All that has been and is to be run: those of stage 1, and where it has begun of stage 2."""
         first = [cell for method in self.methods for cell in self._first(method, stage.rates[method.setting])]
-        return first + ([cell for _, cell in stage.cells] if stage.number == 2 else [])
+        return first + [cell for _, cell in stage.second]

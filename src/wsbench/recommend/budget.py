@@ -179,7 +179,7 @@ def estimate(plan: Plan, costs: Sequence[Mapping[str, Cost]], size: Size, jobs: 
 
 def plan_for(
     budget: float, costs: Sequence[Mapping[str, Cost]], size: Size, jobs: int, norms: Sequence[str],
-    fewest_norms: int | None = None,
+    fewest_norms: int | None = None, sample_size: str = "--data.crop",
 ) -> Plan:  # fmt: skip
     """The most telling plan within a budget.
 
@@ -190,6 +190,7 @@ def plan_for(
         jobs: runs at a time.
         norms: to compare, the ones to keep first.
         fewest_norms: how many of them there have to be; None: all.
+        sample_size: the option that makes samples smaller, for the error.
 
     Raises:
         BudgetError: the least plan takes longer.
@@ -211,5 +212,5 @@ def plan_for(
         f"the budget leaves {duration(max(budget, 0))}, and the least that says something takes about "
         f"{duration(least.seconds)}: {len(least.norms)} norms, {least.most_rates} trials and {least.seeds} seeds each, "
         f"{least.epochs} epochs, on {jobs} job(s). Give it more time, more jobs (--jobs, --launcher), fewer norms "
-        "(--norms) or networks, or smaller samples (-- --data.crop ...)"
+        "(--norms) or networks, or smaller samples (-- {sample_size} ...)"
     )

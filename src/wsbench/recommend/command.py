@@ -1,10 +1,12 @@
 """``python -m wsbench recommend``: the user's own answer, within a budget of time."""
 
 import argparse
+import contextlib
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsbench.cli.resolver import Resolver
 from wsbench.datamodules import BenchmarkData, data_class
-from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.prepare.split import LIST, make_split
+from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
+from wsbench.datamodules.prepare import preparation
+from wsbench.datamodules.prepare.split import LIST, SPLITS
 from wsbench.errors import UserError
 from wsbench.extras import altair, jinja2, vl_convert
 from wsbench.grid import drive
@@ -94,8 +97,13 @@ def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
         raise UsageError(f"--data.root '{root}' is no folder")
     try:
         kind.find(root)
-    except DatasetError:
-        made = make_split(task, root, out)
+    except DatasetError as error:
+        made = preparation(task).split(root, out)
+        if made is None and isinstance(error, DatasetNotFoundError):
+            raise DatasetError(
+                f"'{root}' holds no data of {task}: looked for {error.looked_for}, and for samples without a val; "
+                f"{error.holds}. `python -m wsbench data {task}` shows the layout"
+            ) from error
         if made is None:
             raise
         said = f"'{root}' has no val: a fifth of its samples was held out, by their names; '{made / LIST}' lists which"
@@ -126,6 +134,20 @@ def _candidates(effective: int, asked: str) -> list[int]:
     return [int(asked)]
 
 
+@contextlib.contextmanager
+def _unless_wrong(out: Path) -> Iterator[None]:
+    """A split that is made in ``out`` goes again where an option turns out to be wrong."""
+    was_there, before = out.is_dir(), set(out.glob(SPLITS))
+    try:
+        yield
+    except UserError:
+        for made in set(out.glob(SPLITS)) - before:
+            shutil.rmtree(made)
+        if not was_there and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        raise
+
+
 class _Answering:
     """A question on its way to an answer.
 
@@ -149,15 +171,22 @@ class _Answering:
         if self.out.resolve().is_relative_to(root.resolve()):
             raise UsageError(f"--out '{self.out}' lies in the data's folder '{root}' and would be taken for data; name "
                              "another folder by --out")  # fmt: skip
-        self.root, self.said = _root(self.task, root, self.out)
         self.launcher = launcher_of(args)
         asked = [name for name in (args.networks or "").split(",") if name]
-        self.settings, self.data = resolver.read(self._line())
+        with _unless_wrong(self.out):
+            self._read(root, asked)
+
+    def _read(self, root: Path, asked: Sequence[str]) -> None:
+        """The data and the settings of its runs."""
+        args = self.args
+        self.root, self.said = _root(self.task, root, self.out)
+        self.settings, self.data = self.resolver.read(self._line())
         networks = [full_name(self.task, name, args.pretrained) for name in asked] or [self.settings.model.network]
         self.networks = list(dict.fromkeys(networks))
         if args.pretrained and not asked:
             raise UsageError("--pretrained needs --networks: the recipe's own network has no weights")
         self.size = _sizes(self.data, self.settings)
+        _candidates(self.size.effective_batch, args.micro_batch)
 
     def _line(self) -> list[str]:
         return ["--task", self.task, "--recipe", RECIPE, "--data.root", str(self.root), *self.further]
@@ -231,11 +260,11 @@ class _Answering:
             console().print(f"{micro_batch} at a time do not fit into memory", markup=False)
         if costs is None:
             raise UserError(f"not even {micro_batch} sample(s) at a time fit into memory; take a smaller network, or "
-                            "smaller samples (-- --data.crop ...)")  # fmt: skip
+                            f"smaller samples (-- {TASKS[self.task].sample_size} ...)")  # fmt: skip
         left = self.budget - (time.monotonic() - began)
         fewest = FEWEST_NORMS if self.args.norms is None else None
         jobs = _jobs(self.launcher)
-        plan = plan_for(left, costs, self.size, jobs, self.norms, fewest)
+        plan = plan_for(left, costs, self.size, jobs, self.norms, fewest, TASKS[self.task].sample_size)
         written = _Written(question=self.question, micro_batch=micro_batch, costs=costs, size=self.size, jobs=jobs,
                            plan=plan)  # fmt: skip
         write_text_atomically(path, written.model_dump_json(indent=1) + "\n")

@@ -10,7 +10,8 @@ from PIL import Image
 from tests.conftest import write_voc
 from wsbench.datamodules import VOC, ImageNet
 from wsbench.datamodules.errors import DatasetError
-from wsbench.datamodules.prepare.split import LIST, make_split
+from wsbench.datamodules.prepare import preparation
+from wsbench.datamodules.prepare.split import LIST
 
 
 def photos(root: Path, counts: dict[str, int]) -> Path:
@@ -29,7 +30,7 @@ def everything(root: Path) -> list[str]:
 def test_class_folders(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", {"cat": 10, "a dog": 5, "émeu": 3})
     before = everything(root)
-    made = make_split("imagenet", root, tmp_path / "out")
+    made = preparation("imagenet").split(root, tmp_path / "out")
     assert made is not None
     assert everything(root) == before
     data = ImageNet(root=str(made), num_workers=0, crop=16, resize=16)
@@ -43,16 +44,16 @@ def test_class_folders(tmp_path: Path) -> None:
     assert sorted((r["split"], r["sample"]) for r in rows) == sorted((s, n) for s, ns in parts.items() for n in ns)
     assert data.train_data[0]["image"].shape == (3, 16, 16)
     # the same again; another folder for other data, and the held-out ones of the rest stay
-    assert make_split("imagenet", root, tmp_path / "out") == made
+    assert preparation("imagenet").split(root, tmp_path / "out") == made
     photos(root, {"fox": 4})
-    other = make_split("imagenet", root, tmp_path / "out")
+    other = preparation("imagenet").split(root, tmp_path / "out")
     assert other not in (None, made)
     assert {p.name for p in (made / "val" / "cat").iterdir()} == {p.name for p in (other / "val" / "cat").iterdir()}  # type: ignore[operator]
 
 
 def test_train_alone(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos" / "train", {"cat": 5, "dog": 5}).parent
-    made = make_split("imagenet", root, tmp_path / "out")
+    made = preparation("imagenet").split(root, tmp_path / "out")
     assert made is not None
     ImageNet(root=str(made), num_workers=0).setup("fit")
 
@@ -60,7 +61,7 @@ def test_train_alone(tmp_path: Path) -> None:
 def test_a_class_of_one(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", {"cat": 5, "dog": 1})
     with pytest.raises(DatasetError, match=r"the class 'dog' has 1 sample\(s\)"):
-        make_split("imagenet", root, tmp_path / "out")
+        preparation("imagenet").split(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -70,7 +71,7 @@ def test_masks_without_lists(tmp_path: Path) -> None:
     for path in (devkit / "ImageSets" / "Segmentation").iterdir():
         path.unlink()
     (devkit / "ImageSets" / "Segmentation").rmdir()
-    made = make_split("voc", devkit, tmp_path / "out")
+    made = preparation("voc").split(devkit, tmp_path / "out")
     assert made is not None
     data = VOC(root=str(made), num_workers=0, train_set="train")
     data.setup("fit")
@@ -84,7 +85,7 @@ def test_meshes_in_class_folders(tmp_path: Path) -> None:
         (tmp_path / "shapes" / name).mkdir(parents=True)
         for i in range(5):
             (tmp_path / "shapes" / name / f"{name}_{i}.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
-    made = make_split("modelnet40", tmp_path / "shapes", tmp_path / "out")
+    made = preparation("modelnet40").split(tmp_path / "shapes", tmp_path / "out")
     assert made is not None
     assert {p.name: len([*p.iterdir()]) for p in sorted((made / "chair").iterdir())} == {"test": 1, "train": 4}
 
@@ -92,7 +93,7 @@ def test_meshes_in_class_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["something", "coco", "imagenet", "voc", "modelnet40"])
 def test_what_cannot_be_split(task: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    assert make_split(task, tmp_path / "data", tmp_path / "out") is None
-    assert make_split(task, tmp_path / "nothing", tmp_path / "out") is None
+    assert preparation(task).split(tmp_path / "data", tmp_path / "out") is None
+    assert preparation(task).split(tmp_path / "nothing", tmp_path / "out") is None
     (tmp_path / "data" / "val").mkdir()
-    assert make_split("imagenet", tmp_path / "data", tmp_path / "out") is None
+    assert preparation("imagenet").split(tmp_path / "data", tmp_path / "out") is None
