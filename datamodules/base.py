@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.mini.store import ensure
-from wsbench.datamodules.pictures import PredictionFolder, user_files
+from wsbench.datamodules.pictures import PICTURES, PredictionFolder, user_files
 from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
@@ -82,6 +82,8 @@ class BenchmarkData(LightningDataModule, ABC):
     fewest_classes: ClassVar[int] = 2
     #: collates a batch of one for prediction
     collate_prediction: ClassVar[Any] = None
+    #: what ``predict`` looks at: what messages call it, and its suffixes in lower case
+    prediction_files: ClassVar[tuple[str, Sequence[str]]] = ("images", PICTURES)
 
     def __init__(
         self,
@@ -260,9 +262,33 @@ class BenchmarkData(LightningDataModule, ABC):
             DatasetError: something is missing or broken.
         """
 
-    @abstractmethod
     def read_predictions(self) -> Dataset[dict[str, Any]]:
-        """What the user has below ``pictures``; :meth:`user_predictions` reads files."""
+        """The files below ``pictures`` that ``predict`` can look at; the others are passed over.
+
+        Raises:
+            DatasetError: there is no such folder, or no such file in it.
+        """
+        what, suffixes = self.prediction_files
+        folder = self.user_folder(what)
+        paths, self.passed_over = user_files(folder, suffixes, self.recursive, what)
+        key, read = self.prediction_reader
+        return PredictionFolder(paths, folder, read, key)
+
+    @property
+    @abstractmethod
+    def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """The key of a sample in a batch of ``predict``, and what reads a file (of a clip: a folder) to it."""
+
+    def shown_samples(self, count: int) -> Dataset[dict[str, Any]] | None:
+        """Some of val, evenly spread, as samples of ``predict``; None where samples have no files of their own."""
+        path, whole = getattr(self.val_data, "path", None), len(self.val_data)
+        if path is None or not whole:
+            return None
+        paths = [path(i * whole // count) for i in range(min(count, whole))]
+        if len(set(paths)) < len(paths):  # one archive holds all of them
+            return None
+        key, read = self.prediction_reader
+        return PredictionFolder(paths, paths[0].parent, read, key)
 
     @abstractmethod
     def describe(self) -> dict[str, Split]:
@@ -358,24 +384,6 @@ class BenchmarkData(LightningDataModule, ABC):
         if not folder.is_dir():
             raise DatasetError(f"'{folder}' is no folder; --data.pictures names a folder of {what} to predict")
         return folder
-
-    def user_predictions(
-        self, suffixes: Sequence[str], what: str, key: str, read: Callable[[Path], Any]
-    ) -> PredictionFolder:
-        """The files below ``pictures`` with one of these suffixes; the others are passed over.
-
-        Args:
-            suffixes: lower case.
-            what: what the files are called in messages.
-            key: of a sample in a batch.
-            read: a file to a sample.
-
-        Raises:
-            DatasetError: there is no such folder, or no such file in it.
-        """
-        folder = self.user_folder(what)
-        paths, self.passed_over = user_files(folder, suffixes, self.recursive, what)
-        return PredictionFolder(paths, folder, read, key)
 
     def steps_in_epoch(self) -> int:
         """Optimizer steps between evaluations."""

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from wsbench.datamodules.cache import derived
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import inside
 from wsbench.datamodules.mini import coco as mini
-from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one, read_picture
+from wsbench.datamodules.pictures import collate_one, read_picture
 from wsbench.datamodules.sampling import BatchError, Draw, StreamSampler
 
 COUNTS = {"train": 117_266, "val": 5_000}
@@ -280,9 +280,10 @@ class COCO(BenchmarkData):
         train = split == "train"
         return CocoDataset(where.images, annotations, numbers, train, self.flip if train else 0.0, train and self.masks)
 
-    def read_predictions(self) -> PredictionFolder:
-        """Images below ``pictures``."""
-        return self.user_predictions(PICTURES, "images", "image", partial(read_picture, upright=True))
+    @property
+    def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Images of any size."""
+        return "image", partial(read_picture, upright=True)
 
     def sampler(self) -> StreamSampler:
         """The training stream, by aspect ratio if asked for."""

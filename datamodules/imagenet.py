@@ -21,7 +21,7 @@ from wsbench.datamodules.cache import keep, read_kept
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.lists import folders_in, is_meant
 from wsbench.datamodules.mini import imagenet as mini
-from wsbench.datamodules.pictures import PICTURES, UNREAD, PredictionFolder, collate_one, read_picture
+from wsbench.datamodules.pictures import PICTURES, UNREAD, collate_one, read_picture
 from wsbench.datamodules.sampling import Draw, seeded
 
 COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -263,9 +263,10 @@ class ImageNet(BenchmarkData):
             self.train_data = FolderDataset(self._listings["train"], self.train_transform)
         self.val_data = FolderDataset(self._listings["val"], self.val_transform)
 
-    def read_predictions(self) -> PredictionFolder:
-        """Images below ``pictures``."""
-        return self.user_predictions(PICTURES, "images", "image", self._read)
+    @property
+    def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Images of any size."""
+        return "image", self._read
 
     def _read(self, path: Path) -> Tensor:
         image: Tensor = self.val_transform(read_picture(path, upright=True))

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from wsbench.datamodules.lists import folders_in, inside, is_meant, names_of, re
 from wsbench.datamodules.meshes import MESHES as MESH_SUFFIXES
 from wsbench.datamodules.mini import modelnet40 as mini
 from wsbench.datamodules.mini.store import cache_root
-from wsbench.datamodules.pictures import PredictionFolder, collate_one
+from wsbench.datamodules.pictures import collate_one
 from wsbench.records import checksum
 
 HDF5, MESHES = "modelnet40_ply_hdf5_2048", "ModelNet40"
@@ -120,6 +120,7 @@ class ModelNet40(BenchmarkData):
     )
     mini: ClassVar[ModuleType] = mini
     collate_prediction = staticmethod(collate_one)
+    prediction_files = ("meshes", MESH_SUFFIXES)
 
     def __init__(
         self,
@@ -203,10 +204,10 @@ class ModelNet40(BenchmarkData):
             raise DatasetError(f"the {split} set in '{folder}' has no clouds")
         return CloudDataset(torch.from_numpy(np.ascontiguousarray(clouds)), torch.from_numpy(labels), files, augment)
 
-    def read_predictions(self) -> PredictionFolder:
-        """Meshes below ``pictures``."""
-        read = partial(_read_cloud, points=self.points, up=self.up)
-        return self.user_predictions(MESH_SUFFIXES, "meshes", "cloud", read)
+    @property
+    def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Meshes."""
+        return "cloud", partial(_read_cloud, points=self.points, up=self.up)
 
     def part(self, indices: Sequence[int], train: bool) -> CloudDataset:
         """Some samples of the training list."""

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -282,6 +282,11 @@ class SomethingSomething(BenchmarkData):
         evaluate = partial(centre_crop, resize=self.resize, side=self.crop)
         return ClipDataset(clips, self.segments, transform, evaluate)
 
+    @property
+    def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Folders of frames."""
+        return "clip", self._read
+
     def read_predictions(self) -> PredictionFolder:
         """Clips below ``pictures``."""
         folder = self.user_folder("clips")
@@ -292,7 +297,8 @@ class SomethingSomething(BenchmarkData):
         if not found:
             raise DatasetError(f"no folders of frames in '{folder}'")
         self.passed_over = sorted(p for p in folder.iterdir() if p.is_file() and is_meant(p))
-        return PredictionFolder(found, folder, self._read, "clip")
+        key, read = self.prediction_reader
+        return PredictionFolder(found, folder, read, key)
 
     def _read(self, folder: Path) -> Tensor:
         naming, frames = frames_of(folder)

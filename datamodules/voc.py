@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from wsbench.datamodules.lists import inside, is_meant, lines_of, names_of, refu
 from wsbench.datamodules.masks import Mask, look_at_masks, palette_of
 from wsbench.datamodules.mini import voc as mini
 from wsbench.datamodules.palette import VOID, voc_palette
-from wsbench.datamodules.pictures import PICTURES, PredictionFolder, collate_one
+from wsbench.datamodules.pictures import PICTURES, collate_one
 from wsbench.datamodules.segmentation import SegmentationDataset, collate, read_padded
 from wsbench.datamodules.transforms import Interpolation, Rounding, SegmentationTransform
 from wsbench.records import checksum, sha256_of
@@ -261,9 +261,10 @@ class VOC(BenchmarkData):
     def _dataset(self, files: tuple[Sequence[Path], Sequence[Path]], **kwargs: Any) -> SegmentationDataset:
         return SegmentationDataset(*files, len(self.classes), **kwargs)
 
-    def read_predictions(self) -> PredictionFolder:
-        """Images below ``pictures``."""
-        return self.user_predictions(PICTURES, "images", "image", partial(read_padded, side=self.crop))
+    @property
+    def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Images of any size."""
+        return "image", partial(read_padded, side=self.crop)
 
     def part(self, indices: Sequence[int], train: bool) -> SegmentationDataset:
         """Some samples of the training list."""

@@ -1,5 +1,6 @@
 """Curves of every logger survive a kill and a resume; a missing package is named."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -7,12 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.running import fit, only_run
+from wsbench.__main__ import main
+from wsbench.records import read_record
 from wsbench.run.lines import read_metrics
 from wsbench.run.recorder import Recorder
 from wsbench.tasks.errors import NotFiniteError
+
+SHORT = (
+    "--norm", "gn", "--trainer.max_steps", "2", "--data.steps_per_epoch", "1", "--data.num_workers", "0",
+    "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.effective_batch", "2",
+)  # fmt: skip
 
 
 def scalars(folder: Path, name: str) -> dict[int, float]:
@@ -66,6 +75,46 @@ def test_curves_survive_a_resume(root: Path, in_a_folder: None, monkeypatch: pyt
     sessions = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(sessions) == 2
     assert all(session.name.endswith(before["wandb"]) for session in sessions)
+
+    # what the run is can be asked for, and told once; predictions are images of what was evaluated
+    (found,) = client.search_runs([runs[0].info.experiment_id], "params.norm = 'gn+ws' and params.weight = 'ws'")
+    assert (found.info.run_id, found.data.params["task"]) == (before["mlflow"], "voc")
+    assert not client.search_runs([runs[0].info.experiment_id], "params.norm = 'gn'")
+    drawn = [Image.open(path) for path in Path("runs/mlflow").rglob("*.png")]
+    assert len(drawn) >= 3 * 4
+    assert all(image.size in {image.size for image in root_images(root)} for image in drawn)
+    assert len(list((folder / "wandb").rglob("*.png"))) >= 3 * 4
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0})
+    accumulator.Reload()
+    assert len(accumulator.Tags()["images"]) == 4
+    assert "_hparams_/session_start_info" in accumulator.summary_metadata
+    assert 0 not in [event.step for event in accumulator.Scalars("val/miou")]
+    assert not Path("mlruns").exists(), "MLflow's own default lies beside the user's files"
+
+
+def root_images(root: Path) -> list[Image.Image]:
+    return [Image.open(path) for path in root.rglob("JPEGImages/*.jpg")]
+
+
+@pytest.mark.parametrize("task", ["imagenet", "something", "coco", "modelnet40"])
+def test_predictions_are_drawn(task: str, tiny_roots: dict[str, Path], in_a_folder: None) -> None:
+    """After each evaluation, of the same samples; point clouds are no images. The run is the same run without."""
+    results = []
+    for count in (3, 0):
+        data = ("--task", task, "--recipe", "small", "--data.root", str(tiny_roots[task]))
+        assert main(["fit", *data, *SHORT, "--log_images", str(count), "--overwrite", "true"]) == 0
+        (folder,) = Path("runs", task).iterdir()
+        accumulator = EventAccumulator(str(folder), size_guidance={"images": 0})
+        accumulator.Reload()
+        tags = accumulator.Tags()["images"]
+        assert len(tags) == (0 if task == "modelnet40" or not count else min(count, len(tags)) or -1)
+        for tag in tags:
+            assert len(accumulator.Images(tag)) == 2
+            (width, height) = Image.open(io.BytesIO(accumulator.Images(tag)[-1].encoded_image_string)).size
+            assert width >= 24
+            assert height >= 24
+        results.append({n: m.value for n, m in read_record(folder / "result.json").metrics.items()})
+    assert results[0] == results[1]
 
 
 def test_tensorboard_is_on_and_can_be_off(root: Path, in_a_folder: None) -> None:

@@ -270,6 +270,7 @@ class BenchmarkCLI(LightningCLI):
         task.trainer = self.trainer  # which Lightning does in fit, after this
         if not session.is_dry:
             write_text_atomically(session.folder / run_folder.NORMS, f"{task.norm_report}\n")
+            session.describe(task, self.trainer)
         parameters = sum(p.numel() for p in task.network.parameters())
         precision = self.trainer.precision_plugin.precision
         resumes = "" if session.resumed_at is None else f"; resumes after step {session.resumed_at}"

@@ -92,6 +92,7 @@ def _classes_or_default(task: str, given: int | None) -> int:
 _TYPES: dict[str, Any] = {
     "task": str, "recipe": str, "norm": _norm, "import": list[str], "runs": str, "overwrite": bool,
     "output": str, "analysis": bool, "tensorboard": bool, "wandb": bool, "mlflow": bool,
+    "log_images": int,
     "matmul_precision": Literal[devices.MATMUL], "tf32_convolutions": bool, "checkpoint_every": _interval,
     "snapshots": int, "on_divergence": Literal["stop", "record"],
 }  # fmt: skip

@@ -19,9 +19,10 @@ from wsbench.records import RECORD_NAME, DataIdentity, write_text_atomically
 from wsbench.run import folder as run_folder
 from wsbench.run import identity, lock, nodes
 from wsbench.run.checkpoints import remove_parts
-from wsbench.run.loggers import loggers
+from wsbench.run.loggers import describe, loggers
 from wsbench.run.progress import progress_callback
 from wsbench.run.recorder import Recorder
+from wsbench.run.shown import ShownPredictions
 from wsbench.run.stopping import Every, Stopping, seconds_of
 from wsbench.tasks import BenchmarkTask, task_class
 from wsbench.tasks.formats import read_run_checkpoint
@@ -55,6 +56,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         return read_run_checkpoint(Path(path).expanduser())
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+#: overrides of the recipe that loggers are told of under names of their own
+_IN_FACTS = ("model.network", "model.lr", "data.micro_batch", "data.effective_batch", "trainer.precision")
 
 
 class Session:
@@ -166,6 +171,8 @@ class Session:
             found.append(GradientShares(None if self.is_dry else self.folder))
         if settings.snapshots and not self.is_dry:
             found.append(Snapshots(self.folder, settings.snapshots))
+        if settings.log_images > 0 and not self.is_dry:
+            found.append(ShownPredictions(settings.log_images))
         if trainer.enable_progress_bar is not False:
             found.append(progress_callback())
         if trainer.enable_checkpointing is not False:
@@ -183,6 +190,19 @@ class Session:
         words["seed"] = f"seed {settings.seed_everything}"
         chosen = (settings.tensorboard, settings.wandb, settings.mlflow)
         return [*loggers(self.folder, self.resumed_at, nodes.process_rank(), words, *chosen)]
+
+    def describe(self, task: BenchmarkTask, trainer: Trainer) -> None:
+        """Tell the run's loggers what it is."""
+        settings, batch = self.settings, task.batch_numbers(self.settings.trainer.sync_batchnorm)
+        facts = {
+            "task": self.choice.task, "recipe": self.choice.recipe, "network": task.network_name,
+            "norm": str(task.spec), "activation": task.spec.act, "weight": task.spec.weight or "none",
+            "seed": settings.seed_everything, "lr": settings.model.lr, "micro_batch": batch.micro_batch,
+            "effective_batch": batch.effective_batch, "precision": str(trainer.precision_plugin.precision),
+            "data": self.identity.name, "run": self.id,
+            **{name: str(v) for name, v in self.overrides.items() if name not in _IN_FACTS},
+        }  # fmt: skip
+        describe(trainer.loggers, facts, [f"val/{task.monitor}"], self.resumed_at is not None)
 
     def introduce(self, task: BenchmarkTask) -> None:
         """Tell the task which run it is, and what its weights started from."""

@@ -41,6 +41,7 @@ RUN = (
     Field("tensorboard", "bool", "True", "write TensorBoard's files into the run's folder"),
     Field("wandb", "bool", "False", "log to Weights & Biases (extra wandb)"),
     Field("mlflow", "bool", "False", "log to MLflow (extra mlflow)"),
+    Field("log_images", "int", "4", "predictions that loggers get as images after each evaluation"),
     Field("matmul_precision", "str", "highest", "of float32 on GPUs: highest is float32, high and medium round"),
     Field("tf32_convolutions", "bool", "True", "cuDNN may round float32 to TF32 (torch's default)"),
     Field("checkpoint_every", "str", "10m", "between epochs: a time (10m, 1h30m), optimizer steps (500), or never"),

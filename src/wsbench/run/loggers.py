@@ -5,12 +5,13 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
+from torch.utils.tensorboard.summary import hparams
 
 from wsbench.errors import UserError, shortened
 from wsbench.extras import mlflow, wandb
@@ -65,6 +66,27 @@ def loggers(
     return made
 
 
+def describe(made: Sequence[Logger], facts: Mapping[str, Any], metrics: Sequence[str], resumed: bool) -> None:
+    """Tell services what the run is, so that runs can be filtered and sorted by it.
+
+    Args:
+        made: the loggers.
+        facts: the hyper-parameters.
+        metrics: names of logged metrics that TensorBoard's table of runs shows beside them.
+        resumed: whether an earlier session has told them; MLflow takes them once.
+    """
+    for logger in made:
+        if isinstance(logger, TensorBoardLogger):
+            # Lightning's own way would log a value of each metric at step 0
+            writer = logger.experiment.file_writer
+            summaries = hparams(dict(facts), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+            for summary in summaries:
+                writer.add_summary(summary)
+            logger.hparams.update(facts)  # of hparams.yaml
+        elif isinstance(logger, WandbLogger) or (isinstance(logger, MLFlowLogger) and not resumed):
+            logger.log_hyperparams(dict(facts))
+
+
 def finish() -> None:
     """End what services have open in this process, so that another run in it gets its own."""
     if sys.modules.get("wandb") is not None:
@@ -99,10 +121,13 @@ def _mlflow(folder: Path, name: str, words: Mapping[str, str], rank: int) -> Log
     mlflow()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     # Lightning's default, files below ./mlruns, is one that MLflow no longer writes
-    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute().parents[1] / 'mlflow.db'}"
+    runs, given = folder.absolute().parents[1], os.environ.get("MLFLOW_TRACKING_URI")
+    place = given or f"sqlite:///{runs / 'mlflow.db'}"
+    # MLflow's default is ./mlruns, wherever that is
+    images = None if given else (runs / "mlflow").as_uri()
     known = _tracking(folder).get("mlflow")
     tags = {**words, "run": folder.name}
-    made = MLFlowLogger(PROJECT, run_name=name, tracking_uri=place, tags=tags, run_id=known)
+    made = MLFlowLogger(PROJECT, run_name=name, tracking_uri=place, tags=tags, run_id=known, artifact_location=images)
     if known is None and not rank:
         _kept(folder, "mlflow", str(made.run_id), rank)
     return made

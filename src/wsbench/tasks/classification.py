@@ -7,13 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 from typing_extensions import override
 
 from wsbench.records import MetricValue, write_text_atomically
 from wsbench.tasks.base import BenchmarkTask, at_least_float32
 from wsbench.tasks.errors import TaskOptionError
 from wsbench.tasks.metrics import Counts
+
+#: pixels: the width of images that are drawn for loggers, and the height of a line below them
+_SHOWN, _LINE = 224, 14
 
 
 class Classification(BenchmarkTask):
@@ -123,7 +128,25 @@ class Classification(BenchmarkTask):
         best = probabilities.topk(min(5, len(probabilities)))
         names = [self.class_name(i) for i in best.indices.tolist()]
         found = dict(zip(names, best.values.tolist(), strict=True))
-        return {"path": batch["path"], "name": batch["name"], "classes": found}
+        return {"path": batch["path"], "name": batch["name"], "classes": found, "image": self.image_of(batch)}
+
+    def image_of(self, batch: dict[str, Any]) -> Tensor | None:
+        """The sample of a prediction as an image, uint8 (3, H, W); None where it is none."""
+        return None
+
+    def prediction_image(self, prediction: dict[str, Any]) -> Image.Image | None:
+        """The image as the network saw it; below it the most probable classes, and the file."""
+        if prediction["image"] is None:
+            return None
+        image: Image.Image = to_pil_image(prediction["image"].cpu())
+        image = image.resize((_SHOWN, round(_SHOWN * image.height / image.width)))
+        lines = [f"{name[:34]} {100 * value:.0f} %" for name, value in list(prediction["classes"].items())[:2]]
+        lines.append("/".join(Path(prediction["path"]).parts[-2:])[-40:])
+        drawn = Image.new("RGB", (image.width, image.height + _LINE * len(lines)), "white")
+        drawn.paste(image)
+        for i, line in enumerate(lines):
+            ImageDraw.Draw(drawn).text((2, image.height + _LINE * i), line, "black")
+        return drawn
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write ``NAME.json``: the file, and its five most probable classes with their probabilities."""

@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
@@ -395,16 +396,22 @@ class COCODetection(BenchmarkTask):
             for name, score, box in zip(names, scores, boxes, strict=True)
         ]
         write_text_atomically(paths[0], json.dumps({"file": prediction["path"], "detections": rows}, indent=1) + "\n")
+        self.prediction_image(prediction).save(paths[1], quality=92)
+        return paths
+
+    def prediction_image(self, prediction: dict[str, Any]) -> Image.Image:
+        """The image with boxes and masks of a score of 0.5 or more."""
         shown = (prediction["scores"] >= 0.5).nonzero().flatten().tolist()
-        picture = prediction["image"]
+        image = prediction["image"]
         colours = [COLOURS[int(prediction["labels"][i]) % len(COLOURS)] for i in shown]
         if shown and "masks" in prediction:
-            picture = draw_segmentation_masks(picture, prediction["masks"][shown, 0] > 0.5, alpha=0.5, colors=colours)
+            image = draw_segmentation_masks(image, prediction["masks"][shown, 0] > 0.5, alpha=0.5, colors=colours)
         if shown:
-            labels = [f"{names[i]} {scores[i]:.2f}" for i in shown]
-            picture = draw_bounding_boxes(picture, prediction["boxes"][shown], labels, colors=colours, width=2)
-        to_pil_image(picture).save(paths[1], quality=92)
-        return paths
+            names = [self.class_name(int(prediction["labels"][i]) - 1) for i in shown]
+            labels = [f"{name} {float(prediction['scores'][i]):.2f}" for i, name in zip(shown, names, strict=True)]
+            image = draw_bounding_boxes(image, prediction["boxes"][shown], labels, colors=colours, width=2)
+        drawn: Image.Image = to_pil_image(image)
+        return drawn
 
     def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
         """How many objects have a score of 0.5 or more, and the surest one."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import Tensor, nn
 
 
@@ -92,6 +93,10 @@ class TaskContract(ABC):
     @abstractmethod
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write the files of a prediction below ``folder``, called ``prediction["name"]``; returns them."""
+
+    def prediction_image(self, prediction: dict[str, Any]) -> Image.Image | None:
+        """A prediction drawn, for loggers; None where there is nothing to draw on."""
+        return None
 
     @abstractmethod
     def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:

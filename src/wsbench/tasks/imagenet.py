@@ -87,6 +87,11 @@ class ImageNetClassification(TopK):
         return self._scale_pictures(batch["image"], next(self.network.parameters()))
 
     @override
+    def image_of(self, batch: dict[str, Any]) -> Tensor:
+        image: Tensor = batch["image"][0]
+        return image
+
+    @override
     def input_words(self, shape: str) -> str:
         return picture_words(shape, *self.colours)
 

@@ -129,6 +129,11 @@ class SomethingClassification(TopK):
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         return self._scale_pictures(batch["clip"], next(self.network.parameters()))
 
+    def image_of(self, batch: dict[str, Any]) -> Tensor:
+        """The frame in the middle."""
+        clip: Tensor = batch["clip"][0]
+        return clip[len(clip) // 2]
+
     @override
     def input_words(self, shape: str) -> str:
         return picture_words(shape)

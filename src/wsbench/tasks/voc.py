@@ -210,18 +210,22 @@ class VOCSegmentation(BenchmarkTask):
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write ``NAME.png``, the mask in the data's colours, ``NAME_overlay.jpg`` and ``NAME.json``."""
-        source, name = Path(prediction["path"]), prediction["name"]
+        name = prediction["name"]
         classes = prediction["mask"].numpy()
         mask = palette_image(classes, self.palette)
         paths = [folder / f"{name}.png", folder / f"{name}_overlay.jpg", folder / f"{name}.json"]
         content = {"file": prediction["path"], "classes": self._shares(prediction["mask"])}
         write_text_atomically(paths[2], json.dumps(content, indent=1) + "\n")
         mask.save(paths[0])
-        picture = open_upright(source)
-        overlay = Image.blend(picture, mask.convert("RGB"), 0.6)
-        overlay = Image.composite(overlay, picture, Image.fromarray((classes > 0).astype("uint8") * 255))
-        overlay.save(paths[1], quality=92)
+        self.prediction_image(prediction).save(paths[1], quality=92)
         return paths
+
+    def prediction_image(self, prediction: dict[str, Any]) -> Image.Image:
+        """The mask over the image; class 0 is left clear."""
+        classes = prediction["mask"].numpy()
+        image, mask = open_upright(prediction["path"]), palette_image(classes, self.palette)
+        overlay = Image.blend(image, mask.convert("RGB"), 0.6)
+        return Image.composite(overlay, image, Image.fromarray((classes > 0).astype("uint8") * 255))
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """IoU of each class, in percent."""
