@@ -27,7 +27,7 @@ def outputs(task: Any, batch: Any) -> list[torch.Tensor]:
     task.eval()
     with torch.no_grad():
         if task.task == "coco":
-            return [v for out in task.network(task._floats(batch["images"])) for v in out.values()]
+            return [v for out in task.network([image / 255 for image in batch["images"]]) for v in out.values()]
         return [task.network(task.inputs(batch))]
 
 

@@ -59,6 +59,8 @@ class TaskEntry:
             package's own. Only these are taken from the configuration of a run that somebody else made.
         groups: of GN, where the paper has other than 32.
         target: of the miniature, the score whose first reaching tables count in steps: about half of what can be had.
+        classes_of_data: whether the data alone says how many classes there are; segmentations may lack one of theirs.
+        counted_background: whether the number of classes in checkpoints of the first version counted background.
         sample_size: the option that makes samples smaller, and so a step cheaper.
         evaluates_whole: whether a sample is evaluated whole, and so may cost more than the crop that is trained on.
     """
@@ -73,6 +75,8 @@ class TaskEntry:
     harmless_network: re.Pattern[str] | None = None
     groups: int | None = None
     target: float | None = None
+    classes_of_data: bool = True
+    counted_background: bool = False
     sample_size: str = "--data.crop"
     evaluates_whole: bool = False
 
@@ -127,6 +131,7 @@ TASKS = {
         preparation="wsbench.datamodules.prepare.voc:VOCPreparation",
         harmless_network=re.compile(r"(deeplabv3_(timm|torchvision):[\w.]+|mmseg:[\w-]+/[\w-][\w.-]*)\Z"),
         target=40.0,
+        classes_of_data=False,
         evaluates_whole=True,
     ),
     "modelnet40": TaskEntry(
@@ -150,6 +155,7 @@ TASKS = {
         links=(Link("data.masks", "model.network", has_masks),),
         harmless_network=re.compile(r"(mask|faster)_rcnn_(timm|torchvision):[\w.]+\Z"),
         target=10.0,
+        counted_background=True,
         sample_size="--model.min_size",
         evaluates_whole=True,
     ),

@@ -255,7 +255,7 @@ def test_a_registered_method_is_all_it_takes() -> None:
         report = normalize(model, "gn+ws", IMAGE)
         assert (len(report.activations), len(report.weight_normalized), report.kept) == (20, 20, ())
     finally:
-        del ACTIVATIONS._methods["somerms"]
+        ACTIVATIONS.remove("somerms")
 
 
 def test_frozen_batch_norm() -> None:

@@ -117,5 +117,5 @@ def test_a_norm_of_somebody_else_is_treated_by_what_it_says() -> None:
         assert memory_format_for("auto", cpu, spec, 2)[0] == torch.channels_last
         assert ACTIVATIONS["whitened"].facts.samplewise
     finally:
-        del ACTIVATIONS._methods["whitened"]
+        ACTIVATIONS.remove("whitened")
     assert facts_of(nn.Identity()) == NormFacts()

@@ -194,7 +194,7 @@ def test_saved_and_copied_in_the_middle() -> None:
             F.cross_entropy(model(data[i][0]), data[i][1]).backward()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert list(other.state_dict()) == keys
-        assert all(m._window is None for m in other.modules() if isinstance(m, NormalizedLayer))
+        assert "window" not in all(m.attached for m in other.modules() if isinstance(m, NormalizedLayer))
         with torch.no_grad():
             other.stem.weight.mul_(-1)
             assert not torch.equal(other(data[0][0]), model(data[0][0]))
@@ -311,7 +311,7 @@ def test_bfloat16_autocast() -> None:
         for i, (x, y) in enumerate(data):
             with torch.autocast("cpu", torch.bfloat16), step(window, i == 7):
                 if window is not None and i < 7:
-                    assert {s.leaf.dtype for s in window._shares if s.leaf is not None} == {torch.bfloat16}
+                    assert {s.leaf.dtype for s in window.shares if s.leaf is not None} == {torch.bfloat16}
                 (F.cross_entropy(model(x.float()).float(), y) / 8).backward()
         found = gradients(model)
         assert {g.dtype for g in found.values()} == {torch.float32}

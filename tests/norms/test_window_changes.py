@@ -100,7 +100,7 @@ def test_failed_after_gradients_had_gathered() -> None:
     with pytest.raises(ArithmeticError) as caught, window.micro_step(last=False):
         fail_after_changing(model)
     assert "the gradients of this accumulation window are lost: the weight of 'stem'" in caught.value.__notes__[0]
-    assert not window._shares[0].is_open
+    assert not window.shares[0].is_open
 
 
 def test_changed_through_data_after_gradients_had_gathered() -> None:
@@ -218,10 +218,10 @@ def test_a_closed_or_forgotten_window_leaves_nothing() -> None:
     for forgotten in (False, True):
         model, window = middle_of_a_window()
         assert len(hooks) == count + 1
-        assert model.stem._window is not None
+        assert "window" in model.stem.attached
         if not forgotten:
             window.close()
         del window
         gc.collect()
         assert len(hooks) == count
-        assert all(m._window is None for m in model.modules() if isinstance(m, NormalizedLayer))
+        assert "window" not in all(m.attached for m in model.modules() if isinstance(m, NormalizedLayer))

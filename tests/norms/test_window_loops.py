@@ -595,7 +595,7 @@ def test_written_in_ways_that_keep_sums() -> None:
     for write in (flip, swap):
         model = net()
         window = AccumulationWindow(model)
-        share = next(s for s in window._shares if s.name == "stem")
+        share = next(s for s in window.shares if s.name == "stem")
         (x, y), *_ = batches(1)
         window.begin(last=False)
         F.cross_entropy(model(x), y).backward()
@@ -627,7 +627,7 @@ def test_autocast_that_ends_before_the_window(when: str) -> None:
     if when == "step":
         optimizer.step()
     window.end()
-    assert not any(share.is_open for share in window._shares)
+    assert not any(share.is_open for share in window.shares)
 
 
 def test_a_micro_step_in_inference_mode() -> None:

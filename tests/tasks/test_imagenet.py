@@ -58,8 +58,8 @@ def test_errors_are_torchmetrics(tiny_roots: dict[str, Path]) -> None:
 def test_training_errors_are_logged_and_recorded(tiny_roots: dict[str, Path]) -> None:
     task: Any = tiny.model("imagenet", "gn")
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    count = task._count_training
-    task._count_training = lambda logits, labels: (seen.append((logits, labels)), count(logits, labels))
+    hits = task.training_hits
+    task.training_hits = lambda logits, labels: (seen.append((logits, labels)), hits(logits, labels))[1]
     trainer = tiny.trainer(max_steps=4, limit_val_batches=0)
     trainer.fit(task, tiny.data("imagenet", tiny_roots["imagenet"]))
     last = seen[-4:]  # two steps of two micro-steps: the last epoch

@@ -196,7 +196,7 @@ def test_an_exception_closes_the_window() -> None:
             accumulate_grad_batches=4, callbacks=[callback, Stop()],
         ).fit(module, DataLoader(batches(10), batch_size=None))  # type: ignore[arg-type]  # fmt: skip
     assert callback.window is None
-    assert module.network.stem._window is None
+    assert "window" not in module.network.stem.attached
 
 
 # -- the tasks ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from wsbench.errors import UserError, shortened
 from wsbench.norms import ACTIVATIONS, NormSpec
 from wsbench.options import UsageError
 from wsbench.records import write_text_atomically
+from wsbench.registry import TASKS
 from wsbench.run import devices, nodes, report
 from wsbench.run import folder as run_folder
 from wsbench.run.callbacks import require_callbacks
@@ -178,7 +179,8 @@ class BenchmarkCLI(LightningCLI):
             raise UsageError(f"--ckpt_path '{settings.ckpt_path}' does not exist")
         classes = read_checkpoint(settings.ckpt_path).get("classes")
         given = settings.data.num_classes
-        before = self.choice.task == "coco" and given == len(classes or ()) + 1  # its first version counted background
+        entry = TASKS[self.choice.task]
+        before = entry.counted_background and given == len(classes or ()) + 1
         if classes and given not in (None, len(classes)) and not before:
             raise UsageError(
                 f"--data.num_classes {given} was given, the checkpoint is of {len(classes)} classes "
@@ -186,7 +188,7 @@ class BenchmarkCLI(LightningCLI):
             )
         if classes:
             settings.model.num_classes = len(classes)
-        if classes and self.choice.task != "voc":  # whose data may lack a class; the others' names are compared
+        if classes and entry.classes_of_data:  # which are compared by name
             settings.data.num_classes = None
         settings.model.init_from = None  # the checkpoint has the weights
 

@@ -208,6 +208,11 @@ class NormalizedLayer(nn.Module):
         known = cast(dict[str, nn.Parameter], self._parameters)
         return (known["weight"], *[known[name] for name in self._extra]) if self._extra else (known["weight"],)
 
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """What sets the weight in use for a while: ``window`` (an accumulation window), ``tap`` (norms/tap.py)."""
+        return tuple(name.removeprefix("_") for name in _PASSING if getattr(self, name) is not None)
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in _PASSING}  # a copy has no part in it
 

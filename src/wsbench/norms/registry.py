@@ -99,6 +99,10 @@ class Registry(Mapping[str, T]):
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
         self._methods[name] = method
 
+    def remove(self, name: str) -> None:
+        """Forget a method, for instance one that a notebook registers a second time; KeyError if there is none."""
+        del self._methods[name]
+
     def __getitem__(self, name: str) -> T:
         if name not in self._methods or requested():  # a module that the user names is never passed over
             _load_plugins()

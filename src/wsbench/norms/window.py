@@ -71,7 +71,7 @@ class AccumulationWindow:
         # DDP looks for unused parameters in what its module returns
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         self._root: nn.Module = model if self._ddp is None else self._ddp.module
-        self._shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
+        self.shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
         self._last = False
         self._simple_loop, self._together = simple_loop, together
         self._unseen: tuple[list[Sequence[Share]], list[Tensor]] | None = None
@@ -91,11 +91,11 @@ class AccumulationWindow:
         # fused optimizers do not move a weight's version, so it is the step that says that weights have changed
         self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
         self._joins = False
-        self._finalizer = weakref.finalize(self, _release, self._handles, self._shares)
+        self._finalizer = weakref.finalize(self, _release, self._handles, self.shares)
 
     def __len__(self) -> int:
         """Layers with a weight normalization."""
-        return len(self._shares)
+        return len(self.shares)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copy of what holds a window has none
@@ -103,7 +103,7 @@ class AccumulationWindow:
     @property
     def gathered(self) -> tuple[str, ...]:
         """Names of the layers whose gradients have not reached the parameters."""
-        return tuple(share.name for share in self._shares if share.gathered)
+        return tuple(share.name for share in self.shares if share.gathered)
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
@@ -147,7 +147,7 @@ class AccumulationWindow:
         try:
             together = self._are_together()
             closed = []
-            for share in self._shares:
+            for share in self.shares:
                 if last and share.changed():
                     raise WindowError(changed(share.name))
                 if share.begin(last and not (together and can_join(share))):
@@ -157,7 +157,7 @@ class AccumulationWindow:
             else:
                 for share in closed:
                     share.open()
-            for share in self._shares:
+            for share in self.shares:
                 share.ready()
         except WindowError:
             self.drop()
@@ -167,7 +167,7 @@ class AccumulationWindow:
         """Whether layers are computed as one matrix, and the last micro-step is like any other until its end."""
         if not self._simple_loop or self._together is False or _processes() > 1:
             return False
-        return bool(self._together) or any(share.layer.weight.device.type != "cpu" for share in self._shares)
+        return bool(self._together) or any(share.layer.weight.device.type != "cpu" for share in self.shares)
 
     def end(self, look_later: bool = False) -> None:
         """After the backward of a micro-step.
@@ -181,13 +181,13 @@ class AccumulationWindow:
                 several processes, if a layer took no part in the last micro-step, and the model was not called as a
                 whole, so that this could not be mended in time.
         """
-        for share in self._shares:
+        for share in self.shares:
             share.held = None
             if share.compiled:
                 share.require_unmoved()
         if not self._last:
             return
-        found = self._differing(self._shares)
+        found = self._differing(self.shares)
         if look_later:
             self._unseen = found if found[1] else None
         else:
@@ -211,7 +211,7 @@ class AccumulationWindow:
         """
         if not self._last:
             return output
-        waiting = [share for share in self._shares if share.gathered]
+        waiting = [share for share in self.shares if share.gathered]
         if not waiting:
             return output
         reached = _ancestors([t for t in tree_leaves(output) if isinstance(t, Tensor)])
@@ -232,7 +232,7 @@ class AccumulationWindow:
         Raises:
             WindowError: a weight has changed already.
         """
-        self._require_no_trace(self._shares)
+        self._require_no_trace(self.shares)
         try:
             self._hand_on()
         except BaseException:
@@ -240,7 +240,7 @@ class AccumulationWindow:
             raise
 
     def _hand_on(self) -> None:
-        left = [share for share in self._shares if share.gathered]
+        left = [share for share in self.shares if share.gathered]
         for share in left:
             if share.changed():
                 raise WindowError(changed(share.name))
@@ -252,12 +252,12 @@ class AccumulationWindow:
 
     def forget(self) -> None:
         """Zero what gathered, as ``optimizer.zero_grad()`` zeroes what is in ``.grad``; the window stays open."""
-        for share in self._shares:
+        for share in self.shares:
             share.take()
 
     def drop(self) -> None:
         """Close the window and forget what gathered."""
-        for share in self._shares:
+        for share in self.shares:
             share.drop()
 
     def close(self) -> None:
@@ -299,7 +299,7 @@ class AccumulationWindow:
 
     def _of(self, optimizer: Optimizer) -> list[Share]:
         """The shares that hold something and whose weights the optimizer has."""
-        held = [s for s in self._shares if s.stamps]
+        held = [s for s in self.shares if s.stamps]
         if not held:
             return []
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
