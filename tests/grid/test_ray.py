@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_voc
-from tests.grid.small import folders, write_grid
+from tests.grid.small import folders, require_tuned, write_grid, write_tuned_grid
 from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
 from wsbench.records import read_record
@@ -56,3 +56,11 @@ def test_a_killed_worker_is_replaced_and_its_cell_resumes(
         "end",
     ]  # the first was lost with its worker
     assert (done / "cell.log").read_text().count("--ckpt_path last") == 1
+
+
+def test_a_tuned_grid(tmp_path: Path, in_a_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'wsbench[ray]'")
+    grid = write_tuned_grid(tmp_path, write_voc(tmp_path / "data"), ["bn", "gn+ws"])
+    assert main(["sweep", grid, "--launcher", "ray"]) == 0
+    require_tuned(capsys)
+    assert {attempts(folder)[1]["launcher"] for folder in folders()} == {"ray"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, write_voc
-from tests.grid.small import folders, write_grid
+from tests.grid.small import folders, require_tuned, write_grid, write_tuned_grid
 from wsbench import plugins
 from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
@@ -95,6 +95,14 @@ def test_an_array_of_four_cells(cluster: None, data: Path, capfd: pytest.Capture
     capfd.readouterr()
     assert main(["sweep", grid, *SLURM]) == 0
     assert "0 to run" in capfd.readouterr().out
+
+
+def test_a_tuned_grid_waits_for_its_first_stage(cluster: None, data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two arrays, the second of what the first one's records chose."""
+    assert main(["sweep", write_tuned_grid(Path(), data, ["bn", "gn+ws"]), *SLURM, "--jobs", "2"]) == 0
+    require_tuned(capfd)
+    assert {attempts(folder)[1]["launcher"] for folder in folders()} == {"slurm"}
+    assert len({attempts(folder)[0]["where"].partition("_")[0] for folder in folders()}) == 2
 
 
 def test_a_cell_of_two_tasks_trains_by_ddp(cluster: None, data: Path) -> None:
