@@ -1,7 +1,7 @@
-"""COCO's annotation files, as anybody may have written them: checked once, completed, and numbered anew.
+"""COCO's annotation files, as anybody may have written them: checked once, completed, and renumbered.
 
 What is defined by the rest is filled in (``area``, ``iscrowd`` 0, an image's size); anything else that is missing or
-misshapen is an error that names file, annotation and field before a step is taken. Ids of annotations are given anew
+misshapen is an error that names file, annotation and field before a step is taken. Ids of annotations are assigned again
 from 1, because pycocotools takes id 0 for "not matched" and mixes up annotations of one id.
 """
 
@@ -177,7 +177,7 @@ def _image(
 def _annotation(
     annotation: dict[str, Any], categories: set[int], sizes: dict[int, tuple[int, int]], masks: bool
 ) -> str | None:
-    """The first thing that is wrong with an object, in words; its defined fields are filled in."""
+    """The first thing that is wrong with an object; its defined fields are filled in."""
     where = f"annotation {annotation.get('id', '(without id)')}"
     if not _is_number(annotation.get("image_id")) or annotation["image_id"] not in sizes:
         return f"{where}: 'image_id' is {annotation.get('image_id')!r}, which no image has"
@@ -210,7 +210,7 @@ def _short(value: Any) -> str:
 
 
 def _segmentation(value: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with a segmentation, in words; None if it is polygons or run lengths."""
+    """What is wrong with a segmentation; None if it is polygons or run lengths."""
     if isinstance(value, dict):
         counts, stated = value.get("counts"), value.get("size")
         if not isinstance(stated, list) or stated != list(size):

@@ -20,7 +20,7 @@ from wsbench.datamodules.pictures import PICTURES, PredictionFolder, user_files
 from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
-#: samples of an optimizer step; a step of more would end in years, and is a slip of the pen
+#: samples of an optimizer step; a step of more would end in years, and is a typing mistake
 MOST_IN_A_STEP = 1 << 20
 #: processes that load data
 MOST_WORKERS = 1024

@@ -132,6 +132,6 @@ def plotly() -> Any:
         import plotly.graph_objects as module
     except ModuleNotFoundError as error:
         raise MissingPartError(
-            "pictures of clouds are drawn with plotly, which is not installed: pip install 'wsbench[modelnet40]'"
+            "images of clouds are drawn with plotly, which is not installed: pip install 'wsbench[modelnet40]'"
         ) from error
     return module

@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_resumable_cells(data: Path) -> None:
     sweep.send_signal(signal.SIGINT)
     out, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 130, out
-    assert "goes on from the last checkpoints" in out
+    assert "resumes from the last checkpoints" in out
     (folder,) = folders()
     assert not (folder / "result.json").exists()
     assert (folder / "last.ckpt").exists()

@@ -89,7 +89,7 @@ def test_an_answer(pictures: Path, here: Here, in_a_folder: None, capsys: pytest
     assert main(asked) == 0
     assert len(here.ran) == 2 + 6 + 4, "nothing was run twice"
     said = capsys.readouterr().out
-    assert "goes on with the plan" in said
+    assert "continues with the plan" in said
     assert "in your own code:" in said or "nothing can be recommended" in said
     answer = json.loads((out / command.ANSWER).read_text())
     page = (out / command.PAGE).read_text()

@@ -62,7 +62,7 @@ def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict
         kept = snapshots(folder)
         if not kept or (standardized and not (folder / ANALYSIS).is_file()):
             raise ChoiceError(
-                f"run '{folder}' was trained before, without what analyze needs; train it anew with --overwrite true, "
+                f"run '{folder}' was trained before, without what analyze needs; train it again with --overwrite true, "
                 "or into another folder with --runs FOLDER"
             )
         runs.append(_measure(folder, folder / CONFIG, kept, args))

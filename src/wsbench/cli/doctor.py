@@ -22,7 +22,7 @@ from wsbench.run.report import console
 #: optional part: (module, distribution, what it is for, how to get it)
 OPTIONAL = (
     ("open3d", ("open3d-cpu", "open3d"), "ModelNet40's meshes", "pip install 'wsbench[modelnet40]'"),
-    ("plotly", ("plotly",), "pictures of clouds", "pip install 'wsbench[modelnet40]'"),
+    ("plotly", ("plotly",), "images of clouds", "pip install 'wsbench[modelnet40]'"),
     ("onnx", ("onnx",), "export to ONNX", "pip install 'wsbench[export]'"),
     ("onnxruntime", ("onnxruntime",), "checking exported ONNX", "pip install 'wsbench[export]'"),
     ("onnxscript", ("onnxscript",), "export to ONNX", "pip install 'wsbench[export]'"),
@@ -73,7 +73,7 @@ def missing_libraries() -> dict[str, str]:
 
 
 def devices() -> list[str]:
-    """The processors and accelerators, in words."""
+    """The processors and accelerators."""
     import torch
 
     found = [f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]

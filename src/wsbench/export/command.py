@@ -119,7 +119,7 @@ class Exported:
     folded: int
     """Layers whose weights were baked in."""
     input: str
-    """What the file takes, in words: which dimensions are free, and the sizes of the others."""
+    """What the file takes: which dimensions are free, and the sizes of the others."""
 
 
 def _attempts(sizes: Mapping[int, str]) -> list[Mapping[int, str]]:

@@ -165,7 +165,7 @@ class Status:
 
 
 def label(cell: Cell, fields: Sequence[str]) -> str:
-    """A cell in words: the values of ``fields``, the self-explaining ones without their name."""
+    """A cell as text: the values of ``fields``, the self-explaining ones without their name."""
     short = {full: name for name, full in ALIASES.items()}
     words = []
     for name in fields:
@@ -206,7 +206,7 @@ def note_queued(folder: Path, where: str) -> None:
 
 
 def note_end(folder: Path, status: int, reason: str) -> None:
-    """Write down how an attempt ended: its exit status (negative: the signal), and why in words."""
+    """Write down how an attempt ended: its exit status (negative: the signal), and why as text."""
     append_line(folder / ATTEMPTS, {"event": "end", "time": now(), "status": status, "reason": reason})
 
 

@@ -79,7 +79,7 @@ def run(plan: plans.Plan, launcher: Launcher) -> None:
             launcher.run(todo, show.Progress(plan, todo))
     except KeyboardInterrupt:
         interrupted = True
-        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoints", file=sys.stderr)
     after = statuses(plan)
     seconds = time.monotonic() - start
     history = {
@@ -157,7 +157,7 @@ def tune(
         protocol.write_tunings(stage)
         run(plan, launcher)
         if getattr(launcher, "detached", False):
-            console().print("submitted; the same command goes on when these have ended")
+            console().print("submitted; the same command resumes when these have ended")
             return None
         if stage.number == 2:
             return protocol, stage

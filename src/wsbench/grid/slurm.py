@@ -1,4 +1,4 @@
-"""Cells as jobs of a Slurm array, by submitit; a preempted one is queued again and goes on from its last checkpoint."""
+"""Cells as jobs of a Slurm array, by submitit; a preempted one is queued again and resumes from its last checkpoint."""
 
 import os
 import runpy

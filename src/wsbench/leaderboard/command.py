@@ -91,8 +91,8 @@ def _compare(args: argparse.Namespace) -> None:
     if not found:
         raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
     table = Table(title=f"{args.first} minus {args.second}")
-    for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "in words"):
-        left = column in ("table", "metric", "in words")
+    for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "verdict"):
+        left = column in ("table", "metric", "verdict")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for one in found:
         over, batch = one.test, one.first.first.batch

@@ -72,7 +72,7 @@ def overrides_of(record: RunRecord) -> str:
 
 
 def said(options: Mapping[str, Any]) -> str:
-    """Options in words, in a fixed order."""
+    """Options as text, in a fixed order."""
     return " ".join(f"{name}={json.dumps(value)}" for name, value in sorted(options.items()))
 
 

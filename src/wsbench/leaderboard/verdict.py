@@ -76,7 +76,7 @@ class Standing:
         return working_range(self.tuning)
 
     def value(self) -> str:
-        """Mean and 95 % interval in words."""
+        """Mean and 95 % interval as text."""
         if self.over.low is None:
             return f"{self.over.mean:.1f}"
         return f"{self.over.mean:.1f} [{max(self.over.low, 0):.1f}, {min(self.over.high or 100, 100):.1f}]"

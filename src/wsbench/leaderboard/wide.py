@@ -43,7 +43,7 @@ class Group:
 
     @cached_property
     def overrides(self) -> str:
-        """What they changed of the recipe, in words."""
+        """What they changed of the recipe."""
         return overrides_of(self.first)
 
     @cached_property

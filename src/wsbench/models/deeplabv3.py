@@ -98,5 +98,5 @@ class DeepLabV3(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) to logits (N, num_classes, H, W)."""
+        """Images (N, 3, H, W) to logits (N, num_classes, H, W)."""
         return resize(self.classifier(self.aspp(self.backbone(x))), x.shape[2:])

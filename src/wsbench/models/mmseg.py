@@ -48,7 +48,7 @@ class MMSegNetwork(nn.Module):
         self.cascade = isinstance(network.decode_head, nn.ModuleList)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) to logits (N, num_classes, H, W)."""
+        """Images (N, 3, H, W) to logits (N, num_classes, H, W)."""
         features = self.network.extract_feat(x)
         if self.cascade:
             logits = self.network.decode_head[0](features)

@@ -80,7 +80,7 @@ class ResNetV2(nn.Module):
         nn.init.zeros_(cast(Tensor, self.head.fc.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) to logits (N, num_classes)."""
+        """Images (N, 3, H, W) to logits (N, num_classes)."""
         x = cast(nn.Module, self.stem.conv)(x)
         x = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)  # padded with zeros, not with -inf
         for stage in self.stages:

@@ -8,7 +8,7 @@ class NormFacts:
     """Facts of one normalization; a class says ``facts = NormFacts(...)``, and the defaults assume nothing.
 
     Args:
-        sees: what one statistic is over, in words.
+        sees: what one statistic is over.
         paper: who, and where.
         year: of publication.
         samplewise: whether in training a sample's output depends on that sample alone.
@@ -44,7 +44,7 @@ class WeightFacts:
     Args:
         paper: who, and where.
         year: of publication.
-        sees: what one statistic is over, in words.
+        sees: what one statistic is over.
     """
 
     paper: str | None = None

@@ -110,8 +110,8 @@ class AccumulationWindow:
         """Around forward and backward of a micro-step.
 
         If it raises, what gathered so far is moved to ``.grad``, where it would be without a window, and the window is
-        closed: go on accumulating, or zero the gradients and start anew. (Not in the last micro-step under DDP, whose
-        gradients a failure leaves half averaged: start anew.)
+        closed: go on accumulating, or zero the gradients and start again. (Not in the last micro-step under DDP, whose
+        gradients a failure leaves half averaged: start again.)
 
         Args:
             last: whether it is the last before the optimizer's step.

@@ -1,4 +1,4 @@
-"""A finished protocol to an answer: in words, as a table, as lines of code, as a page."""
+"""A finished protocol to an answer: as sentences, as a table, as lines of code, as a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def advise(found: Sequence[Group], name: str, optimizer: Optimizer, shape: Seque
         name: of the data.
         optimizer: of the recipe.
         shape: of an example input.
-        facts: what it rests on, in words.
+        facts: what it rests on.
     """
     told = ranked(found)
     sentences = []

@@ -70,7 +70,7 @@ class Size(BaseModel):
         return epochs * max(self.fewest_steps, self.train // self.effective_batch)
 
     def length(self, epochs: int) -> str:
-        """The same in words, and how often each sample is seen."""
+        """The same as text, and how often each sample is seen."""
         steps = self.steps(epochs)
         passes = steps * self.effective_batch / self.train
         return f"{steps} steps of {self.effective_batch}, {passes:.1f} passes over {self.train} samples"

@@ -58,7 +58,7 @@ _PLANNED = (
 
 
 class _Written(BaseModel):
-    """What was decided, so that the same command goes on with it."""
+    """What was decided, so that the same command continues with it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -230,7 +230,7 @@ class _Answering:
             raise
         records = [(cell, cell.record()) for cell in plan.cells]
         if any(record is None for _, record in records):
-            raise _SubmittedError("submitted; the same command goes on when these have ended")
+            raise _SubmittedError("submitted; the same command resumes when these have ended")
         by_network: dict[str, dict[str, Cost]] = {name: {} for name in self.networks}
         for cell, record in records:
             assert record is not None
@@ -249,7 +249,7 @@ class _Answering:
             except ValidationError:  # of another version, or torn by hand: it can be made again
                 written = None
             if written is not None and written.question == self.question:
-                console().print(f"goes on with the plan in '{path}'", markup=False)
+                console().print(f"continues with the plan in '{path}'", markup=False)
                 return written
         began = time.monotonic()
         costs, micro_batch = None, 0

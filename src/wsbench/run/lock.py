@@ -123,7 +123,7 @@ def remove_if_free(path: Path) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """Who has ``folder``, in words; None if nobody has."""
+    """Who has ``folder``; None if nobody has."""
     path = (folder / LOCK).absolute()
     return _words(_content(path)) if is_locked(path) else None
 

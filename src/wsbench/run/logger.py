@@ -22,7 +22,7 @@ def _place(line: Mapping[str, Any]) -> str:
 
 
 class LogError(UserError, OSError):
-    """A log that cannot be written; the message says why, and how the run goes on."""
+    """A log that cannot be written; the message says why, and how to resume the run."""
 
 
 class JSONLLogger(Logger):

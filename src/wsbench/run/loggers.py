@@ -35,7 +35,7 @@ def loggers(
 
     Args:
         folder: the run's folder.
-        resumed_at: the step of the checkpoint that the run goes on from; None at a start.
+        resumed_at: the step of the checkpoint that the run resumes from; None at a start.
         rank: of this process; only rank 0 logs anything.
         words: what tells the run from others: task, norm, seed ...
         tensorboard: event files in ``folder``.

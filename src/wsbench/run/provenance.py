@@ -38,7 +38,7 @@ def commit_of_tree() -> tuple[str | None, bool | None]:
 
 
 def hardware(device: torch.device, devices: int = 1) -> str:
-    """The device in words, and how many train together if it is not one."""
+    """The device as text, and how many train together if it is not one."""
     several = f"{devices} x " if devices > 1 else ""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

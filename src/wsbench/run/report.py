@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def batch_line(batch: BatchNumbers) -> str:
-    """The five numbers in words."""
+    """The five numbers as text."""
     return (
         f"{batch.micro_batch} per device x {batch.accumulate} micro-steps x {batch.devices} device(s) = "
         f"{batch.effective_batch}; batch statistics over {batch.norm_batch}"

@@ -29,7 +29,7 @@ class Interrupted(UserError):
     """A run that has stopped because it was told to.
 
     Args:
-        message: by what, where it is, and how it goes on.
+        message: by what, where it is, and how to resume it.
         exit_status: of the process: 128 + N for signal N, as shells and schedulers count.
     """
 

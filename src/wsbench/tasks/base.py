@@ -170,7 +170,7 @@ class BenchmarkTask(LightningModule, TaskContract):
             self.all_weights_loaded = not left and self.backbone() is self.network
 
     def definitions(self) -> dict[str, str]:
-        """Choices that the paper leaves open, in words, for the record."""
+        """Choices that the paper leaves open, for the record."""
         notes = "; ".join(self.norm_report.notes)
         accumulation = {"accumulation": "sum over the effective batch divided by its number of items"}
         return accumulation | ({"norms": notes} if notes else {}) | self._execution
@@ -428,7 +428,7 @@ class BenchmarkTask(LightningModule, TaskContract):
         return by_epochs
 
     def planned_steps(self) -> str:
-        """How long the run is to be, in words."""
+        """How long the run is to be."""
         if self.trainer.max_steps > 0:
             return str(self.trainer.max_steps)
         if self.total_steps() is None:

@@ -12,7 +12,7 @@ MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 def memory_format_for(
     wanted: MemoryFormat, device: torch.device, spec: NormSpec, micro_batch: int
 ) -> tuple[torch.memory_format, str]:
-    """The format, and the reason in words, for the record.
+    """The format, and the reason as text, for the record.
 
     ``auto`` rests on ResNet-50's training step at 224 pixels on two cores, channels_last by contiguous, in two runs
     (`python -m benchmarks.activations`): at one image 1.00 and 0.98 for bn, 1.04 and 1.11 for gn, 1.01 and 1.03 for

@@ -25,7 +25,7 @@ class Answer:
     effective: int
     metric: str
     ranking: tuple[tuple[str, str, str], ...]
-    """(norm, value in words, id of its first record), the best first."""
+    """(norm, value as text, id of its first record), the best first."""
     sentence: str
 
 
