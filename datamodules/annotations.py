@@ -1,8 +1,8 @@
 """COCO's annotation files, as anybody may have written them: checked once, completed, and renumbered.
 
 What is defined by the rest is filled in (``area``, ``iscrowd`` 0, an image's size); anything else that is missing or
-misshapen is an error that names file, annotation and field before a step is taken. Ids of annotations are assigned again
-from 1, because pycocotools takes id 0 for "not matched" and mixes up annotations of one id.
+misshapen is an error that names file, annotation and field before a step is taken. Ids of annotations are assigned
+again from 1, because pycocotools takes id 0 for "not matched" and mixes up annotations of one id.
 """
 
 import contextlib

@@ -93,8 +93,8 @@ def recommend() -> Parser:
         prog="wsbench recommend",
         usage="%(prog)s --task TASK --data.root FOLDER --budget 2h [options] [-- options of fit for every run]",
         description="Which norm, at which learning rate, on your own data: measures a step, shows a plan that fits the "
-        "budget, tunes every norm alike, trains fresh seeds, and answers with a sentence, a table, a page and lines for "
-        "your own code. The same command resumes where it stopped. docs/recommend.md explains it.",
+        "budget, tunes every norm alike, trains fresh seeds, and answers with a sentence, a table, a page and lines "
+        "for your own code. The same command resumes where it stopped. docs/recommend.md explains it.",
     )
     what = parser.add_argument_group("what")
     what.add_argument("--task", choices=tuple(TASKS), required=True)
