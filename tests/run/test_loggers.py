@@ -19,7 +19,7 @@ from wsbench.run.recorder import Recorder
 from wsbench.tasks.errors import NotFiniteError
 
 SHORT = (
-    "--norm", "gn", "--trainer.max_steps", "2", "--data.steps_per_epoch", "1", "--data.num_workers", "0",
+    "--norm", "bn", "--trainer.max_steps", "2", "--data.steps_per_epoch", "1", "--data.num_workers", "0",
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.effective_batch", "2",
 )  # fmt: skip
 
@@ -98,7 +98,10 @@ def root_images(root: Path) -> list[Image.Image]:
 
 @pytest.mark.parametrize("task", ["imagenet", "something", "coco", "modelnet40"])
 def test_predictions_are_drawn(task: str, tiny_roots: dict[str, Path], in_a_folder: None) -> None:
-    """After each evaluation, of the same samples; point clouds are no images. The run is the same run without."""
+    """After each evaluation, of the same samples; point clouds are no images.
+
+    The run is the same run without them: BN's statistics would show a pass in training mode.
+    """
     results = []
     for count in (3, 0):
         data = ("--task", task, "--recipe", "small", "--data.root", str(tiny_roots[task]))

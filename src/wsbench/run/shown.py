@@ -34,7 +34,8 @@ class ShownPredictions(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         samples: Any = data.shown_samples(self.count) if hasattr(data, "shown_samples") else None
         for i in range(0 if samples is None else len(samples)):
-            with torch.no_grad():
+            # a compiled network would be compiled again for a batch of one
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 batch = task.transfer_batch_to_device(data.collate_prediction([samples[i]]), task.device, 0)
                 with trainer.precision_plugin.forward_context():
                     prediction = task.predict_step(batch, i)
