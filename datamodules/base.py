@@ -1,7 +1,6 @@
 """What all datamodules share: where the data is, the training stream, evaluation that counts every sample once."""
 
 import os
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
 from wsbench.datamodules.mini.store import ensure
 from wsbench.datamodules.pictures import PICTURES, PredictionFolder, user_files
 from wsbench.datamodules.sampling import BatchError, StreamSampler, UnpaddedSampler
+from wsbench.datamodules.workers import leave_signals
 from wsbench.records import DataIdentity, SplitIdentity, checksum
 
 #: samples of an optimizer step; a step of more would end in years, and is a typing mistake
@@ -275,19 +275,27 @@ class BenchmarkData(LightningDataModule, ABC):
         return PredictionFolder(paths, folder, read, key)
 
     @property
-    @abstractmethod
     def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
-        """The key of a sample in a batch of ``predict``, and what reads a file (of a clip: a folder) to it."""
+        """The key of a sample in a batch of ``predict``, and what reads a file (of a clip: a folder) to it.
+
+        Raises:
+            DatasetError: ``predict`` cannot read this data.
+        """
+        raise DatasetError(f"predict has no reader for files of {self.title}")
+
+    @property
+    def shown_reader(self) -> tuple[str, Callable[[Path], Any]] | None:
+        """The same for samples of val that loggers show, read as they are evaluated; None: there are no images."""
+        return self.prediction_reader
 
     def shown_samples(self, count: int) -> Dataset[dict[str, Any]] | None:
-        """Some of val, evenly spread, as samples of ``predict``; None where samples have no files of their own."""
-        path, whole = getattr(self.val_data, "path", None), len(self.val_data)
-        if path is None or not whole:
+        """Some of val, evenly spread, as samples of ``predict``; None where there are no images."""
+        path, whole, reader = getattr(self.val_data, "path", None), len(self.val_data), self.shown_reader
+        if path is None or not whole or reader is None:
             return None
-        paths = [path(i * whole // count) for i in range(min(count, whole))]
-        if len(set(paths)) < len(paths):  # one archive holds all of them
-            return None
-        key, read = self.prediction_reader
+        count = min(count, whole)
+        paths = [path(i * whole // count) for i in range(count)]
+        key, read = reader
         return PredictionFolder(paths, paths[0].parent, read, key)
 
     @abstractmethod
@@ -406,7 +414,7 @@ class BenchmarkData(LightningDataModule, ABC):
         workers = self.num_workers
         return DataLoader(
             data, num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals, **kwargs,
+            worker_init_fn=leave_signals(), **kwargs,
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -428,12 +436,3 @@ class BenchmarkData(LightningDataModule, ABC):
         """The user's samples, one at a time."""
         sampler = UnpaddedSampler(len(self.predict_data), *self._rank())
         return self._loader(self.predict_data, batch_size=1, sampler=sampler, collate_fn=type(self).collate_prediction)
-
-
-def _leave_signals(worker: int) -> None:
-    """A terminal and a scheduler signal all processes; only the run itself is to decide when it ends.
-
-    It still needs its samples then, to end with a whole step. Workers end when their loader, or the run, is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

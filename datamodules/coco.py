@@ -281,6 +281,11 @@ class COCO(BenchmarkData):
         return CocoDataset(where.images, annotations, numbers, train, self.flip if train else 0.0, train and self.masks)
 
     @property
+    def shown_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Not turned as a camera says: as it is evaluated."""
+        return "image", read_picture
+
+    @property
     def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
         """Images of any size."""
         return "image", partial(read_picture, upright=True)

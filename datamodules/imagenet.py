@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -264,12 +265,17 @@ class ImageNet(BenchmarkData):
         self.val_data = FolderDataset(self._listings["val"], self.val_transform)
 
     @property
+    def shown_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Not turned as a camera says: as it is evaluated."""
+        return "image", partial(self._read, upright=False)
+
+    @property
     def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
         """Images of any size."""
         return "image", self._read
 
-    def _read(self, path: Path) -> Tensor:
-        image: Tensor = self.val_transform(read_picture(path, upright=True))
+    def _read(self, path: Path, upright: bool = True) -> Tensor:
+        image: Tensor = self.val_transform(read_picture(path, upright))
         return image
 
     def part(self, indices: Sequence[int], train: bool) -> FolderDataset:

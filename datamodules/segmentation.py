@@ -104,7 +104,7 @@ def collate(batch: Sequence[SegmentationSample]) -> dict[str, Tensor]:
     }
 
 
-def read_padded(path: Path, side: int) -> dict[str, Any]:
+def read_padded(path: Path, side: int, upright: bool = True) -> dict[str, Any]:
     """A user's image, uint8 (3, H, W), padded right and bottom to ``side``, and its size (H, W)."""
-    image = read_picture(path, upright=True)
+    image = read_picture(path, upright)
     return {"image": pad_to(image, side, side, 0), "size": torch.tensor(image.shape[1:])}

@@ -262,6 +262,11 @@ class VOC(BenchmarkData):
         return SegmentationDataset(*files, len(self.classes), **kwargs)
 
     @property
+    def shown_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Not turned as a camera says: as it is evaluated."""
+        return "image", partial(read_padded, side=self.crop, upright=False)
+
+    @property
     def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
         """Images of any size."""
         return "image", partial(read_padded, side=self.crop)

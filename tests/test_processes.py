@@ -1,6 +1,7 @@
 """Two gloo processes are one with twice the accumulation, for every task; what happens when one of them ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,11 +29,37 @@ def test_sigterm_before_the_first_step_says_so(tmp_path: Path) -> None:
         [sys.executable, "-m", "wsbench", "fit", "--task", "voc", "--norm", "gn+ws"], cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    time.sleep(1.0)
+    handler = f"/proc/{process.pid}/status"
+    deadline = time.monotonic() + 30
+    while not int(Path(handler).read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+        assert time.monotonic() < deadline, "it does not listen"
+        time.sleep(0.02)
     process.terminate()
     said, _ = process.communicate(timeout=60)
     assert (said, process.returncode) == ("wsbench: stopped by SIGTERM\n", 143)
     assert list(tmp_path.iterdir()) == []
+
+
+CRASH = """
+from lightning.pytorch.callbacks import Callback
+class Crash(Callback):
+    def on_validation_end(self, trainer, pl_module):
+        raise RuntimeError("a callback of the user's")
+"""
+
+
+def test_a_crash_with_workers_ends_the_process(tmp_path: Path, tiny_roots: dict[str, Path]) -> None:
+    """The traceback keeps the loaders alive; at exit Python waits for their workers, which have to go."""
+    (tmp_path / "crash.py").write_text(CRASH)
+    command = [
+        sys.executable, "-m", "wsbench", "fit", "--task", "voc", "--recipe", "small", "--norm", "gn", "--data.root",
+        str(tiny_roots["voc"]), "--data.num_workers", "2", "--data.crop", "33", "--data.steps_per_epoch", "1",
+        "--trainer.max_steps", "2", "--trainer.callbacks+=crash.Crash", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "a callback of the user's" in done.stderr
 
 
 #: a norm of each kind: fused, with statistics of a sample; coco's is the one that its heads have

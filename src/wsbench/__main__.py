@@ -83,6 +83,8 @@ def _export(argv: Sequence[str]) -> int:
 
 def _analyze(argv: Sequence[str]) -> int:
     if argv[1:2] in (["diagnose"], ["doctor"]):  # "doctor": its name in 0.1
+        if argv[1] == "doctor":
+            print("wsbench: note: `analyze doctor` is called `analyze diagnose` now", file=sys.stderr)
         subject = arguments.analyze_diagnose().parse_args(argv[2:])
         from wsbench.analysis.diagnose import main as diagnose
 

@@ -224,4 +224,4 @@ def test_a_closed_or_forgotten_window_leaves_nothing() -> None:
         del window
         gc.collect()
         assert len(hooks) == count
-        assert "window" not in all(m.attached for m in model.modules() if isinstance(m, NormalizedLayer))
+        assert not any("window" in m.attached for m in model.modules() if isinstance(m, NormalizedLayer))

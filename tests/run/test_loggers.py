@@ -103,21 +103,36 @@ def test_predictions_are_drawn(task: str, tiny_roots: dict[str, Path], in_a_fold
     The run is the same run without them: BN's statistics would show a pass in training mode.
     """
     results = []
-    for count in (3, 0):
+    for count in (3, 1, 0):
         data = ("--task", task, "--recipe", "small", "--data.root", str(tiny_roots[task]))
         assert main(["fit", *data, *SHORT, "--log_images", str(count), "--overwrite", "true"]) == 0
         (folder,) = Path("runs", task).iterdir()
+        record = read_record(folder / "result.json")
+        evaluated = record.data.splits["val"].count
         accumulator = EventAccumulator(str(folder), size_guidance={"images": 0})
         accumulator.Reload()
         tags = accumulator.Tags()["images"]
-        assert len(tags) == (0 if task == "modelnet40" or not count else min(count, len(tags)) or -1)
+        assert len(tags) == (0 if task == "modelnet40" else min(count, evaluated)), tags
         for tag in tags:
             assert len(accumulator.Images(tag)) == 2
             (width, height) = Image.open(io.BytesIO(accumulator.Images(tag)[-1].encoded_image_string)).size
             assert width >= 24
             assert height >= 24
-        results.append({n: m.value for n, m in read_record(folder / "result.json").metrics.items()})
-    assert results[0] == results[1]
+        results.append({n: m.value for n, m in record.metrics.items()})
+    assert results[0] == results[1] == results[2]
+
+
+def test_any_file_name_can_be_logged(in_a_folder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's keys have letters, digits and ``_-. /`` only."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "odd" / split / name).mkdir(parents=True)
+            for i, odd in enumerate(("q'2.png", "grüße #1 (a).png")):
+                Image.new("RGB", (40 + i, 30), (90 * i, 10, 10)).save(tmp_path / "odd" / split / name / odd)
+    data = ("--task", "imagenet", "--recipe", "small", "--data.root", str(tmp_path / "odd"), "--data.crop", "32")
+    assert main(["fit", *data, *SHORT, "--mlflow", "true", "--data.resize", "32"]) == 0
+    assert len(list(Path("runs/mlflow").rglob("*.png"))) >= 4 * 2
 
 
 def test_tensorboard_is_on_and_can_be_off(root: Path, in_a_folder: None) -> None:

@@ -6,12 +6,13 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from wsbench.grid.attempt import Outcome, attempt
 from wsbench.grid.cells import Cell
 from wsbench.grid.launcher import Event, LauncherError, Say
 from wsbench.grid.resources import cores, memory
+from wsbench.run.signals import Echo
 
 #: memory that a miniature takes, with room; how many fit decides how many run on a machine without GPUs
 _MEMORY = 2 * 2**30
@@ -78,7 +79,7 @@ class LocalLauncher:
         """Run them, ``jobs`` at a time; a cell that another process runs is waited for, behind the others."""
         self._queue = deque((cell, self.retries) for cell in cells)
         workers = [threading.Thread(target=self._work, args=(slot, say), daemon=True) for slot in self._slots]
-        terminated = signal.signal(signal.SIGTERM, _interrupt)
+        terminated = signal.signal(signal.SIGTERM, _interrupt_once())
         try:
             for worker in workers:
                 worker.start()
@@ -145,5 +146,12 @@ def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _interrupt(*args: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt_once() -> Callable[..., None]:
+    """A handler that interrupts, and takes no echo for a second wish."""
+    echo = Echo()
+
+    def interrupt(*args: object) -> None:
+        if not echo():
+            raise KeyboardInterrupt
+
+    return interrupt

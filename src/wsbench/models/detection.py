@@ -67,7 +67,7 @@ class DetectorSettings:
     """Sizes and choices of a detector; the defaults are the paper's.
 
     Raises:
-        ValueError: for an unknown kind of anchors, or trainable_layers outside 0 to 5.
+        ValueError: for an unknown kind of anchors, trainable_layers outside 0 to 5, or min_size above max_size.
     """
 
     trainable_layers: int = 3
@@ -97,6 +97,8 @@ class DetectorSettings:
             raise ValueError(f"anchors must be one of {', '.join(ANCHORS)}, got {self.anchors!r}")
         if not 0 <= self.trainable_layers <= len(_PARTS):
             raise ValueError(f"trainable_layers must be 0 to {len(_PARTS)}, got {self.trainable_layers}")
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size {self.min_size} is larger than max_size {self.max_size}")
 
 
 def build_detector(

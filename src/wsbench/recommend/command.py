@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from wsbench.cli.resolver import Resolver
 from wsbench.datamodules import BenchmarkData, data_class
 from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
-from wsbench.datamodules.prepare import preparation
+from wsbench.datamodules.prepare import Preparation, preparation
 from wsbench.datamodules.prepare.split import LIST, SPLITS
 from wsbench.errors import UserError
 from wsbench.extras import altair, jinja2, vl_convert
@@ -100,9 +100,11 @@ def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
     except DatasetError as error:
         made = preparation(task).split(root, out)
         if made is None and isinstance(error, DatasetNotFoundError):
+            without = type(preparation(task)).split is not Preparation.split
+            looked_for = f"{error.looked_for}{', and for samples without a val' if without else ''}"
             raise DatasetError(
-                f"'{root}' holds no data of {task}: looked for {error.looked_for}, and for samples without a val; "
-                f"{error.holds}. `python -m wsbench data {task}` shows the layout"
+                f"'{root}' holds no data of {task}: looked for {looked_for}; {error.holds}. `python -m wsbench data "
+                f"{task}` shows the layout"
             ) from error
         if made is None:
             raise

@@ -1,5 +1,6 @@
 """Predictions of a few evaluation samples as images, in the loggers that take images, after every evaluation."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,8 @@ def _wandb(logger: Any, name: str, image: Image.Image, step: int) -> None:
 
 
 def _mlflow(logger: Any, name: str, image: Image.Image, step: int) -> None:
-    logger.experiment.log_image(logger.run_id, image, key=f"predictions/{name}".replace("/", "-"), step=step)
+    safe = re.sub(r"[^\w\-. ]", "-", name, flags=re.ASCII)  # MLflow takes no other characters
+    logger.experiment.log_image(logger.run_id, image, key=f"predictions-{safe}", step=step)
 
 
 #: how a logger takes an image

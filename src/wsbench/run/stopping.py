@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from wsbench.errors import UserError
 from wsbench.options import parse_duration
 from wsbench.run.folder import LAST
+from wsbench.run.signals import Echo
 
 #: what ends a run at its next optimizer step; a second one ends it at once
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -97,6 +98,7 @@ class Stopping(Callback):
     def __init__(self, folder: Path | None, every: Every, max_seconds: float | None = None) -> None:
         self.folder, self.every, self.max_seconds = folder, every, max_seconds
         self._signal: int | None = None
+        self._echo = Echo()
         self._started = self._saved_at = time.monotonic()
         self._saved_step = 0
         #: step that a checkpoint of this folder holds; None: there is none
@@ -123,6 +125,8 @@ class Stopping(Callback):
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._echo() and number == self._signal:
+            return
         if self._signal is not None:
             raise self._interrupted(_by(number))
         self._signal = number

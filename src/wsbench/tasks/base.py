@@ -12,7 +12,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import override
+from typing_extensions import deprecated, override
 
 from wsbench.models.by_name import is_named
 from wsbench.norms import NormSpec, WindowError, adaptive_clip_grad_, fold, normalize, stamp_spec
@@ -168,6 +168,11 @@ class BenchmarkTask(LightningModule, TaskContract):
             except ValueError as error:
                 raise TaskOptionError(f"--model.init_from: {error}") from error
             self.all_weights_loaded = not left and self.backbone() is self.network
+
+    @deprecated("adopt is called set_network now")
+    def adopt(self, network: nn.Module, example: Any, include: Sequence[str] = ()) -> None:
+        """:meth:`set_network` by its name in earlier versions."""
+        self.set_network(network, example, include)
 
     def definitions(self) -> dict[str, str]:
         """Choices that the paper leaves open, for the record."""

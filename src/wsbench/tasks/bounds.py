@@ -9,6 +9,7 @@ from wsbench.tasks.errors import TaskOptionError
 BOUNDS = {
     "lr": (0.0, 1e3), "momentum": (0.0, 1.0), "weight_decay": (0.0, 1e3), "dropout": (0.0, 1.0), "width": (1e-3, 1e4),
     "aspp_width": (1, 1e5), "rois": (1, 1e6), "proposals": (1, 1e6), "min_size": (1, 1e5), "max_size": (1, 1e5),
+    "head_convs": (0, 64), "fc_width": (1, 1e6), "anchor_size": (1, 1e4),
     "k": (1, 1e5), "votes": (1, 1e4), "segments": (1, 1e4), "output_stride": (1, 64), "agc": (0.0, 1e3),
     "warmup_steps": (0, 1e9), "warmup_iters": (0, 1e9), "head_lr_mult": (0.0, 1e4), "poly_power": (0.0, 100.0),
 }  # fmt: skip

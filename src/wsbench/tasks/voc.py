@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
+from torchvision.transforms.v2.functional import to_pil_image
 from typing_extensions import override
 
 from wsbench.datamodules.palette import VOID, palette_image, voc_palette
-from wsbench.datamodules.pictures import open_upright
 from wsbench.models.by_name import is_named
 from wsbench.models.deeplabv3 import BACKBONES, DeepLabV3
 from wsbench.models.mmseg import MMSegNetwork
@@ -195,7 +195,8 @@ class VOCSegmentation(BenchmarkTask):
         height, width = batch["size"][0].tolist()
         logits = self.require_finite_prediction(self.network(self.inputs(batch)), batch)
         mask = logits[0, :, :height, :width].argmax(0)
-        return {"path": batch["path"], "name": batch["name"], "mask": mask.to(torch.uint8).cpu()}
+        image = batch["image"][0, :, :height, :width].cpu()
+        return {"path": batch["path"], "name": batch["name"], "image": image, "mask": mask.to(torch.uint8).cpu()}
 
     def _shares(self, mask: Tensor) -> dict[str, float]:
         """Of the image's area, the share of each class that was found, the largest first."""
@@ -223,7 +224,8 @@ class VOCSegmentation(BenchmarkTask):
     def prediction_image(self, prediction: dict[str, Any]) -> Image.Image:
         """The mask over the image; class 0 is left clear."""
         classes = prediction["mask"].numpy()
-        image, mask = open_upright(prediction["path"]), palette_image(classes, self.palette)
+        image: Image.Image = to_pil_image(prediction["image"])
+        mask = palette_image(classes, self.palette)
         overlay = Image.blend(image, mask.convert("RGB"), 0.6)
         return Image.composite(overlay, image, Image.fromarray((classes > 0).astype("uint8") * 255))
 
