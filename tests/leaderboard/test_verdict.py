@@ -133,6 +133,21 @@ def test_over_several_tables() -> None:
     assert Overall(2, 1, (("gn", 1), ("bn", 0)), (), (("a", "gn"),)).sentence() == "At 2 images per device use gn"
 
 
+def test_what_few_seeds_leave_open_is_said() -> None:
+    of_voc, of_clips = ({"task": t, "metric": m} for t, m in (("voc", "miou"), ("something", "top1_acc")))
+    wide, best = [20.0, 60.0, 58.0, 59.0, 30.0], [60.0, 61.0, 60.5, 60.0, 61.0]
+    records = [
+        *tuned("gn+ws", BEST), *tuned("bn", FAR), *tuned("gn+ws", best, **of_voc), *tuned("bn", BEST, **of_voc),
+        *tuned("gn+ws", wide, **of_clips), *tuned("bn", best, **of_clips),
+    ]  # fmt: skip
+    answer = overall(verdicts(groups(records)))
+    assert answer is not None
+    assert answer.unclear == (("gn+ws", 1),)
+    assert answer.sentence().startswith(
+        "At one image per device use gn+ws: best or tied with the best in 2 of 3 tables, not decided in 1"
+    )
+
+
 def test_no_norm_is_recommended_and_forbidden() -> None:
     """Each is best in one table and far worse in the other: then the tables speak for themselves."""
     of_voc = {"task": "voc", "metric": "miou"}

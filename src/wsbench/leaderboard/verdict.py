@@ -235,6 +235,9 @@ class Overall:
     partly: tuple[tuple[str, int], ...] = ()
     """(norm that some of the tables lack, in how many it stands): in the tie group of each of those."""
 
+    unclear: tuple[tuple[str, int], ...] = ()
+    """(norm, in how many tables few seeds leave open whether it is far worse than the best)."""
+
     def sentence(self) -> str:
         """The answer in one sentence."""
         where = f"At {_images(self.images)} per device"
@@ -250,6 +253,8 @@ class Overall:
             said += f"; not significantly worse: {_listed([n for n, _ in good[1:]])}" if good[1:] else ""
         else:
             said = f"{where} use {good[0][0]}: best or tied with the best {self._in(good[0][1])}"
+            open_in = dict(self.unclear).get(good[0][0])
+            said += f", not decided in {open_in}" if open_in else ""
             also = [n if c == good[0][1] else f"{n} ({self._in(c)})" for n, c in good[1:]]
             said += f"; also tied: {_listed(also)}" if also else ""
             if self.partly:
@@ -296,4 +301,6 @@ def overall(found: Sequence[Verdict]) -> Overall | None:
     standing = [(s.norm, s in v.level) for v in chosen for s in v.standings if s.norm not in common]
     names = sorted({n for n, _ in standing})
     partly = [(n, sum(m == n for m, _ in standing)) for n in names if all(tied for m, tied in standing if m == n)]
-    return Overall(images, len(chosen), tuple(counts), tuple(worst), winners, tuple(partly))
+    unclear = [(n, sum(n in {s.norm for s in v.unclear} for v in chosen)) for n in sorted(common)]
+    unclear = [(n, c) for n, c in unclear if c]
+    return Overall(images, len(chosen), tuple(counts), tuple(worst), winners, tuple(partly), tuple(unclear))
