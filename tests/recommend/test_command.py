@@ -84,7 +84,7 @@ def test_an_answer(pictures: Path, here: Here, in_a_folder: None, capsys: pytest
     # interrupted, and said again
     here.left = 3
     assert main(asked) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     here.left = None
     assert main(asked) == 0
     assert len(here.ran) == 2 + 6 + 4, "nothing was run twice"

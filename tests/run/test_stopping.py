@@ -142,12 +142,26 @@ def test_in_an_evaluation(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_twice_is_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.1)  # at once it would be the echo of the first: see below
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         at_micro_step(patch, 6, twice)
         assert main([*line(root), "--checkpoint_every", "1"]) == 130
     assert "last.ckpt' holds step 1; " in capsys.readouterr().err
+
+
+def test_an_echo_is_one_signal(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`timeout` signals a process and then its group: the step is finished, and saved, all the same."""
+
+    def echo() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        at_micro_step(patch, 6, echo)
+        assert main([*line(root), "--checkpoint_every", "1"]) == 143
+    assert "last.ckpt' holds step 2; " in capsys.readouterr().err
 
 
 def test_the_time_that_a_start_may_take(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
