@@ -285,8 +285,8 @@ class BenchmarkData(LightningDataModule, ABC):
 
     @property
     def shown_reader(self) -> tuple[str, Callable[[Path], Any]] | None:
-        """The same for samples of val that loggers show, read as they are evaluated; None: there are no images."""
-        return self.prediction_reader
+        """The same for samples of val that loggers show, read as they are evaluated; None: they are not shown."""
+        return None
 
     def shown_samples(self, count: int) -> Dataset[dict[str, Any]] | None:
         """Some of val, evenly spread, as samples of ``predict``; None where there are no images."""

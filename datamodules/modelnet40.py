@@ -205,11 +205,6 @@ class ModelNet40(BenchmarkData):
         return CloudDataset(torch.from_numpy(np.ascontiguousarray(clouds)), torch.from_numpy(labels), files, augment)
 
     @property
-    def shown_reader(self) -> None:
-        """Clouds are no images."""
-        return
-
-    @property
     def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
         """Meshes."""
         return "cloud", partial(_read_cloud, points=self.points, up=self.up)

@@ -283,6 +283,11 @@ class SomethingSomething(BenchmarkData):
         return ClipDataset(clips, self.segments, transform, evaluate)
 
     @property
+    def shown_reader(self) -> tuple[str, Callable[[Path], Any]]:
+        """Frames have no turn of a camera: as for ``predict``."""
+        return self.prediction_reader
+
+    @property
     def prediction_reader(self) -> tuple[str, Callable[[Path], Any]]:
         """Folders of frames."""
         return "clip", self._read
