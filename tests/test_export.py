@@ -15,8 +15,8 @@ from torch import nn
 from tests import tiny
 from wsbench.__main__ import main
 from wsbench.configuration.restore import load_run
-from wsbench.export import command
-from wsbench.export.command import export
+from wsbench.export import export_command
+from wsbench.export.export_command import export
 from wsbench.export.writers import FACTS, SUFFIXES, WRITERS
 
 PICTURES = [task for task in tiny.TASKS if task != "coco"]
@@ -127,13 +127,15 @@ def test_a_graph_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = a_run("imagenet", "gn+ws", tmp_path / "run")
-    monkeypatch.setattr(command, "relative_difference", lambda a, b: 0.5)
+    monkeypatch.setattr(export_command, "relative_difference", lambda a, b: 0.5)
     assert main(["export", "--ckpt_path", str(checkpoint), "--format", "torchscript"]) == 2
     assert "differ from PyTorch's by 5.0e-01" in capsys.readouterr().err
     assert len(list((tmp_path / "run").iterdir())) == 2
     monkeypatch.undo()
-    assert command.relative_difference([torch.ones(2)], [torch.ones(3)]) == float("inf")
-    assert command.relative_difference([torch.tensor([1.0, 2.2])], [torch.tensor([1.0, 2.0])]) == pytest.approx(0.1)
+    assert export_command.relative_difference([torch.ones(2)], [torch.ones(3)]) == float("inf")
+    assert export_command.relative_difference([torch.tensor([1.0, 2.2])], [torch.tensor([1.0, 2.0])]) == pytest.approx(
+        0.1
+    )
 
 
 @pytest.mark.slow

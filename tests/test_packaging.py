@@ -34,6 +34,8 @@ BELOW = {
     "integrations": {"errors", "extras", "integrations", "norms"},
     "leaderboard": {"__init__", "leaderboard", "run", *BOTTOM},
     "grid": {"__init__", "configuration", "grid", "norms", "run", *BOTTOM},
+    "recommend": {"__init__", "cli", "datamodules", "grid", "leaderboard", "models", "norms", "options", "recommend",
+                  "run", *BOTTOM},
     "cli": {"__init__", "analysis", "cli", "configuration", "datamodules", "grid", "leaderboard", "norms", "options",
             "run", "tasks", *BOTTOM},
 }  # fmt: skip
@@ -75,6 +77,12 @@ def test_this_install_finds_recipes_and_datamodules() -> None:
     assert room.CLASSES[15] == "person"
 
 
+def test_every_room_has_rooms_below() -> None:
+    root = ROOT / "src" / "wsbench"
+    rooms = {path.stem for path in root.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(BELOW) == (rooms | {"datamodules"}) - {"__init__", "__main__"}
+
+
 @pytest.mark.parametrize("room", BELOW)
 def test_rooms_import_only_from_rooms_below(room: str) -> None:
     folder = ROOT / "datamodules" if room == "datamodules" else ROOT / "src" / "wsbench" / room
@@ -94,6 +102,24 @@ def test_rooms_import_only_from_rooms_below(room: str) -> None:
 
 
 def test_torch_free_rooms() -> None:
-    code = "import sys, wsbench.leaderboard.command, wsbench.leaderboard.page.command; print('torch' in sys.modules)"
+    commands = "wsbench.leaderboard.leaderboard_command, wsbench.leaderboard.page.report_command"
+    code = f"import sys, {commands}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_no_module_takes_the_name_of_what_its_room_exports() -> None:
+    """``from wsbench.analysis import diagnose`` would be the function or a module, by what was imported before."""
+    code = """if True:
+        import importlib, inspect, pkgutil, wsbench
+        rooms = {m.name for m in pkgutil.walk_packages(wsbench.__path__, "wsbench.") if m.ispkg}
+        for room in rooms:
+            for module in pkgutil.iter_modules(importlib.import_module(room).__path__, room + "."):
+                importlib.import_module(module.name)
+        for room in map(importlib.import_module, sorted(rooms)):
+            for name in getattr(room, "__all__", ()):
+                if inspect.ismodule(getattr(room, name)):
+                    print(room.__name__, name)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""

@@ -69,14 +69,14 @@ def _trainer(argv: Sequence[str]) -> int:
         print(fields.help_text(argv) if of_task else HELP, end="")  # which fields there are depends on the task
         return 0
     fields.require_known(argv[1:])
-    from wsbench.cli.command import main
+    from wsbench.cli.fit_command import main
 
     return main(argv)
 
 
 def _export(argv: Sequence[str]) -> int:
     args = arguments.export().parse_args(argv[1:])
-    from wsbench.export.command import main
+    from wsbench.export.export_command import main
 
     return main(args)
 
@@ -86,12 +86,12 @@ def _analyze(argv: Sequence[str]) -> int:
         if argv[1] == "doctor":
             print("wsbench: note: `analyze doctor` is called `analyze diagnose` now", file=sys.stderr)
         subject = arguments.analyze_diagnose().parse_args(argv[2:])
-        from wsbench.analysis.diagnose import main as diagnose
+        from wsbench.analysis.diagnose_command import main as diagnose
 
         return diagnose(subject)
     args, rest = arguments.analyze().parse_known_args(argv[1:])
-    from wsbench.analysis.command import main
-    from wsbench.cli.command import fit
+    from wsbench.analysis.analyze_command import main
+    from wsbench.cli.fit_command import fit
 
     return main(args, rest, fit)
 
@@ -113,7 +113,7 @@ def _recommend(argv: Sequence[str]) -> int:
     line, further = _divided(argv)
     args = arguments.recommend().parse_args(line)
     fields.require_known(further)
-    from wsbench.recommend.command import main
+    from wsbench.recommend.recommend_command import main
 
     return main(args, further)
 
@@ -121,7 +121,7 @@ def _recommend(argv: Sequence[str]) -> int:
 def _sweep(argv: Sequence[str]) -> int:
     line, further = _divided(argv)
     args = arguments.sweep().parse_args(line)
-    from wsbench.grid.command import main
+    from wsbench.grid.sweep_command import main
 
     return main(args, further, _resolver)
 
@@ -137,14 +137,14 @@ def _leaderboard(argv: Sequence[str]) -> int:
     if f"leaderboard {' '.join(rest[:1])}" in arguments.PARSERS:
         command, rest = f"leaderboard {rest[0]}", rest[1:]
     args = arguments.PARSERS[command]().parse_args(rest)
-    from wsbench.leaderboard.command import main
+    from wsbench.leaderboard.leaderboard_command import main
 
     return main(command, args)
 
 
 def _report(argv: Sequence[str]) -> int:
     args = arguments.report().parse_args(argv[1:])
-    from wsbench.leaderboard.page.command import main
+    from wsbench.leaderboard.page.report_command import main
 
     return main(args)
 

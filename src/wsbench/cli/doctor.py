@@ -105,7 +105,7 @@ def _optional(libraries: dict[str, str]) -> list[tuple[str, str, str, str]]:
 
 #: what wsbench imports of each package that it needs, where the name is another
 _MODULES = {
-    "scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "jsonargparse": "jsonargparse",
+    "scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml",
     "pycocotools": "pycocotools.mask", "torchvision": "torchvision.ops", "lightning": "lightning.pytorch",
     "tensorboard": "tensorboard.summary",
 }  # fmt: skip
@@ -125,8 +125,8 @@ def broken(names: Sequence[str]) -> dict[str, str]:
     """
     started = {
         name: subprocess.Popen(
-            [sys.executable, "-P", "-c", f"import {_MODULES.get(name, name)}"], stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-P", "-c", f"import {_MODULES.get(name, name.replace('-', '_'))}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for name in names
     }  # fmt: skip

@@ -14,7 +14,7 @@ import yaml
 from tests.running import fit, only_run
 from wsbench.__main__ import main
 from wsbench.cli.arguments import PARSERS
-from wsbench.cli.command import find_dataset
+from wsbench.cli.fit_command import find_dataset
 from wsbench.configuration.choice import ChoiceError, choose
 from wsbench.datamodules.errors import DatasetNotFoundError
 from wsbench.records import read_record

@@ -22,10 +22,10 @@ from wsbench.errors import UserError
 from wsbench.extras import altair, jinja2, vl_convert
 from wsbench.grid import drive
 from wsbench.grid import plan as plans
-from wsbench.grid.command import launcher_of
 from wsbench.grid.definition import load
 from wsbench.grid.launcher import Launcher
 from wsbench.grid.resources import memory
+from wsbench.grid.sweep_command import launcher_of
 from wsbench.grid.tuned import DIVERGED
 from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.page.render import render

@@ -14,7 +14,7 @@ from wsbench.grid import attempt
 from wsbench.grid.attempt import Outcome
 from wsbench.grid.cells import Cell, note_end, note_start
 from wsbench.grid.launcher import Event, Say
-from wsbench.recommend import command, measure
+from wsbench.recommend import measure, recommend_command
 from wsbench.records import read_record
 
 TINY = (
@@ -52,7 +52,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     launcher = Here()
-    monkeypatch.setattr(command, "launcher_of", lambda args: launcher)
+    monkeypatch.setattr(recommend_command, "launcher_of", lambda args: launcher)
     return launcher
 
 
@@ -78,9 +78,9 @@ def test_an_answer(pictures: Path, here: Here, in_a_folder: None, capsys: pytest
     assert len(here.ran) == 2  # what it measured
     # shortened here: a test has no hour
     out = Path("recommend/imagenet-my pictures")
-    written = json.loads((out / command.PLAN).read_text())
+    written = json.loads((out / recommend_command.PLAN).read_text())
     written["plan"] |= {"epochs": 1, "rates": [0.01, 0.03, 0.1], "most_rates": 3, "tuning_seeds": 1, "seeds": 2}
-    (out / command.PLAN).write_text(json.dumps(written))
+    (out / recommend_command.PLAN).write_text(json.dumps(written))
     # interrupted, and said again
     here.left = 3
     assert main(asked) == 130
@@ -91,8 +91,8 @@ def test_an_answer(pictures: Path, here: Here, in_a_folder: None, capsys: pytest
     said = capsys.readouterr().out
     assert "continues with the plan" in said
     assert "in your own code:" in said or "nothing can be recommended" in said
-    answer = json.loads((out / command.ANSWER).read_text())
-    page = (out / command.PAGE).read_text()
+    answer = json.loads((out / recommend_command.ANSWER).read_text())
+    page = (out / recommend_command.PAGE).read_text()
     assert answer["title"] in page.replace("&#39;", "'")
     records = [read_record(path) for path in (out / "runs").rglob("result.json")]
     assert {r.id for r in records} >= set(answer["records"])
