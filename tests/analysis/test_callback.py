@@ -81,7 +81,7 @@ def test_training_is_what_it_would_have_been(tmp_path: Path) -> None:
     train(theirs, WindowCallback())
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert all(m._tap is None for m in ours.modules() if isinstance(m, NormalizedLayer))
+    assert all("tap" not in m.attached for m in ours.modules() if isinstance(m, NormalizedLayer))
 
 
 @pytest.mark.parametrize(("precision", "most"), [("32-true", 1e-5), ("bf16-mixed", 2e-2)])
@@ -174,7 +174,7 @@ def test_an_error_leaves_no_tap_behind_and_a_resumed_run_repeats_no_line(tmp_pat
     callback = GradientShares(tmp_path)
     with pytest.raises(RuntimeError, match="killed"):
         train(module, callback, _Interrupt())
-    assert all(m._tap is None for m in module.modules() if isinstance(m, NormalizedLayer))
+    assert all("tap" not in m.attached for m in module.modules() if isinstance(m, NormalizedLayer))
     again = Module(net())
     train(again, GradientShares(tmp_path))
     assert [line["step"] for line in read(tmp_path)] == [0, 2]

@@ -86,6 +86,19 @@ def _compute(
         return from_rows(out.to(weight.dtype), weight, transposed, groups)
 
 
+class Attachments:
+    """What stands between a layer's weight and its operation for a while; the layer has one slot for all of it.
+
+    A use of the weight asks ``window``, its share of an accumulation window, for what to compute with, and computes the
+    effective weight itself where that has nothing (norms/share.py). What results is handed through ``tap``, which looks
+    at it or puts another in its place (norms/tap.py). Copies, pickles and the plain layer have no part in either.
+    """
+
+    def __init__(self) -> None:
+        self.window: Share | None = None
+        self.tap: Callable[[Tensor], Tensor] | None = None
+
+
 class NormalizedLayer(nn.Module):
     """What all layers with a weight normalization share; mixed in before a plain torch layer.
 
@@ -98,10 +111,7 @@ class NormalizedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     spec: NormSpec
-    #: the layer's share of an accumulation window, which is asked in every use (norms/share.py)
-    _window: "Share | None" = None
-    #: what the weight in use is handed through on its way to the layer's operation (norms/tap.py)
-    _tap: Callable[[Tensor], Tensor] | None = None
+    _attachments: Attachments | None = None
 
     def __init__(self, *args: Any, spec: str | NormSpec | None = None, **kwargs: Any) -> None:
         if spec is None:
@@ -185,11 +195,11 @@ class NormalizedLayer(nn.Module):
 
         Without gradients and in evaluation it is always fresh, and wherever the weight is not what the window saw.
         """
-        weight, tap = self._weight_in_use(), self._tap
-        return weight if tap is None or traced() else tap(weight)
+        weight, attached = self._weight_in_use(), self._attachments
+        return weight if attached is None or attached.tap is None or traced() else attached.tap(weight)
 
     def _weight_in_use(self) -> Tensor:
-        share, held = self._window, None
+        share, held = None if self._attachments is None else self._attachments.window, None
         if share is not None and self.training and torch.is_grad_enabled():
             if compiling():
                 needs = [getattr(self, name).requires_grad for name in ("weight", *self._extra)]
@@ -209,12 +219,20 @@ class NormalizedLayer(nn.Module):
         return (known["weight"], *[known[name] for name in self._extra]) if self._extra else (known["weight"],)
 
     @property
+    def attachments(self) -> Attachments:
+        """The layer's slot for windows and taps, to put one in."""
+        if self._attachments is None:
+            self._attachments = Attachments()
+        return self._attachments
+
+    @property
     def attached(self) -> tuple[str, ...]:
-        """What sets the weight in use for a while: ``window`` (an accumulation window), ``tap`` (norms/tap.py)."""
-        return tuple(name.removeprefix("_") for name in _PASSING if getattr(self, name) is not None)
+        """What sets the weight in use for a while: ``window``, ``tap``; see :class:`Attachments`."""
+        now = {} if self._attachments is None else vars(self._attachments)
+        return tuple(name for name, value in now.items() if value is not None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _PASSING}  # a copy has no part in it
+        return {k: v for k, v in self.__dict__.items() if k != "_attachments"}
 
     def extra_repr(self) -> str:
         """Arguments, for print."""
@@ -241,17 +259,12 @@ class NormalizedLayer(nn.Module):
             del new.__dict__[name]
         for name in self._remembered:
             del new._buffers[name]
-        for name in _PASSING:
-            new.__dict__.pop(name, None)
+        new.__dict__.pop("_attachments", None)
         for name in self._extra:
             del new._parameters[name]
         if weight is not None:
             new.register_parameter("weight", nn.Parameter(weight.detach().clone(), self.weight.requires_grad))
         return new
-
-
-#: attributes that a window or a tap sets for a while
-_PASSING = ("_window", "_tap")
 
 
 def effective_weight(layer: nn.Module) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsbench.errors import UserError
-from wsbench.norms.layers import NormalizedLayer
+from wsbench.norms.layers import Attachments, NormalizedLayer
 from wsbench.norms.reparametrized import reparametrization
 from wsbench.norms.stamp import Stamp
 from wsbench.norms.tracing import accumulates
@@ -93,8 +93,9 @@ class Share:
     def detach(self) -> None:
         """:meth:`drop`, and leave the layer."""
         self.drop()
-        if getattr(self.layer, "_window", None) is self:  # the layer may have become a plain one
-            self.layer._window = None
+        attached: Attachments | None = getattr(self.layer, "_attachments", None)  # the layer may be a plain one now
+        if attached is not None and attached.window is self:
+            attached.window = None
 
     # -- the weights, then and now ----------------------------------------------------------------------------------
 
@@ -181,8 +182,7 @@ class Share:
 
         The last one of a window that is not open computes freely.
         """
-        if self.layer._window is not self:
-            self.layer._window = self
+        self.layer.attachments.window = self
         self.last = last
         if self.compiled:
             self.was_compiled, self.compiled = True, False

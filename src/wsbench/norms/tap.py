@@ -50,21 +50,21 @@ class GradientTap:
     @property
     def is_open(self) -> bool:
         """Whether gradients are being gathered now."""
-        return any(layer._tap is not None for layer in self.layers.values())
+        return any(layer.attachments.tap is not None for layer in self.layers.values())
 
     def open(self) -> None:
         """Drop what was gathered and start gathering; TapError if a layer is tapped already."""
-        taken = [name for name, layer in self.layers.items() if layer._tap is not None]
+        taken = [name for name, layer in self.layers.items() if layer.attachments.tap is not None]
         if taken:
             raise TapError(f"the weight of '{taken[0]}' is tapped already; close that tap first")
         self.gradients = {}
         for name, layer in self.layers.items():
-            layer._tap = self._use_of(name)
+            layer.attachments.tap = self._use_of(name)
 
     def close(self) -> None:
         """Let go of the layers; what was gathered stays."""
         for layer in self.layers.values():
-            layer._tap = None
+            layer.attachments.tap = None
 
     def _use_of(self, name: str) -> Callable[[Tensor], Tensor]:
         def add(grad: Tensor) -> None:
@@ -94,15 +94,15 @@ def substituted(weights: Mapping[NormalizedLayer, Callable[[], Tensor]]) -> Iter
     Raises:
         TapError: a layer is tapped already.
     """
-    if any(layer._tap is not None for layer in weights):
+    if any(layer.attachments.tap is not None for layer in weights):
         raise TapError("a layer's weight is tapped already; close that tap first")
     try:
         for layer, value in weights.items():
-            layer._tap = _instead(value)
+            layer.attachments.tap = _instead(value)
         yield
     finally:
         for layer in weights:
-            layer._tap = None
+            layer.attachments.tap = None
 
 
 def _instead(value: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:

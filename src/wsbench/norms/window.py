@@ -64,10 +64,11 @@ class AccumulationWindow:
             raise WindowError("together=True takes a simple_loop=True: what it hands on is not seen before the end of "
                               "the last micro-step")  # fmt: skip
         for layer in model.modules():  # a window that is forgotten while it is open has gradients to hand on
-            if isinstance(layer, NormalizedLayer) and layer._window is not None and layer._window.gathered:
-                if layer._window.changed():
-                    raise WindowError(changed(layer._window.name))
-                layer._window.flush()
+            share = layer.attachments.window if isinstance(layer, NormalizedLayer) else None
+            if share is not None and share.gathered:
+                if share.changed():
+                    raise WindowError(changed(share.name))
+                share.flush()
         # DDP looks for unused parameters in what its module returns
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         self._root: nn.Module = model if self._ddp is None else self._ddp.module
