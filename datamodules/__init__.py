@@ -18,8 +18,8 @@ __all__ = ["COCO", "VOC", "BenchmarkData", "ImageNet", "ModelNet40", "SomethingS
 
 def data_class(task: str) -> type[BenchmarkData]:
     """The class of a task's data, which is imported now."""
-    found: type[BenchmarkData] = pkgutil.resolve_name(TASKS[task].data)
-    return found
+    cls: type[BenchmarkData] = pkgutil.resolve_name(TASKS[task].data)
+    return cls
 
 
 def __getattr__(name: str) -> Any:

@@ -217,8 +217,8 @@ def _segmentation(value: Any, size: tuple[int, int]) -> str | None:
             return f"run lengths of the 'size' {_short(stated)}, expected the image's height and width {list(size)}"
         pixels = _pixels(counts)
         if pixels != size[0] * size[1]:
-            said = "cannot be read" if pixels is None else f"are of {pixels} pixels"
-            return f"run lengths whose 'counts' {_short(counts)} {said}, expected {size[0]} x {size[1]}"
+            fault = "cannot be read" if pixels is None else f"are of {pixels} pixels"
+            return f"run lengths whose 'counts' {_short(counts)} {fault}, expected {size[0]} x {size[1]}"
         return None
     if not isinstance(value, list) or not value:
         return f"{_short(value)}, expected polygons [[x1, y1, x2, y2, x3, y3 ...] ...] or run lengths"

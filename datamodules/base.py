@@ -190,10 +190,10 @@ class BenchmarkData(LightningDataModule, ABC):
         Raises:
             DatasetNotFoundError: there is none; what was looked for, and what is there.
         """
-        found = None if root is None or not root.is_dir() else cls.place(root)
-        if found is None:
+        place = None if root is None or not root.is_dir() else cls.place(root)
+        if place is None:
             raise DatasetNotFoundError.under(cls.title, root, cls.looked_for, cls.task)
-        return found
+        return place
 
     @property
     @abstractmethod

@@ -15,8 +15,8 @@ def stamp(path: Path) -> list[int]:
 
     The time of change of the content can be set by anybody (archives and copies do), that of the file itself cannot.
     """
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 #: of what is kept; what earlier code derived otherwise must not be taken for what this one would

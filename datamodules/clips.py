@@ -61,14 +61,14 @@ def frames_of(folder: Path) -> tuple[Naming, int]:
         raise DatasetError(f"the clip '{folder}' {reason}; unpack it again, or take it off the list") from error
     if none:
         raise DatasetError(f"frame '{folder / none[0]}' is no file, or a link to nothing; unpack the clip again")
-    found = [_NUMBERED.match(name) for name in names]
-    matches = [m for m in found if m is not None]
+    numbered = [_NUMBERED.match(name) for name in names]
+    matches = [m for m in numbered if m is not None]
     if not matches:
         raise DatasetError(
             f"the clip '{folder}' has no frames (00001.jpg ...); unpack it again, or take it off the list"
         )
     if len(matches) < len(names):
-        other = next(name for name, m in zip(names, found, strict=True) if m is None)
+        other = next(name for name, m in zip(names, numbered, strict=True) if m is None)
         raise DatasetError(f"the clip '{folder}' has '{other}' among its numbered frames; remove it")
     first = min(matches, key=lambda m: int(m["number"]))
     kinds = {(m["prefix"], m["suffix"]) for m in matches}
@@ -77,8 +77,8 @@ def frames_of(folder: Path) -> tuple[Naming, int]:
         two = " and ".join(sorted(examples.values())[:2])
         raise DatasetError(f"the frames in '{folder}' are called in two ways, as {two}; keep one")
     naming = Naming(first["prefix"], len(first["number"]), first["suffix"], int(first["number"]))
-    there = set(names)
-    gap = next((naming.name(n) for n in range(1, len(names) + 1) if naming.name(n) not in there), None)
+    present = set(names)
+    gap = next((naming.name(n) for n in range(1, len(names) + 1) if naming.name(n) not in present), None)
     if gap is not None:
         raise DatasetError(f"frame '{folder / gap}' is missing among {len(names)} frames; unpack the clip again")
     return naming, len(names)

@@ -53,24 +53,24 @@ def split_place(folder: Path, split: str) -> Place | None:
     """Where a split lies in a dataset's folder; None if it has no annotation file."""
     names = (f"annotations/instances_{split}2017.json", f"annotations/instances_{split}.json",
              f"annotations/{split}.json", f"{split}.json", f"{split}/_annotations.coco.json")  # fmt: skip
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
+    annotations = next((folder / name for name in names if (folder / name).is_file()), None)
+    if annotations is None:
         return None
     places = (f"{split}2017", split, f"images/{split}2017", f"images/{split}", "images", ".")
-    return Place(found, next(folder / name for name in places if (folder / name).is_dir()))
+    return Place(annotations, next(folder / name for name in places if (folder / name).is_dir()))
 
 
 def place(root: Path) -> Path | None:
     """``root`` or ``root/coco``, whichever holds annotations of train and val; DatasetError if of one only."""
     for folder in (root, root / "coco"):
         places = {split: split_place(folder, split) for split in ("train", "val")}
-        found = [place for place in places.values() if place is not None]
-        if len(found) == 2:
+        complete = [place for place in places.values() if place is not None]
+        if len(complete) == 2:
             return folder
-        if found:
+        if complete:
             other = next(split for split, place in places.items() if place is None)
             raise DatasetError(
-                f"'{found[0].annotations}' is there, and no annotations of '{other}' are; looked for "
+                f"'{complete[0].annotations}' is there, and no annotations of '{other}' are; looked for "
                 f"'{folder}/annotations/instances_{other}2017.json', and for {other}.json"
             )
     return None
@@ -246,9 +246,9 @@ class COCO(BenchmarkData):
 
     @staticmethod
     def _place(folder: Path, split: str) -> Place:
-        found = split_place(folder, split)
-        assert found is not None
-        return found
+        place = split_place(folder, split)
+        assert place is not None
+        return place
 
     def _dataset(self, split: str) -> CocoDataset:
         where = self._places[split]

@@ -39,14 +39,14 @@ or, for ImageNet's own archives, which `python -m wsbench data imagenet` unpacks
 def splits_in(root: Path) -> Path | None:
     """``root`` or ``root/ILSVRC2012``, whichever holds train and val; DatasetError if it holds one of them."""
     places = (root, root / "ILSVRC2012")
-    there = {p: [split for split in ("train", "val") if (p / split).is_dir()] for p in places}
-    found = next((p for p in places if len(there[p]) == 2), None)
-    half = next((p for p in places if there[p]), None)
-    if found is None and half is not None:
-        other = "val" if there[half] == ["train"] else "train"
-        raise DatasetError(f"'{half / there[half][0]}' is there and '{half / other}' is not, or is no folder; lay the "
+    splits = {p: [split for split in ("train", "val") if (p / split).is_dir()] for p in places}
+    complete = next((p for p in places if len(splits[p]) == 2), None)
+    half = next((p for p in places if splits[p]), None)
+    if complete is None and half is not None:
+        other = "val" if splits[half] == ["train"] else "train"
+        raise DatasetError(f"'{half / splits[half][0]}' is there and '{half / other}' is not, or is no folder; lay the "
                            f"images of '{other}' there, in a folder for each class")  # fmt: skip
-    return found
+    return complete
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,11 @@ def list_split(folder: Path) -> Listing:
         raise _flat(folder)
     empty = [name for name, images in names.items() if not images]
     if empty:
-        there = next((one for one in unused if one.partition("/")[0] in empty), None)
+        unlisted = next((one for one in unused if one.partition("/")[0] in empty), None)
         raise DatasetError(
             f"{len(empty)} class folders in '{folder}' have no images ({', '.join(empty[:3])}"
-            f"{f'; there is {there}' if there else ''}); fill or remove them (images end in {', '.join(PICTURES)})"
+            f"{f'; there is {unlisted}' if unlisted else ''}); fill or remove them (images "
+            f"end in {', '.join(PICTURES)})"
         )
     if changed or set(kept) != set(names):
         entries = {n: {"changed": stamps[n], "names": names[n], "sizes": sizes[n]} for n in names}
@@ -230,15 +231,15 @@ class ImageNet(BenchmarkData):
     @staticmethod
     def place(root: Path) -> Path | None:
         """``root`` or ``root/ILSVRC2012``, with class folders in both train and val."""
-        found = splits_in(root)
-        if found is None:
+        folder = splits_in(root)
+        if folder is None:
             return None
-        without = [split for split in ("train", "val") if not folders_in(found / split)]
-        if without and len(without) == 2 and not any((found / split).iterdir() for split in without):
+        without = [split for split in ("train", "val") if not folders_in(folder / split)]
+        if without and len(without) == 2 and not any((folder / split).iterdir() for split in without):
             return None
         if without:
-            raise _flat(found / without[0])
-        return found
+            raise _flat(folder / without[0])
+        return folder
 
     def read(self, train: bool) -> None:
         """List the images of the splits that are needed, once."""

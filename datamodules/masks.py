@@ -53,9 +53,9 @@ def open_mask(path: Path) -> Image.Image:
 
 def _look(path: Path) -> Mask:
     mask = open_mask(path)
-    there = [value for value, number in enumerate(mask.histogram()[:VOID]) if number]
+    values = [value for value, number in enumerate(mask.histogram()[:VOID]) if number]
     digest = hashlib.sha256(f"{mask.size}".encode() + mask.tobytes()).hexdigest()
-    return Mask(digest, max(there, default=-1), min(there, default=VOID))
+    return Mask(digest, max(values, default=-1), min(values, default=VOID))
 
 
 def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
@@ -66,7 +66,7 @@ def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
     """
     folders = sorted({path.parent for path in paths})
     kept = {folder: read_kept("masks", folder) for folder in folders}
-    known: dict[Path, Mask] = {}
+    masks: dict[Path, Mask] = {}
     stamps: dict[Path, list[int]] = {}
     for path in paths:
         try:
@@ -75,8 +75,8 @@ def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
             raise DatasetError(f"cannot read '{path}': {error.strerror}") from error
         entry = kept[path.parent].get(path.name)
         if entry is not None and len(entry) == 4 and entry[0] == stamps[path]:
-            known[path] = Mask(*entry[1:])
-    new = [path for path in dict.fromkeys(paths) if path not in known]
+            masks[path] = Mask(*entry[1:])
+    new = [path for path in dict.fromkeys(paths) if path not in masks]
     wrong: list[DatasetError] = []
 
     def look(path: Path) -> tuple[Path, Mask | DatasetError]:
@@ -86,20 +86,22 @@ def look_at_masks(paths: Sequence[Path]) -> list[Mask]:
             return path, error
 
     with ThreadPoolExecutor() as pool:
-        found = pool.map(look, new)
+        looked_at = pool.map(look, new)
         console = Console(stderr=True)
-        for path, mask in track(found, "looking at masks, once", len(new), console=console, disable=len(new) < _MANY):
+        for path, mask in track(
+            looked_at, "looking at masks, once", len(new), console=console, disable=len(new) < _MANY
+        ):
             if isinstance(mask, DatasetError):
                 wrong.append(mask)
             else:
-                known[path] = mask
+                masks[path] = mask
     for folder in {path.parent for path in new}:
         entries = kept[folder] | {
-            p.name: [stamps[p], m.sha256, m.highest, m.lowest] for p, m in known.items() if p.parent == folder
+            p.name: [stamps[p], m.sha256, m.highest, m.lowest] for p, m in masks.items() if p.parent == folder
         }
         keep("masks", folder, entries)
     refuse_all(wrong)
-    return [known[path] for path in paths]
+    return [masks[path] for path in paths]
 
 
 def palette_of(path: Path) -> list[int] | None:

@@ -1,6 +1,5 @@
 """Triangle meshes from files that anybody may have written: looked at before a native library gets to see them."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DAMAGED, DatasetError
 from wsbench.extras import open3d, trimesh
 
 #: suffixes of meshes, in any case
@@ -130,18 +129,17 @@ def _faces_of_ply(path: Path) -> int:
 
 def _read_other(path: Path) -> _Raw:
     module = trimesh()
-    said = _faces_of_ply(path) if path.suffix.lower() == ".ply" else 0
+    promised = _faces_of_ply(path) if path.suffix.lower() == ".ply" else 0
     try:
         mesh: Any = module.load(str(path), process=False, force="mesh")
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    except (
-        ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, EOFError, MemoryError, OverflowError,
-        StopIteration, NotImplementedError, struct.error,
-    ) as error:  # fmt: skip
+    except DAMAGED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DatasetError(f"cannot read '{path}' as a mesh: {reason}") from error
-    if len(faces) < said:
-        raise DatasetError(f"'{path}' is cut off or damaged: its header says {said} faces, {len(faces)} can be read")
+    if len(faces) < promised:
+        raise DatasetError(
+            f"'{path}' is cut off or damaged: its header says {promised} faces, {len(faces)} can be read"
+        )
     return _Raw(vertices, faces)
 
 

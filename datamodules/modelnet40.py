@@ -78,8 +78,8 @@ def mesh_classes(folder: Path) -> tuple[str, ...]:
 
 
 def _meshes_in(place: Path) -> list[Path]:
-    there = place.iterdir() if place.is_dir() else ()
-    return sorted(p for p in there if p.suffix.lower() in MESH_SUFFIXES and is_meant(p))
+    entries = place.iterdir() if place.is_dir() else ()
+    return sorted(p for p in entries if p.suffix.lower() in MESH_SUFFIXES and is_meant(p))
 
 
 def mesh_files(folder: Path, split: str) -> list[Path]:
@@ -87,15 +87,15 @@ def mesh_files(folder: Path, split: str) -> list[Path]:
     files: list[Path] = []
     for name in mesh_classes(folder):
         place = folder / name / split
-        found = _meshes_in(place)
-        none = next((p for p in found if not p.is_file()), None)
+        meshes = _meshes_in(place)
+        none = next((p for p in meshes if not p.is_file()), None)
         if none is not None:
             raise DatasetError(f"'{none}' is no file, or a link to nothing; replace it")
-        if not found:
+        if not meshes:
             raise DatasetError(
                 f"no meshes in '{place}'; every class needs some (they end in {', '.join(MESH_SUFFIXES)})"
             )
-        files += found
+        files += meshes
     return files
 
 
@@ -146,10 +146,10 @@ class ModelNet40(BenchmarkData):
                                    "one a line, as test_files.txt those of 'test'")  # fmt: skip
         for folder in (root / MESHES, root):
             for split, other in (("train", "test"), ("test", "train")):
-                found = next((c for c in folders_in(folder) if _meshes_in(c / split)), None)
-                if found is not None:
+                category = next((c for c in folders_in(folder) if _meshes_in(c / split)), None)
+                if category is not None:
                     raise DatasetError(
-                        f"'{found / split}' has meshes, and no class folder in '{folder}' has '{other}' beside "
+                        f"'{category / split}' has meshes, and no class folder in '{folder}' has '{other}' beside "
                         f"'{split}'; `python -m wsbench data modelnet40` shows the layout"
                     )
         return None
@@ -182,8 +182,8 @@ class ModelNet40(BenchmarkData):
         if self.form == "off":
             files = mesh_files(folder, split)
             # where, and times of change: a mesh that was mended may be as long as before, or as another's
-            found = [f"{p.resolve()} {' '.join(map(str, stamp(p)))}" for p in files]
-            cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{self.up}-{checksum(found)[:16]}.npy"
+            sources = [f"{p.resolve()} {' '.join(map(str, stamp(p)))}" for p in files]
+            cache = cache_root() / "modelnet40" / f"{split}-{SAMPLED}-{self.up}-{checksum(sources)[:16]}.npy"
             whole = sample_meshes(files, max(SAMPLED, self.points), cache, self.up)
             clouds = whole[:, : self.points]
             labels = np.array([self.classes.index(p.parent.parent.name) for p in files])

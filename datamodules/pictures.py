@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DAMAGED, DatasetError
 from wsbench.datamodules.lists import is_meant
 
 #: suffixes of images, in any case
@@ -30,11 +30,6 @@ PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", "
 UNREAD = (".gif", ".jp2", ".heic", ".heif", ".avif", ".tga")
 #: longest file name in bytes, as most file systems have it
 _LONGEST_NAME = 255
-#: what Pillow's decoders raise at damaged files
-_DAMAGED = (
-    OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError,
-    AttributeError, NotImplementedError, ZeroDivisionError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
 #: pixels of an image from which on it is refused, as Pillow has it
 _MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
@@ -67,11 +62,11 @@ def _check_sums(content: bytes) -> None:
     place = 8 if content.startswith(b"\x89PNG\r\n\x1a\n") else len(content)
     while place + 12 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4], "big")
-        kind, said = content[place + 4 : place + 8], content[end : end + 4]
+        kind, stated = content[place + 4 : place + 8], content[end : end + 4]
         if (
             kind[:1].isupper()
-            and len(said) == 4
-            and zlib.crc32(content[place + 4 : end]) != int.from_bytes(said, "big")
+            and len(stated) == 4
+            and zlib.crc32(content[place + 4 : end]) != int.from_bytes(stated, "big")
         ):
             raise ValueError(f"a wrong check sum in {kind.decode('ascii', 'replace')}")
         place = end + 4
@@ -98,7 +93,7 @@ def decode(path: str | Path, content: bytes) -> Image.Image:
                 return image
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _cannot_read(path, error) from error
 
 
@@ -113,7 +108,7 @@ def _decode_rgb(path: str | Path, content: bytes, upright: bool) -> Image.Image:
     image = decode(path, content)
     try:
         return as_rgb(ImageOps.exif_transpose(image) if upright else image)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _cannot_read(path, error) from error
 
 
@@ -168,7 +163,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
             return image.height, image.width
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _cannot_read(path, error) from error
 
 
@@ -187,9 +182,9 @@ def user_files(folder: Path, suffixes: Sequence[str], recursive: bool, what: str
     Raises:
         DatasetError: there is none.
     """
-    found = folder.rglob("*") if recursive else folder.iterdir()
+    entries = folder.rglob("*") if recursive else folder.iterdir()
     files = sorted(
-        p for p in found if p.is_file() and all(is_meant(Path(part)) for part in p.relative_to(folder).parts)
+        p for p in entries if p.is_file() and all(is_meant(Path(part)) for part in p.relative_to(folder).parts)
     )
     chosen = [p for p in files if p.suffix.lower() in suffixes]
     if not chosen:
@@ -245,8 +240,8 @@ class PredictionFolder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample, its path, and what its predictions are to be called."""
-        found = self.read(self.paths[index])
-        sample = found if isinstance(found, dict) else {self.key: found}
+        read = self.read(self.paths[index])
+        sample = read if isinstance(read, dict) else {self.key: read}
         return {**sample, "path": str(self.paths[index]), "name": self.names[index]}
 
 

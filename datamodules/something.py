@@ -135,7 +135,7 @@ def count_frames(clips: Path, names: Sequence[str], listed: Path) -> dict[str, t
     """
     wrong: list[DatasetError] = []
     kept = read_kept("something", clips)
-    found: dict[str, tuple[Naming, int]] = {}
+    counted: dict[str, tuple[Naming, int]] = {}
     entries = dict(kept)
     place = str(clips)
     for name in names:
@@ -154,11 +154,11 @@ def count_frames(clips: Path, names: Sequence[str], listed: Path) -> dict[str, t
                 continue
             entries[name] = [changed, frames, naming.prefix, naming.digits, naming.suffix, naming.first]
             entry = entries[name]
-        found[name] = (Naming(*entry[2:]), entry[1])
+        counted[name] = (Naming(*entry[2:]), entry[1])
     if entries != kept:
         keep("something", clips, entries)
     refuse_all(wrong)
-    return found
+    return counted
 
 
 class SomethingSomething(BenchmarkData):
@@ -224,16 +224,16 @@ class SomethingSomething(BenchmarkData):
             self.doubt_shared(*([str(clip.folder) for clip in data.clips] for data in (self.train_data, self.val_data)))
 
     def _form(self, root: Path) -> str:
-        there = {"csv": has_csv(root), "videofolder": has_lists(root)}
+        forms = {"csv": has_csv(root), "videofolder": has_lists(root)}
         if self.lists != "auto":
-            if not there[self.lists]:
+            if not forms[self.lists]:
                 names = LISTS.values() if self.lists == "videofolder" else [csv_file(root, p).name for p in CSV]
                 raise DatasetError(f"'{root}' has no {', '.join(names)}; see `{self.command}`")
             return self.lists
-        if all(there.values()):
+        if all(forms.values()):
             self._refuse_two_truths(root)
         # either names the same clips; lists are in alphabetical order or not, the CSV files can be read in both
-        return "csv" if there["csv"] else "videofolder"
+        return "csv" if forms["csv"] else "videofolder"
 
     def _refuse_two_truths(self, root: Path) -> None:
         """Lists that were made of CSV files which have changed since would train on what was there before."""
@@ -296,14 +296,14 @@ class SomethingSomething(BenchmarkData):
         """Clips below ``pictures``."""
         folder = self.user_folder("clips")
         if self.recursive:
-            found = sorted(p for p in folder.rglob("*") if p.is_dir() and not folders_in(p) and is_meant(p))
+            clips = sorted(p for p in folder.rglob("*") if p.is_dir() and not folders_in(p) and is_meant(p))
         else:
-            found = folders_in(folder)
-        if not found:
+            clips = folders_in(folder)
+        if not clips:
             raise DatasetError(f"no folders of frames in '{folder}'")
         self.passed_over = sorted(p for p in folder.iterdir() if p.is_file() and is_meant(p))
         key, read = self.prediction_reader
-        return PredictionFolder(found, folder, read, key)
+        return PredictionFolder(clips, folder, read, key)
 
     def _read(self, folder: Path) -> Tensor:
         naming, frames = frames_of(folder)

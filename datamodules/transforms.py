@@ -142,10 +142,10 @@ class SegmentationTransform:
         starts = [int(uniform() * (max(side, self.crop) - self.crop + 1)) for side in size]
         stops = [min(start + self.crop, side) for start, side in zip(starts, size, strict=True)]
         place = (slice(starts[0], stops[0]), slice(starts[1], stops[1]))
-        found = resized_crop(picture, size, place, self.interpolation), nearest(mask, size, place)
-        valid = tuple(found[1].shape)
+        image, labels = resized_crop(picture, size, place, self.interpolation), nearest(mask, size, place)
+        height, width = labels.shape
         crop = self.crop
-        return pad_to(found[0], crop, crop, 0).contiguous(), pad_to(found[1], crop, crop, VOID), (valid[0], valid[1])
+        return pad_to(image, crop, crop, 0).contiguous(), pad_to(labels, crop, crop, VOID), (height, width)
 
 
 def read_mask(mask: Image.Image) -> Tensor:

@@ -70,10 +70,10 @@ def read_list(devkit: Path, split: str) -> list[Listed]:
     """
     path = list_file(devkit, split)
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in (devkit / LISTS).glob("*.txt") if is_meant(p))) or "none"
+        available = ", ".join(sorted(p.stem for p in (devkit / LISTS).glob("*.txt") if is_meant(p))) or "none"
         how = f"`{DATA_COMMAND}` builds it where SBD lies, or choose" if split == "trainaug" else "choose"
         raise DatasetError(f"'{path}' is missing; {how} another list by --data.train_set and --data.val_set (there "
-                           f"are: {there})")  # fmt: skip
+                           f"are: {available})")  # fmt: skip
     listed = []
     for line in names_of(path):
         columns = line.split()
@@ -170,13 +170,13 @@ class VOC(BenchmarkData):
     @staticmethod
     def place(root: Path) -> Path | None:
         """The devkit below ``root``; DatasetError if half of it is there."""
-        found = place(root)
-        for devkit in () if found else (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+        folder = place(root)
+        for devkit in () if folder else (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
             parts = (devkit / "JPEGImages", devkit / LISTS)
             missing = [part for part in parts if not part.is_dir()]
             if len(missing) == 1:
                 raise DatasetError(f"'{missing[0]}' is missing, or is no folder; the layout is\n{LAYOUT}")
-        return found
+        return folder
 
     def read(self, train: bool) -> None:
         """Read the lists, find every file, look into the masks."""
@@ -203,18 +203,18 @@ class VOC(BenchmarkData):
         if split == "train" and self.train_labels != "auto" and any(one.mask for one in listed):
             raise DatasetError(f"the list '{self.train_set}' names its masks itself; leave --data.train_labels out")
         source = list_file(devkit, self.train_set if split == "train" else self.val_set)
-        there: dict[str, list[str]] = {}
+        by_stem: dict[str, list[str]] = {}
         if any(one.image is None for one in listed):
             for path in sorted((devkit / "JPEGImages").iterdir()):
                 if path.suffix.lower() in PICTURES and is_meant(path):
-                    there.setdefault(path.stem, []).append(path.name)
+                    by_stem.setdefault(path.stem, []).append(path.name)
         images, masks = [], []
         for one in listed:
-            found = there.get(one.name, [f"{one.name}.jpg"])
-            if one.image is None and len(found) > 1:
-                raise DatasetError(f"'{source}' names '{one.name}', which may be {' or '.join(found)} in "
+            names = by_stem.get(one.name, [f"{one.name}.jpg"])
+            if one.image is None and len(names) > 1:
+                raise DatasetError(f"'{source}' names '{one.name}', which may be {' or '.join(names)} in "
                                    f"'{devkit / 'JPEGImages'}'; remove one, or list paths")  # fmt: skip
-            images.append(inside(devkit, f"JPEGImages/{found[0]}" if one.image is None else one.image, source))
+            images.append(inside(devkit, f"JPEGImages/{names[0]}" if one.image is None else one.image, source))
             masks.append(inside(devkit, one.mask or f"{labels}/{one.name}.png", source))
         missing = [p for p in (*images, *masks) if not p.is_file()]
         if missing:

@@ -18,7 +18,7 @@ COUNTS: dict[Split, int] = {"train": 500, "val": 100}
 
 def instances(classes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     """The annotations of a scene, without ids: what is visible of each digit, as run lengths, category = digit + 1."""
-    found = []
+    shapes = []
     for number in sorted(set(np.unique(numbers)) - {0, VOID}):
         visible = numbers == number
         if visible.sum() < 40:
@@ -28,9 +28,9 @@ def instances(classes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> l
         encoded = rle.encode(np.asfortranarray(visible.astype(np.uint8)))
         encoded["counts"] = encoded["counts"].decode("ascii")
         category = int(np.bincount(classes[visible]).argmax())
-        found.append({"category_id": category, "bbox": box, "area": int(visible.sum()), "iscrowd": 0,
+        shapes.append({"category_id": category, "bbox": box, "area": int(visible.sum()), "iscrowd": 0,
                       "segmentation": encoded})  # fmt: skip
-    return found
+    return shapes
 
 
 def write(folder: Path) -> None:
@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
             Image.fromarray(picture).save(place / name, quality=92)
             height, width = classes.shape
             images.append({"id": i, "file_name": name, "height": height, "width": width})
-            for found in instances(classes, numbers):
-                annotations.append({"id": len(annotations) + 1, "image_id": i} | found)
+            for shape in instances(classes, numbers):
+                annotations.append({"id": len(annotations) + 1, "image_id": i} | shape)
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))

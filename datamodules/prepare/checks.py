@@ -45,9 +45,9 @@ class Checked(Protocol):
         """Read all of a sample; DatasetError if that cannot be done."""
 
 
-def counted(what: str, expected: int, found: int, hint: str, unit: str) -> Finding:
+def counted(what: str, expected: int, actual: int, hint: str, unit: str) -> Finding:
     """A number of things."""
-    return Finding(what, f"{expected:,} {unit}", f"{found:,} {unit}", found == expected, hint)
+    return Finding(what, f"{expected:,} {unit}", f"{actual:,} {unit}", actual == expected, hint)
 
 
 _dataset: Any = None
@@ -60,15 +60,15 @@ def _take(dataset: Checked) -> None:
 
 
 def _problems(indices: Sequence[int]) -> list[tuple[int, str]]:
-    found = []
+    problems = []
     for index in indices:
         try:
             _dataset.check(index)
         except (DatasetError, MissingPartError) as error:
-            found.append((index, str(error)))
+            problems.append((index, str(error)))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is this sample's and would end training, too
-            found.append((index, f"cannot read '{_dataset.path(index)}': {type(error).__name__}: {error}"))
-    return found
+            problems.append((index, f"cannot read '{_dataset.path(index)}': {type(error).__name__}: {error}"))
+    return problems
 
 
 def _pool(dataset: Checked, processes: int) -> ProcessPoolExecutor:

@@ -10,7 +10,7 @@ from torchvision.datasets.imagenet import (
     parse_val_archive,
 )
 
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DAMAGED, DatasetError
 from wsbench.datamodules.lists import inside
 from wsbench.datamodules.prepare.base import Asked, Preparation
 from wsbench.datamodules.prepare.split import images_without_val, split_images
@@ -73,16 +73,7 @@ def _wnids(root: Path) -> list[str]:
     """The class of each image of ``val``, as torchvision wrote them from the devkit."""
     try:
         wnids: list[str] = list(load_meta_file(str(root))[1])
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (RuntimeError, pickle.UnpicklingError, *DAMAGED) as error:
         raise DatasetError(
             f"'{root / 'meta.bin'}' cannot be read; remove it, and it is made of the devkit again"
         ) from error

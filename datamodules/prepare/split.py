@@ -39,12 +39,12 @@ def _drawn(names: Sequence[str], share: float, what: str) -> dict[str, list[str]
 
 def _classes_in(root: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
     """``{class: files}`` of class folders that hold files themselves."""
-    found = {}
+    classes = {}
     for folder in folders_in(root):
         files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in suffixes and is_meant(p) and p.is_file())
         if files:
-            found[folder.name] = files
-    return found
+            classes[folder.name] = files
+    return classes
 
 
 def _of_classes(root: Path, share: float) -> dict[str, dict[str, list[str]]]:

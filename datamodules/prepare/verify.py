@@ -68,5 +68,5 @@ def _read(name: str, samples: Any, everything: bool) -> Finding:
     texts = [text for _, text in problems[:_LISTED]]
     if len(problems) > _LISTED:
         texts.append(f"and {len(problems) - _LISTED:,} more")
-    found = f"{len(problems):,} broken"
-    return Finding(f"{name}: read", f"{tried} readable", found, False, _MEND, tuple(texts))
+    outcome = f"{len(problems):,} broken"
+    return Finding(f"{name}: read", f"{tried} readable", outcome, False, _MEND, tuple(texts))

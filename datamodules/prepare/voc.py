@@ -14,7 +14,7 @@ from scipy.io.matlab import MatReadError
 from torchvision.datasets import SBDataset, VOCSegmentation
 from torchvision.datasets.utils import download_and_extract_archive
 
-from wsbench.datamodules.errors import DatasetError
+from wsbench.datamodules.errors import DAMAGED, DatasetError
 from wsbench.datamodules.lists import inside, names_of
 from wsbench.datamodules.palette import palette_image
 from wsbench.datamodules.prepare.base import Asked, Preparation
@@ -60,17 +60,17 @@ def sbd_mask(path: Path) -> NDArray[np.uint8]:
         if mask.ndim != 2 or mask.dtype.kind not in "uif" or not mask.size:
             raise ValueError(f"its Segmentation is {mask.dtype} {mask.shape}, expected (height, width) of numbers")
         return mask.astype(np.uint8)
-    except (MatReadError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (MatReadError, *DAMAGED) as error:
         raise DatasetError(f"'{path}' is no class mask of SBD ({error}); unpack {SBD_ARCHIVE} again") from error
 
 
 def _hdf5_mask(path: Path) -> NDArray[np.uint8]:
     """GTcls.Segmentation of a file of MATLAB 7.3, whose arrays lie column by column."""
     with h5py.File(path, "r") as file:
-        found = file["GTcls"]["Segmentation"]
-        if found.dtype == h5py.ref_dtype:
-            found = file[found[()].flat[0]]
-        mask: NDArray[np.uint8] = found[()].T
+        segmentation = file["GTcls"]["Segmentation"]
+        if segmentation.dtype == h5py.ref_dtype:
+            segmentation = file[segmentation[()].flat[0]]
+        mask: NDArray[np.uint8] = segmentation[()].T
         return mask
 
 
@@ -177,10 +177,10 @@ def check_trainaug(root: Path) -> list[Finding]:
     assert folder is not None
     listed = folder / LISTS / "trainaug.txt"
     if listed.is_file():
-        found = len(read_list(folder, "trainaug"))
+        count = len(read_list(folder, "trainaug"))
         again = f"{DATA_COMMAND} --root {root} --rebuild"
         whole = COUNTS["trainaug"]
-        return [Finding("trainaug", f"{whole:,} names", f"{found:,} names", found == whole, again)]
+        return [Finding("trainaug", f"{whole:,} names", f"{count:,} names", count == whole, again)]
     sbd = find_sbd(root)
     masks = 0 if sbd is None else sum(1 for _ in (sbd / "cls").glob("*.mat"))
     hint = (

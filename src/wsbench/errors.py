@@ -42,13 +42,13 @@ def _message(text: str) -> str:
     wrapped = _WRAPPED.match(text)
     if wrapped is None:
         return text
-    said = [*re.finditer(rf"^[\w.]*\b{wrapped['name']}: ", text, re.MULTILINE)]
-    return text[said[-1].end() :].rstrip("\n") if said else text
+    occurrences = [*re.finditer(rf"^[\w.]*\b{wrapped['name']}: ", text, re.MULTILINE)]
+    return text[occurrences[-1].end() :].rstrip("\n") if occurrences else text
 
 
 def printable(text: str) -> str:
     """Text with what would move a terminal's cursor, or change its colours, written out; line breaks stay."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def shortened(text: str) -> str:
@@ -105,8 +105,8 @@ def exit_status(work: Callable[[], int]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        said = for_the_user(error)
-        if said is None or os.environ.get("WSBENCH_DEBUG"):
+        message = for_the_user(error)
+        if message is None or os.environ.get("WSBENCH_DEBUG"):
             raise
-        print(printable(f"wsbench: {said.label}{said}"), file=sys.stderr)
-        return said.exit_status
+        print(printable(f"wsbench: {message.label}{message}"), file=sys.stderr)
+        return message.exit_status

@@ -102,13 +102,13 @@ def _of_report(name: str, package: str) -> Any:
     return _extra(name, f"the report needs {package}", "report")
 
 
-def _extra(module: str, words: str, extra: str) -> Any:
+def _extra(module: str, purpose: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise MissingPartError(f"{words}, which is not installed: pip install 'wsbench[{extra}]'") from error
+        raise MissingPartError(f"{purpose}, which is not installed: pip install 'wsbench[{extra}]'") from error
 
 
 def altair() -> Any:

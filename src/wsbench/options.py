@@ -24,8 +24,8 @@ def parse_duration(text: str) -> float:
         ValueError: it is no such duration, or none at all.
         OverflowError: it is longer than can be counted.
     """
-    found = _DURATION.fullmatch(text.strip())
-    parts = [int(part or 0) for part in found.groups()] if found else [0]
+    match = _DURATION.fullmatch(text.strip())
+    parts = [int(part or 0) for part in match.groups()] if match else [0]
     if not any(parts):
         raise ValueError(f"'{text}' is no duration such as 10m, 1h30m or 90s")
     days, hours, minutes, seconds = parts
@@ -70,9 +70,9 @@ def unknown_options(message: str, names: Sequence[str]) -> str | None:
     unknown = _UNKNOWN.search(" ".join(message.split()))
     if unknown is None:
         return None
-    words = unknown[1].split()
-    options = [word for word in words if word.startswith("-")]
-    return "; ".join(nearest(word, names) for word in options) or f"too many arguments: {' '.join(words)}"
+    unrecognized = unknown[1].split()
+    options = [word for word in unrecognized if word.startswith("-")]
+    return "; ".join(nearest(word, names) for word in options) or f"too many arguments: {' '.join(unrecognized)}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,8 +84,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, which names what was meant, instead of printing and leaving."""
         names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        said = unknown_options(message, names)
-        if said is None:
+        text = unknown_options(message, names)
+        if text is None:
             of = _OF_OPTION.fullmatch(message)
-            said = f"{of['name']}: {of['what']}" if of else f"{message}; {self.prog} --help explains"
-        raise UsageError(shortened(said))
+            text = f"{of['name']}: {of['what']}" if of else f"{message}; {self.prog} --help explains"
+        raise UsageError(shortened(text))

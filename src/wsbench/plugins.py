@@ -52,7 +52,7 @@ def request(argv: Sequence[str]) -> list[str]:
         PluginError: an option without a module, or one that is no name of a module.
     """
     rest: list[str] = []
-    found = requested()
+    modules = requested()
     arguments = iter(argv)
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -63,9 +63,9 @@ def request(argv: Sequence[str]) -> list[str]:
             value = next(arguments, "")
         if not value or not all(part.isidentifier() for part in value.split(".")):
             raise PluginError(f"{OPTION} {value}".rstrip() + ": expected the name of a module, such as my_norms")
-        found.append(value)
-    if found:
-        os.environ[VARIABLE] = ",".join(dict.fromkeys(found))
+        modules.append(value)
+    if modules:
+        os.environ[VARIABLE] = ",".join(dict.fromkeys(modules))
         search_here()  # a configuration may name classes of these modules
     return rest
 
@@ -88,9 +88,9 @@ def load(add: Callable[[str, Any], None]) -> None:
     """
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
-            found = point.load()
-            if not inspect.ismodule(found):
-                add(point.name, found)
+            loaded = point.load()
+            if not inspect.ismodule(loaded):
+                add(point.name, loaded)
         except Exception as error:  # noqa: BLE001  # whatever somebody's module raises
             package = point.dist.name if point.dist is not None else "a package"
             broken[point.name] = f"{package} ({point.value}): {type(error).__name__}: {error}"
@@ -117,7 +117,7 @@ def source(factory: object) -> dict[str, str] | None:
     if top == __name__.partition(".")[0]:
         return None
     packages = importlib.metadata.packages_distributions().get(top, [])
-    found = (
+    origin = (
         {"package": packages[0], "version": importlib.metadata.version(packages[0])} if packages else {"package": top}
     )
     file = getattr(sys.modules.get(top), "__file__", None)
@@ -127,5 +127,5 @@ def source(factory: object) -> dict[str, str] | None:
         digest = hashlib.sha256()
         for each in files:
             digest.update(f"{each.relative_to(path.parent).as_posix()}\n".encode() + each.read_bytes())
-        found["sha256"] = digest.hexdigest()
-    return found
+        origin["sha256"] = digest.hexdigest()
+    return origin

@@ -62,6 +62,8 @@ class TaskEntry:
         classes_of_data: whether the data alone says how many classes there are; segmentations may lack one of theirs.
         counted_background: whether the number of classes in checkpoints of the first version counted background.
         sample_size: the option that makes samples smaller, and so a step cheaper.
+        torchvision_classifies: whether torchvision's classification networks are networks of this task, by their bare
+            names.
         evaluates_whole: whether a sample is evaluated whole, and so may cost more than the crop that is trained on.
     """
 
@@ -78,6 +80,7 @@ class TaskEntry:
     classes_of_data: bool = True
     counted_background: bool = False
     sample_size: str = "--data.crop"
+    torchvision_classifies: bool = False
     evaluates_whole: bool = False
 
     @property
@@ -112,6 +115,7 @@ TASKS = {
         preparation="wsbench.datamodules.prepare.imagenet:ImageNetPreparation",
         harmless_network=re.compile(r"(timm|torchvision):[\w.]+\Z"),
         target=50.0,
+        torchvision_classifies=True,
     ),
     "something": TaskEntry(
         module="wsbench.tasks.something:SomethingClassification",

@@ -199,6 +199,9 @@ def test_light_dark_and_a_phone(tmp_path: Path, browser: Any) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
     phone = open_page(browser, tmp_path / "report.html", viewport={"width": 390, "height": 844})
     assert phone.evaluate("document.documentElement.scrollWidth") == 390
+    assert phone.evaluate("document.documentElement.scrollHeight") < 18_000
+    assert phone.evaluate("document.querySelectorAll('#tables details[open], #noise details[open]').length") == 0
+    phone.evaluate("document.querySelectorAll('details').forEach(each => { each.open = each.matches('#figures *'); })")
     for place in phone.query_selector_all(".chart"):
         place.scroll_into_view_if_needed()
         phone.wait_for_function("element => element.querySelector('svg')", arg=place)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -70,42 +71,54 @@ def test_room_is_looked_for_before(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         WholeCheckpoints().save_checkpoint(big, tmp_path / "last.ckpt")
 
 
-#: a child that is killed at each system call by which a checkpoint gets onto the disk
+#: a process whose children are killed, each at another system call by which a checkpoint gets onto the disk; it prints
+#: how each ended
 KILLED = """
 import os, signal, sys
 import torch
 from pathlib import Path
 from wsbench.run.checkpoints import WholeCheckpoints
-place, folder = int(sys.argv[1]), Path(sys.argv[2])
-seen = [0]
-def counted(function):
-    def call(*args, **kwargs):
-        seen[0] += 1
-        if seen[0] == place:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return call
-save = WholeCheckpoints().save_checkpoint
-save({"state_dict": {}, "global_step": 1}, folder / "last.ckpt")
-save({"state_dict": {}, "global_step": 2}, folder / "last.ckpt")
-for module, name in ((torch, "save"), (os, "fsync"), (os, "link"), (os, "replace"), (os, "open")):
-    setattr(module, name, counted(getattr(module, name)))
-save({"state_dict": {}, "global_step": 3}, folder / "last.ckpt")
-sys.exit(9)
+
+def child(place, folder):
+    folder.mkdir()
+    seen = [0]
+    def counted(function):
+        def call(*args, **kwargs):
+            seen[0] += 1
+            if seen[0] == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+    save = WholeCheckpoints().save_checkpoint
+    save({"state_dict": {}, "global_step": 1}, folder / "last.ckpt")
+    save({"state_dict": {}, "global_step": 2}, folder / "last.ckpt")
+    for module, name in ((torch, "save"), (os, "fsync"), (os, "link"), (os, "replace"), (os, "open")):
+        setattr(module, name, counted(getattr(module, name)))
+    save({"state_dict": {}, "global_step": 3}, folder / "last.ckpt")
+
+for place in range(1, 12):
+    pid = os.fork()
+    if not pid:
+        try:
+            child(place, Path(sys.argv[1], str(place)))
+        except BaseException:
+            os._exit(1)
+        os._exit(9)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
 def test_killed_at_any_call(tmp_path: Path) -> None:
-    for place in range(1, 12):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, capture_output=True, text=True)
+    for place, ended in enumerate(map(int, done.stdout.split()), start=1):
+        assert ended in (-signal.SIGKILL, 9)
         folder = tmp_path / str(place)
-        folder.mkdir()
-        done = subprocess.run([sys.executable, "-c", KILLED, str(place), str(folder)], check=False)
         found = saved(folder)
         assert found["last.ckpt"] in (2, 3)
         assert found.get("previous.ckpt") in (1, 2)
         remove_parts(folder)
         assert not [*folder.glob(".part-*")]
-        if done.returncode == 9:  # it was not killed: that were all calls
+        if ended == 9:  # it was not killed: that were all calls
             break
     else:
         pytest.fail("more calls than thought")

@@ -71,10 +71,10 @@ def _train(args: argparse.Namespace, rest: Sequence[str], fit: Fit) -> list[dict
 
 def _measure(folder: Path, config: Path, checkpoints: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
-    found = findings.of_run(folder, config, checkpoints, args.samples, args.probes, args.device)
-    console().print(f"{found['norm']}: measured at {len(checkpoints)} checkpoint(s) of '{folder}' in "
+    measured = findings.of_run(folder, config, checkpoints, args.samples, args.probes, args.device)
+    console().print(f"{measured['norm']}: measured at {len(checkpoints)} checkpoint(s) of '{folder}' in "
                     f"{time.monotonic() - start:.0f} s", markup=False, soft_wrap=True)  # fmt: skip
-    return found
+    return measured
 
 
 def _rounded(value: Any) -> Any:

@@ -117,14 +117,14 @@ class GradientShares(Callback):
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         layers = {name: layer for name, layer in self._layers.items() if layer.weight.grad is not None}
         gathered = self._average(trainer, layers, tap.gradients)
-        found: dict[str, ChannelShares] = {}
+        shares: dict[str, ChannelShares] = {}
         for name, layer in layers.items():
             grad = layer.weight.grad
             assert grad is not None
             if not (bool(grad.isfinite().all()) and bool(gathered[name].isfinite().all())):
                 return None
-            found[name] = decompose(layer, gathered[name] / scale, grad)
-        return found
+            shares[name] = decompose(layer, gathered[name] / scale, grad)
+        return shares
 
     @staticmethod
     def _average(

@@ -177,15 +177,15 @@ class _Products:
 
     def estimates(self) -> list[Curvature]:
         """Layers first, then the network."""
-        found = []
+        curvatures = []
         for key in (*self._layers, NETWORK):
             if (key, 0, False) not in self._sums:
                 continue
             free = [self._squared(key, probe, False) for probe in range(self._probes)]
             centred = [self._squared(key, probe, True) for probe in range(self._probes)]
             ratio = Estimate.ratio(centred, free)
-            found.append(Curvature(key, Estimate.of(free), Estimate.of(centred), ratio))
-        return found
+            curvatures.append(Curvature(key, Estimate.of(free), Estimate.of(centred), ratio))
+        return curvatures
 
     def _squared(self, key: str, probe: int, centred: bool) -> float:
         total = 0.0
@@ -220,7 +220,7 @@ def curvature(problem: Problem, probes: int = 8, seed: int = 0) -> list[Curvatur
             try:
                 products.add(part, leaves)
             except RuntimeError as error:
-                if not any(words in str(error) for words in ("derivative", "double backward")):
+                if not any(phrase in str(error) for phrase in ("derivative", "double backward")):
                     raise
                 raise ProblemError(
                     f"an operation of this network has no second derivative ({str(error).splitlines()[0]}), so its "

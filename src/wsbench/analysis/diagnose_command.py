@@ -163,8 +163,8 @@ def main(args: argparse.Namespace) -> int:
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, UserError) or not args.example:
             raise
-        said = shortened(str(error))
-        raise ChoiceError(f"'{args.target}' does not take an input of shape {args.example}: {said}") from error
+        reason = shortened(str(error))
+        raise ChoiceError(f"'{args.target}' does not take an input of shape {args.example}: {reason}") from error
     if args.json:
         print(json.dumps([asdict(check) for check in diagnosis.checks], indent=1))
     else:

@@ -100,18 +100,18 @@ def updates_of(optimizer: Mapping[str, Any], names: list[str]) -> dict[str, Upda
         Parameters without such a state are missing.
     """
     rates = {i: group for group in optimizer["param_groups"] for i in group["params"]}
-    found = {}
+    updates = {}
     for i, state in optimizer["state"].items():
         group = rates[i]
         rate = float(group["lr"])
         initial = float(group.get("initial_lr", rate))  # where there is a schedule
         if isinstance(state.get("momentum_buffer"), Tensor):
-            found[names[i]] = Update(state["momentum_buffer"], rate, initial)
+            updates[names[i]] = Update(state["momentum_buffer"], rate, initial)
         elif "exp_avg" in state and float(state["step"]) > 0:
             step, (beta1, beta2) = float(state["step"]), group["betas"]
             root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
-            found[names[i]] = Update(state["exp_avg"] / (1 - beta1**step) / root, rate, initial)
-    return found
+            updates[names[i]] = Update(state["exp_avg"] / (1 - beta1**step) / root, rate, initial)
+    return updates
 
 
 def updates_of_optimizer(optimizer: Optimizer, model: nn.Module) -> dict[str, Update]:
@@ -164,18 +164,18 @@ def _bias_before_norm(subject: Subject, layers: _Layers) -> Check:
     name = "bias in front of a norm"
     if layers.seen is None:
         return Check(name, not_checked=_NO_EXAMPLE)
-    found = []
+    findings = []
     for n, m in layers.normalized.items():
         norm = layers.seen.consumers.get(m)
         if m.bias is None or norm is None:
             continue
         absorbed = facts_of(norm).per_channel or isinstance(norm, _BatchNorm | _InstanceNorm)
         what = "which subtracts it again" if absorbed else "which subtracts no more than its group's mean of it"
-        found.append(Finding(
+        findings.append(Finding(
             n, f"its bias goes into '{layers.names[norm]}' ({type(norm).__name__}), {what}",
             "build it with bias=False; the norm has a bias of its own",
         ))  # fmt: skip
-    return Check(name, tuple(found))
+    return Check(name, tuple(findings))
 
 
 def _started_from_other_weights(subject: Subject, layers: _Layers) -> Check:
@@ -184,15 +184,15 @@ def _started_from_other_weights(subject: Subject, layers: _Layers) -> Check:
         return Check(name, not_checked="needs the checkpoint that training started from (--init_from)")
     if not subject.initialized_from:
         return Check(name)
-    found = subject.initialized_from.get(KEY)
+    stated = subject.initialized_from.get(KEY)
     wanted = _spec(subject, layers)
-    if found is None:
+    if stated is None:
         return Check(name, (Finding(
             "all", "training started from weights that do not say their normalization; plain weights of a BN or GN "
             "network lose the scale of every filter under standardization",
             "start from a checkpoint of the same spec, or name it: SPEC=CHECKPOINT",
         ),))  # fmt: skip
-    other = NormSpec.parse(found)
+    other = NormSpec.parse(stated)
     if wanted is None or (other.weight, other.variant) == (wanted.weight, wanted.variant):
         return Check(name)
     return Check(name, (Finding(
@@ -209,28 +209,28 @@ def _spec(subject: Subject, layers: _Layers) -> NormSpec | None:
 
 def _spec_differs(subject: Subject, layers: _Layers) -> Check:
     name = "spec of the model and of its checkpoint"
-    found = []
+    findings = []
     wanted = _spec(subject, layers)
     kept = {(m.spec.weight, m.spec.variant, m.spec.semantics): (n, m.spec) for n, m in layers.normalized.items()}
     if len(kept) > 1:
         n, spec = list(kept.values())[1]
-        found.append(Finding(n, f"it has '{spec}', other layers '{next(iter(kept.values()))[1]}'",
+        findings.append(Finding(n, f"it has '{spec}', other layers '{next(iter(kept.values()))[1]}'",
                              "turn the whole model over to one spec: normalize(model, spec, example)"))  # fmt: skip
     if subject.checkpoint is None:
-        if found:
-            return Check(name, tuple(found))
+        if findings:
+            return Check(name, tuple(findings))
         return Check(name, not_checked="needs the checkpoint that the weights come from")
     stamped = subject.checkpoint.get(KEY)
     if stamped is None:
-        found.append(Finding("all", "the checkpoint does not say its normalization, and weights cannot tell",
+        findings.append(Finding("all", "the checkpoint does not say its normalization, and weights cannot tell",
                              "save it with stamp_spec(checkpoint, spec), or load it as SPEC=CHECKPOINT"))  # fmt: skip
     elif wanted is not None and NormSpec.parse(stamped) != wanted:
-        found.append(Finding("all", f"the weights were trained with '{stamped}', the model is '{wanted}'",
+        findings.append(Finding("all", f"the weights were trained with '{stamped}', the model is '{wanted}'",
                              f"turn the model over to '{stamped}': --norm {stamped}"))  # fmt: skip
     elif wanted is None and NormSpec.parse(stamped).weight is not None:
-        found.append(Finding("all", f"the weights were trained with '{stamped}', and no layer has a weight "
+        findings.append(Finding("all", f"the weights were trained with '{stamped}', and no layer has a weight "
                              "normalization", f"normalize(model, '{stamped}', example) before loading"))  # fmt: skip
-    return Check(name, tuple(found))
+    return Check(name, tuple(findings))
 
 
 def _constant(layer: NormalizedLayer, rows: Tensor) -> Tensor:
@@ -240,23 +240,23 @@ def _constant(layer: NormalizedLayer, rows: Tensor) -> Tensor:
 
 
 def _constant_filters(subject: Subject, layers: _Layers) -> Check:
-    found = []
+    findings = []
     for n, m in layers.standardized.items():
         rows = layers.rows(m)
         which = _constant(m, rows).nonzero().flatten().tolist()
         if which:
             what = "zero" if m.spec.variant == "do" else "constant"
-            found.append(Finding(
+            findings.append(Finding(
                 n, f"{len(which)} of {len(rows)} filters are {what} (channels {_few(which)}): they compute nothing, "
                 "and their gradient is divided by eps",
                 "initialize the layer at random (nn.init.kaiming_normal_), not by a constant; with ws zero-initialize "
                 "the gain of the norm after it instead",
             ))  # fmt: skip
-    return Check("constant filters", tuple(found))
+    return Check("constant filters", tuple(findings))
 
 
 def _eps_damping(subject: Subject, layers: _Layers) -> Check:
-    found = []
+    findings = []
     for n, m in layers.standardized.items():
         if m.spec.variant == "mo":
             continue
@@ -264,19 +264,19 @@ def _eps_damping(subject: Subject, layers: _Layers) -> Check:
         retained = sigma / divisor
         damped = (retained < LEAST_RETAINED) & ~_constant(m, layers.rows(m))
         if damped.any():
-            found.append(Finding(
+            findings.append(Finding(
                 n, f"{int(damped.sum())} of {len(sigma)} filters are damped by eps, down to "
                 f"{float(retained[damped].min()):.3f} of unit deviation (sigma {float(sigma[damped].min()):.1e})",
                 "initialize these filters larger, lower the weight decay on them, or use @bit, whose eps is 1e-10",
             ))  # fmt: skip
-    return Check("filters damped by eps", tuple(found))
+    return Check("filters damped by eps", tuple(findings))
 
 
 def _rate_off_scale(subject: Subject, layers: _Layers) -> Check:
     name = "learning rate against the scale of the weights"
     if subject.updates is None:
         return Check(name, not_checked="needs the optimizer's state (a run's last.ckpt or best.ckpt, or an optimizer)")
-    found = []
+    findings = []
     for n, m in layers.standardized.items():
         update = subject.updates.get(f"{n}.weight")
         if update is None:
@@ -288,17 +288,17 @@ def _rate_off_scale(subject: Subject, layers: _Layers) -> Check:
         unit = float(step.norm() / rows.norm().clamp_min(1e-30))
         ratio = "only its ratio to the squared length of the weights counts for a standardized layer"
         if unit * update.rate > MOST_MOVE:
-            found.append(Finding(
+            findings.append(Finding(
                 n, f"the last optimizer step moved its centred weight by {unit * update.rate:.2f} of its length",
                 f"lower the learning rate, warm it up, or initialize the weights larger: {ratio}",
             ))  # fmt: skip
         elif unit * update.initial_rate < LEAST_MOVE:
-            found.append(Finding(
+            findings.append(Finding(
                 n, f"even the initial learning rate {update.initial_rate:g} would have moved its centred weight by no "
                 f"more than {unit * update.initial_rate:.1e} of its length in the last optimizer step",
                 f"raise the learning rate, or initialize the weights smaller: {ratio}",
             ))  # fmt: skip
-    return Check(name, tuple(found))
+    return Check(name, tuple(findings))
 
 
 def _batch_of_one(subject: Subject, layers: _Layers) -> Check:
@@ -308,15 +308,15 @@ def _batch_of_one(subject: Subject, layers: _Layers) -> Check:
         return Check(name, not_checked="needs the samples that statistics are over (--micro_batch, or a run's record)")
     if subject.micro_batch != 1:
         return Check(name)
-    found = []
+    findings = []
     for n in batch_norms:
         shape = None if layers.seen is None else layers.seen.inputs.get(batch_norms[n])
         values = "" if shape is None else f", {shape[2:].numel()} values a channel"
-        found.append(Finding(
+        findings.append(Finding(
             n, f"its statistics are those of one sample in training{values}, and averages of them in evaluation",
             "use gn+ws, or synchronize BN over devices (--trainer.sync_batchnorm true), or freeze it (frozenbn)",
         ))  # fmt: skip
-    return Check(name, tuple(found))
+    return Check(name, tuple(findings))
 
 
 CHECKS: tuple[Callable[[Subject, _Layers], Check], ...] = (

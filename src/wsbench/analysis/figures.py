@@ -19,8 +19,8 @@ _PART_WORDS = {"A": "A: taken out by Eq. 6", "B": "B: taken out by Eq. 5", "R": 
 
 def _colours(runs: Sequence[Run]) -> list[str]:
     others = itertools.cycle(_OTHERS)
-    known = dict(_OF_SPEC) if len({run["norm"] for run in runs}) == len(runs) else {}
-    return [known.get(run["norm"]) or next(others) for run in runs]
+    assigned = dict(_OF_SPEC) if len({run["norm"] for run in runs}) == len(runs) else {}
+    return [assigned.get(run["norm"]) or next(others) for run in runs]
 
 
 def _epoch(run: Run, steps: Sequence[float]) -> list[float]:
@@ -106,16 +106,16 @@ def figure4(runs: Sequence[Run]) -> Any | None:
 
 def by_layer(runs: Sequence[Run]) -> Any | None:
     """Shares of the gradient of every layer, at the last measurement; None without any."""
-    found = [(run, run["shares"][-1]) for run in runs if run["shares"]]
-    found = found or [(r, c["shares"]) for r in runs for c in r["checkpoints"][-1:] if "shares" in c]
-    if not found:
+    measured = [(run, run["shares"][-1]) for run in runs if run["shares"]]
+    measured = measured or [(r, c["shares"]) for r in runs for c in r["checkpoints"][-1:] if "shares" in c]
+    if not measured:
         return None
-    names = list(found[0][1]["layers"])
+    names = list(measured[0][1]["layers"])
     figure, axes = extras.matplotlib().subplots(
-        1, len(found), figsize=(3 + 3.2 * len(found), 1.6 + 0.2 * len(names)), layout="constrained", sharey=True,
+        1, len(measured), figsize=(3 + 3.2 * len(measured), 1.6 + 0.2 * len(names)), layout="constrained", sharey=True,
         squeeze=False,
     )  # fmt: skip
-    for axis, (run, line) in zip(axes[0], found, strict=True):
+    for axis, (run, line) in zip(axes[0], measured, strict=True):
         layers = {n: line["layers"][n]["mean_of_ratios"] for n in names if n in line["layers"]}
         left = [0.0] * len(layers)
         for part in ("B", "A", "R"):
@@ -136,16 +136,16 @@ def by_layer(runs: Sequence[Run]) -> Any | None:
 
 def curvature_figure(runs: Sequence[Run]) -> Any | None:
     """How much of the squared Hessian centring the weights leaves, by layer, and what the network's is."""
-    found = [(run, run["checkpoints"][-1]) for run in runs if "curvature" in run["checkpoints"][-1]]
-    if not found:
+    measured = [(run, run["checkpoints"][-1]) for run in runs if "curvature" in run["checkpoints"][-1]]
+    if not measured:
         return None
-    names = [entry["name"] for entry in found[0][1]["curvature"]]
+    names = [entry["name"] for entry in measured[0][1]["curvature"]]
     figure, (left, right) = extras.matplotlib().subplots(
         1, 2, figsize=(11, 1.8 + 0.22 * len(names)), layout="constrained", width_ratios=(2, 1)
     )
     colours = dict(zip([r["run"] for r in runs], _colours(runs), strict=True))
-    height = 0.8 / len(found)
-    for i, (run, checkpoint) in enumerate(found):
+    height = 0.8 / len(measured)
+    for i, (run, checkpoint) in enumerate(measured):
         entries = {entry["name"]: entry["ratio"] for entry in checkpoint["curvature"]}
         places = [k - 0.4 + (i + 0.5) * height for k, n in enumerate(names) if n in entries]
         ratios = [entries[n] for n in names if n in entries]
@@ -158,18 +158,18 @@ def curvature_figure(runs: Sequence[Run]) -> Any | None:
     left.set_xlim(0, 1.05)
     left.axvline(1, color="black", linewidth=0.6)
     left.set_xlabel("||P H' P||² / ||H'||²: share of the squared Hessian that subtracting the mean leaves (± 2 s.e.)")
-    left.set_title(f"Eq. 17-19 at step {found[0][1]['step']}", loc="left", fontsize=10)
+    left.set_title(f"Eq. 17-19 at step {measured[0][1]['step']}", loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8)
     left.grid(axis="x", linewidth=0.4, alpha=0.5)
     left.spines[["top", "right"]].set_visible(False)
 
-    for k, (run, checkpoint) in enumerate(found):
+    for k, (run, checkpoint) in enumerate(measured):
         network = next(entry for entry in checkpoint["curvature"] if entry["name"] == NETWORK)
         for offset, key, alpha in ((-0.2, "free", 0.4), (0.2, "centred", 1.0)):
             right.bar(k + offset, network[key]["mean"], 0.38, yerr=2 * network[key]["standard_error"],
                       color=colours[run["run"]], alpha=alpha)  # fmt: skip
     right.set_yscale("log")
-    right.set_xticks(range(len(found)), [run["norm"] for run, _ in found], rotation=30, ha="right", fontsize=8)
+    right.set_xticks(range(len(measured)), [run["norm"] for run, _ in measured], rotation=30, ha="right", fontsize=8)
     right.set_title("all layers: ||H'||² (pale), ||P H' P||²", loc="left", fontsize=10)
     _tidy(right)
     figure.suptitle(_title(runs), x=0.01, ha="left", fontsize=10)
@@ -180,18 +180,18 @@ def smoothness_figure(runs: Sequence[Run]) -> Any:
     """The loss and the gradient over steps along the gradient, and effective beta, at each checkpoint."""
     figure, axes = extras.matplotlib().subplots(1, 3, figsize=(13.2, 3.9), layout="constrained")
     for run, colour in zip(runs, _colours(runs), strict=True):
-        found = [(c["step"], c["smoothness"]) for c in run["checkpoints"]]
-        x = _epoch(run, [step for step, _ in found])
-        losses = [[s["loss"] for s in smooth["steps"]] for _, smooth in found]
-        changes = [[s["gradient_change"] for s in smooth["steps"]] for _, smooth in found]
+        measured = [(c["step"], c["smoothness"]) for c in run["checkpoints"]]
+        x = _epoch(run, [step for step, _ in measured])
+        losses = [[s["loss"] for s in smooth["steps"]] for _, smooth in measured]
+        changes = [[s["gradient_change"] for s in smooth["steps"]] for _, smooth in measured]
         for axis, ranges in ((axes[0], losses), (axes[1], changes)):
             low, high = [min(r) for r in ranges], [max(r) for r in ranges]
             axis.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
             if len(x) == 1:
                 axis.errorbar(x, [low[0]], yerr=[[0], [high[0] - low[0]]], color=colour, capsize=4)
-        axes[0].plot(x, [smooth["loss"] for _, smooth in found], "-o", markersize=3, color=colour, label=run["norm"])
-        axes[1].plot(x, [smooth["gradient_norm"] for _, smooth in found], "-o", markersize=3, color=colour)
-        axes[2].plot(x, [smooth["beta"] for _, smooth in found], "-o", markersize=3, color=colour)
+        axes[0].plot(x, [smooth["loss"] for _, smooth in measured], "-o", markersize=3, color=colour, label=run["norm"])
+        axes[1].plot(x, [smooth["gradient_norm"] for _, smooth in measured], "-o", markersize=3, color=colour)
+        axes[2].plot(x, [smooth["beta"] for _, smooth in measured], "-o", markersize=3, color=colour)
     first = runs[0]["checkpoints"][0]["smoothness"]["steps"]
     span = f"{first[0]['eta']:g} to {first[-1]['eta']:g}"
     axes[0].set_title(f"loss (line), and after steps of {span}", loc="left", fontsize=10)

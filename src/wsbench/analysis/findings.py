@@ -30,9 +30,9 @@ def shares_of(problem: Problem) -> dict[str, ChannelShares]:
 
 def _measured(problem: Problem, spec: NormSpec, rate: float, step: int) -> dict[str, Any]:
     """Smoothness, and shares where there is standardization, with the weights that the network has now."""
-    found = smoothness(problem, [factor * rate for factor in FACTORS])
+    measured = smoothness(problem, [factor * rate for factor in FACTORS])
     content: dict[str, Any] = {"step": step}
-    content["smoothness"] = asdict(found) | {"beta": found.beta, "lipschitz": found.lipschitz}
+    content["smoothness"] = asdict(measured) | {"beta": measured.beta, "lipschitz": measured.lipschitz}
     if spec.weight == "ws":
         content["shares"] = log.measurement(step, 0, str(spec), shares_of(problem))
         del content["shares"]["epoch"]

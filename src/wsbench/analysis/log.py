@@ -9,10 +9,10 @@ from wsbench.run.folder import ANALYSIS
 from wsbench.run.lines import append_line, read_lines
 
 
-def _aggregated(found: Aggregate) -> dict[str, Any]:
+def _aggregated(aggregate: Aggregate) -> dict[str, Any]:
     return {
-        "mean_of_ratios": dict(zip(PARTS, found.mean_of_ratios, strict=True)),
-        "ratio_of_sums": dict(zip(PARTS, found.ratio_of_sums, strict=True)),
+        "mean_of_ratios": dict(zip(PARTS, aggregate.mean_of_ratios, strict=True)),
+        "ratio_of_sums": dict(zip(PARTS, aggregate.ratio_of_sums, strict=True)),
     }
 
 
@@ -25,15 +25,15 @@ def measurement(step: int, epoch: int, spec: str, layers: dict[str, ChannelShare
         spec: the normalization.
         layers: name to shares; those without any gradient are left out of the line.
     """
-    there = {name: shares for name, shares in layers.items() if bool((shares.total > 0).any())}
-    whole = float(sum(float(s.total.sum()) for s in there.values()))
+    nonzero = {name: shares for name, shares in layers.items() if bool((shares.total > 0).any())}
+    whole = float(sum(float(s.total.sum()) for s in nonzero.values()))
     return {
         "step": step,
         "epoch": epoch,
         "norm": spec,
-        "network": _aggregated(aggregate(there)) | {
-            "error": max(s.error for s in there.values()),
-            "printed_error": max(s.printed_error for s in there.values()),
+        "network": _aggregated(aggregate(nonzero)) | {
+            "error": max(s.error for s in nonzero.values()),
+            "printed_error": max(s.printed_error for s in nonzero.values()),
         },
         "layers": {
             name: _aggregated(aggregate({name: s})) | {
@@ -45,7 +45,7 @@ def measurement(step: int, epoch: int, spec: str, layers: dict[str, ChannelShare
                 "error": s.error,
                 "printed_error": s.printed_error,
             }
-            for name, s in there.items()
+            for name, s in nonzero.items()
         },
     }  # fmt: skip
 

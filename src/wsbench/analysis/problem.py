@@ -75,13 +75,13 @@ class Problem:
             ProblemError: there are none, or one has a weight normalization other than ``ws``.
         """
         modules = dict(self.network.named_modules())
-        found = {n: modules[n] for n in self.eligible if modules[n].weight.requires_grad}
-        for name, layer in found.items():
+        trainable = {n: modules[n] for n in self.eligible if modules[n].weight.requires_grad}
+        for name, layer in trainable.items():
             if isinstance(layer, NormalizedLayer) and not isinstance(layer.method, WeightStandardization):
                 raise ProblemError(f"layer '{name}' has '{layer.spec}'; curvature and shares are those of ws or none")
-        if not found:
+        if not trainable:
             raise ProblemError("no layer with a trainable weight is followed by a normalization layer")
-        return found
+        return trainable
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -73,9 +73,9 @@ class ChannelShares:
         return _worst(self.printed, self.total)
 
 
-def _worst(found: Tensor, total: Tensor) -> float:
-    there = total > 0
-    relative = (found[there] - total[there]).abs() / total[there]
+def _worst(error: Tensor, total: Tensor) -> float:
+    nonzero = total > 0
+    relative = (error[nonzero] - total[nonzero]).abs() / total[nonzero]
     return float(relative.max()) if relative.numel() else 0.0
 
 
@@ -158,11 +158,11 @@ def aggregate(layers: Mapping[str, ChannelShares]) -> Aggregate:
     Raises:
         SharesError: no layer has a gradient.
     """
-    there = [s for s in layers.values() if bool((s.total > 0).any())]
-    if not there:
+    nonzero = [s for s in layers.values() if bool((s.total > 0).any())]
+    if not nonzero:
         raise SharesError("no layer with weight standardization has a gradient")
-    ratios = torch.stack([s.ratios.mean(1) for s in there]).mean(0)
-    sums = torch.stack([s.parts.sum(1) for s in there]).sum(0) / torch.stack([s.total.sum() for s in there]).sum()
+    ratios = torch.stack([s.ratios.mean(1) for s in nonzero]).mean(0)
+    sums = torch.stack([s.parts.sum(1) for s in nonzero]).sum(0) / torch.stack([s.total.sum() for s in nonzero]).sum()
     return Aggregate(_triple(ratios), _triple(sums))
 
 

@@ -55,9 +55,9 @@ def required() -> list[tuple[str, str, str, bool]]:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": "train"}):
             continue
-        found = _version(requirement.name)
-        ok = found is not None and requirement.specifier.contains(found, prereleases=True)
-        rows.append((requirement.name, str(requirement.specifier) or "any", found or "missing", ok))
+        installed = _version(requirement.name)
+        ok = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+        rows.append((requirement.name, str(requirement.specifier) or "any", installed or "missing", ok))
     return rows
 
 
@@ -76,21 +76,21 @@ def devices() -> list[str]:
     """The processors and accelerators."""
     import torch
 
-    found = [f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    names = [f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        found.append(f"cuda:{i} {properties.name}, {properties.total_memory >> 20} MiB, {bf16}")
+        names.append(f"cuda:{i} {properties.name}, {properties.total_memory >> 20} MiB, {bf16}")
     if torch.backends.mps.is_available():
-        found.append("mps")
-    return found
+        names.append("mps")
+    return names
 
 
 def _optional(libraries: dict[str, str]) -> list[tuple[str, str, str, str]]:
     rows = []
     for module, names, purpose, remedy in OPTIONAL:
-        found, what = _version(*names), ""
-        if found is None:
+        installed, what = _version(*names), ""
+        if installed is None:
             what = remedy
         elif module == "open3d" and libraries:
             what = f"apt-get install {' '.join(libraries.values())}"
@@ -99,7 +99,7 @@ def _optional(libraries: dict[str, str]) -> list[tuple[str, str, str, str]]:
                 import_module(module)
             except (ImportError, OSError) as error:
                 what = f"cannot be imported: {error}"
-        rows.append((names[0], purpose, found or "not installed", what))
+        rows.append((names[0], purpose, installed or "not installed", what))
     return rows
 
 
@@ -130,20 +130,20 @@ def broken(names: Sequence[str]) -> dict[str, str]:
         )
         for name in names
     }  # fmt: skip
-    found = {}
+    reasons = {}
     for name, process in started.items():
         try:
-            _, said = process.communicate(timeout=_PATIENCE)
+            _, stderr = process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            found[name] = f"its import does not end within {_PATIENCE} s"
+            reasons[name] = f"its import does not end within {_PATIENCE} s"
             continue
         if process.returncode:
-            last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+            last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
             ended = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
-            found[name] = shortened(last) or f"its import ends with {ended}"
-    return found
+            reasons[name] = shortened(last) or f"its import ends with {ended}"
+    return reasons
 
 
 def main() -> int:
@@ -153,8 +153,8 @@ def main() -> int:
     why = broken([name for name, _, _, ok in needed if ok])
     table = Table("", "package", "wanted", "found", title=f"wsbench {_version('wsbench')}, Python "
                   f"{platform.python_version()}, {platform.platform()}")  # fmt: skip
-    for name, wanted, found, ok in needed:
-        table.add_row("ok" if ok and name not in why else "!!", name, wanted, found)
+    for name, wanted, installed, ok in needed:
+        table.add_row("ok" if ok and name not in why else "!!", name, wanted, installed)
     out.print(table)
     for name, reason in why.items():
         remedy = _REMEDIES.get(name, f"pip install --force-reinstall {name}")
@@ -165,8 +165,8 @@ def main() -> int:
         out.print(f"device: {device}", markup=False)
     libraries = missing_libraries()
     table = Table("", "optional part", "for", "found", "to do", title="optional parts")
-    for name, purpose, found, what in _optional(libraries):
-        table.add_row("--" if what else "ok", name, purpose, found, escape(what))
+    for name, purpose, installed, what in _optional(libraries):
+        table.add_row("--" if what else "ok", name, purpose, installed, escape(what))
     out.print(table)
     for library, package in libraries.items():
         out.print(f"system library {library} is missing: apt-get install {package}", markup=False)

@@ -69,10 +69,10 @@ def _run(argv: Sequence[str]) -> Path | None:
     except BaseException as error:
         if not isinstance(error, Interrupted | KeyboardInterrupt):
             lock.discard(run_folder.STARTED)
-        said = _for_the_user(error)
-        if said is None:
+        message = _for_the_user(error)
+        if message is None:
             raise
-        raise said from error
+        raise message from error
     finally:
         finish()
         lock.release()

@@ -121,12 +121,12 @@ class BenchmarkCLI(LightningCLI):
         trainer, data = settings.trainer, settings.data
         if self.choice.recipe != "mini" or trainer.devices != "auto":
             return
-        there = devices.available_devices(str(trainer.accelerator))
-        taken = devices.dividing(there, data.effective_batch, data.micro_batch)
-        if taken < there:
+        available = devices.available_devices(str(trainer.accelerator))
+        taken = devices.dividing(available, data.effective_batch, data.micro_batch)
+        if taken < available:
             trainer.devices = taken
             self._device_notes = [
-                f"{taken} of {there} devices: the miniature's step of {data.effective_batch} has no part for each; "
+                f"{taken} of {available} devices: the miniature's step of {data.effective_batch} has no part for each; "
                 "--trainer.devices and --data.effective_batch say otherwise"
             ]
 

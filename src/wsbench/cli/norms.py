@@ -42,8 +42,8 @@ class Entry:
 
 
 def _package(factory: object) -> str:
-    found = plugins.source(factory)
-    return "wsbench" if found is None else " ".join(v for k, v in found.items() if k != "sha256")
+    origin = plugins.source(factory)
+    return "wsbench" if origin is None else " ".join(v for k, v in origin.items() if k != "sha256")
 
 
 def _learned(method: ActivationMethod) -> str:
@@ -110,15 +110,15 @@ def entries(measure: bool) -> tuple[list[Entry], list[Entry]]:
     for name, method in ACTIVATIONS.items():
         facts = method.facts
         further = [f"{name}N: {method.number}"] if method.number else []
-        further += [f"@{semantics}: {words}" for semantics, words in method.semantics.items()]
+        further += [f"@{semantics}: {description}" for semantics, description in method.semantics.items()]
         acts.append(Entry(name, facts.paper or "-", facts.year, facts.sees, "; ".join(further), _learned(method),
                           costs.get(f"act {name}"), _package(method.factory)))  # fmt: skip
     weights = []
     for name, kind in WEIGHTS.items():
         layer = normalized(nn.Conv2d(8, 4, 3, bias=False), NormSpec("none", weight=name))
         extra = sum(p.numel() for p in layer.parameters()) - 8 * 4 * 9
-        further = [f"-{variant}: {words}" for variant, words in kind.variants.items()]
-        further += [f"@{semantics}: {words}" for semantics, words in kind.semantics.items()]
+        further = [f"-{variant}: {description}" for variant, description in kind.variants.items()]
+        further += [f"@{semantics}: {description}" for semantics, description in kind.semantics.items()]
         weights.append(Entry(name, kind.factory.facts.paper or "-", kind.factory.facts.year, kind.factory.facts.sees,
                              "; ".join(further), f"{extra // 4} O", costs.get(f"weight {name}"),
                              _package(kind.factory)))  # fmt: skip

@@ -166,30 +166,30 @@ class Session:
         model = task_class(self.choice.task)
         saves = not self.is_dry and trainer.enable_checkpointing is not False
         every, at_most = Every.parse(settings.checkpoint_every), seconds_of(trainer.max_time)
-        found: list[Callback] = [self.recorder, Stopping(self.folder if saves else None, every, at_most)]
+        callbacks: list[Callback] = [self.recorder, Stopping(self.folder if saves else None, every, at_most)]
         if settings.analysis:
-            found.append(GradientShares(None if self.is_dry else self.folder))
+            callbacks.append(GradientShares(None if self.is_dry else self.folder))
         if settings.snapshots and not self.is_dry:
-            found.append(Snapshots(self.folder, settings.snapshots))
+            callbacks.append(Snapshots(self.folder, settings.snapshots))
         if settings.log_images > 0 and not self.is_dry:
-            found.append(ShownPredictions(settings.log_images))
+            callbacks.append(ShownPredictions(settings.log_images))
         if trainer.enable_progress_bar is not False:
-            found.append(progress_callback())
+            callbacks.append(progress_callback())
         if trainer.enable_checkpointing is not False:
             always: dict[str, Any] = {"dirpath": self.folder, "enable_version_counter": False, "save_top_k": 1}
-            found += [
+            callbacks += [
                 ModelCheckpoint(filename="best", monitor=f"val/{model.monitor}", mode=model.mode, **always),
                 ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **always),
             ]
-        return found
+        return callbacks
 
     def loggers(self, task: BenchmarkTask) -> list[Any]:
         """Those that the run asks for, which go on where the checkpoint was."""
         settings = self.settings
-        words = {"task": settings.task, "recipe": settings.recipe, "norm": str(task.spec)}
-        words["seed"] = f"seed {settings.seed_everything}"
+        labels = {"task": settings.task, "recipe": settings.recipe, "norm": str(task.spec)}
+        labels["seed"] = f"seed {settings.seed_everything}"
         chosen = (settings.tensorboard, settings.wandb, settings.mlflow)
-        return [*loggers(self.folder, self.resumed_at, nodes.process_rank(), words, *chosen)]
+        return [*loggers(self.folder, self.resumed_at, nodes.process_rank(), labels, *chosen)]
 
     def describe(self, task: BenchmarkTask, trainer: Trainer) -> None:
         """Tell the run's loggers what it is."""

@@ -47,8 +47,8 @@ def _sniff(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("--task", "--recipe", "--ckpt_path", "--data.root", "--model.network"):
         parser.add_argument(name)
     parser.add_argument("--config", action="append", default=[])
-    known, _ = parser.parse_known_args(list(argv))
-    return known
+    options, _ = parser.parse_known_args(list(argv))
+    return options
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -112,24 +112,24 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
         ConfigurationError: the run behind the checkpoint has a configuration that is none, or that asks for code.
         Exception: what ``locate`` raises.
     """
-    known = _sniff(argv)
-    layers = [_read(path) for path in known.config]
+    options = _sniff(argv)
+    layers = [_read(path) for path in options.config]
     beside: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
-    if known.ckpt_path and known.ckpt_path not in ("last", "auto"):
-        if not Path(known.ckpt_path).expanduser().is_file():
-            raise ChoiceError(f"--ckpt_path '{known.ckpt_path}' does not exist, or is no file")
-        config = Path(known.ckpt_path).expanduser().resolve().parent / CONFIG
+    if options.ckpt_path and options.ckpt_path not in ("last", "auto"):
+        if not Path(options.ckpt_path).expanduser().is_file():
+            raise ChoiceError(f"--ckpt_path '{options.ckpt_path}' does not exist, or is no file")
+        config = Path(options.ckpt_path).expanduser().resolve().parent / CONFIG
         if config.is_file():
             beside = (str(config),)
             content = read_yaml(config, "the run's configuration")
-            own = (getattr(known, "model.network"), *(_at(layer, "model", "network") for layer in layers))
-            meant = known.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
+            own = (getattr(options, "model.network"), *(_at(layer, "model", "network") for layer in layers))
+            meant = options.task or next((x["task"] for x in reversed(layers) if x.get("task")), content.get("task"))
             layer = taken_from_run(content, config, training=command == "fit", task=meant, own_network=any(own))
-            if known.task and layer.get("task") not in (None, known.task):
+            if options.task and layer.get("task") not in (None, options.task):
                 raise ChoiceError(
-                    f"--task {known.task}: '{known.ckpt_path}' is of a run of task {layer['task']}; leave --task out, "
-                    "or start from its weights by --model.init_from"
+                    f"--task {options.task}: '{options.ckpt_path}' is of a run of task {layer['task']}; leave "
+                    "--task out, or start from its weights by --model.init_from"
                 )
             taken = (_as_file(layer),)
             layers = [layer, *layers]
@@ -138,22 +138,22 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
         require_no_imports(layer)
 
     def find(name: str) -> Any:
-        if getattr(known, name, None) is not None:
-            return getattr(known, name)
+        if getattr(options, name, None) is not None:
+            return getattr(options, name)
         return next((layer[name] for layer in reversed(layers) if layer.get(name) is not None), None)
 
     task, recipe = find("task"), find("recipe")
     if task is None:
-        lost = f" (no {CONFIG} beside '{known.ckpt_path}')" if known.ckpt_path else ""
+        lost = f" (no {CONFIG} beside '{options.ckpt_path}')" if options.ckpt_path else ""
         raise ChoiceError(f"say what to run with --task{lost}: {', '.join(TASKS)}")
     _one_of(task, TASKS, "--task")
     if recipe is not None:
-        source = "--recipe" if known.recipe else f"'{(*beside, *known.config)[-1]}'"
+        source = "--recipe" if options.recipe else f"'{(*beside, *options.config)[-1]}'"
         return RecipeChoice(
             task, _one_of(recipe, RECIPES, "--recipe"), f"by {source}", (recipe_path(task, recipe), *taken)
         )
 
-    roots = [vars(known)["data.root"], *(_at(layer, "data", "root") for layer in reversed(layers))]
+    roots = [vars(options)["data.root"], *(_at(layer, "data", "root") for layer in reversed(layers))]
     root = next((r for r in roots if r), os.environ.get("WSBENCH_DATA"))
     recipe, reason = "mini", "neither --data.root nor $WSBENCH_DATA names a dataset"
     if root:

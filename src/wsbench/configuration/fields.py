@@ -83,7 +83,7 @@ def _folder(package: str) -> Path:
 def _described(docstring: str) -> dict[str, str]:
     """What the section ``Args:`` says of each argument."""
     _, _, section = docstring.partition("Args:\n")
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     indent = None
     name = ""
     for line in section.splitlines():
@@ -95,10 +95,10 @@ def _described(docstring: str) -> dict[str, str]:
             break
         before, colon, after = line.strip().partition(":")
         if depth == indent and colon and before.isidentifier():
-            name, found[before] = before, after.strip()
+            name, descriptions[before] = before, after.strip()
         elif name:
-            found[name] = f"{found[name]} {line.strip()}".strip()
-    return found
+            descriptions[name] = f"{descriptions[name]} {line.strip()}".strip()
+    return descriptions
 
 
 def _class(node: ast.ClassDef) -> _Class:
@@ -128,12 +128,12 @@ def _class(node: ast.ClassDef) -> _Class:
 
 @cache
 def _classes(package: str) -> Mapping[str, _Class]:
-    found: dict[str, _Class] = {}
+    classes: dict[str, _Class] = {}
     for path in sorted(_folder(package).glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
-                found[node.name] = _class(node)
-    return found
+                classes[node.name] = _class(node)
+    return classes
 
 
 def _with_inherited(name: str, classes: Mapping[str, _Class]) -> Iterator[Field]:
@@ -169,11 +169,11 @@ def of_trainer() -> tuple[Field, ...]:
 
 def names(tasks: Collection[str] = tuple(TASKS)) -> list[str]:
     """All options, with ``--``."""
-    found = [field.name for field in (*RUN, *_LIGHTNING)]
+    options = [field.name for field in (*RUN, *_LIGHTNING)]
     for task in tasks:
-        found += [f"{room}.{field.name}" for room in ("data", "model") for field in of_room(room, task)]
-    found += [f"trainer.{field.name}" for field in of_trainer()]
-    return [f"--{name}" for name in dict.fromkeys(found)]
+        options += [f"{room}.{field.name}" for room in ("data", "model") for field in of_room(room, task)]
+    options += [f"trainer.{field.name}" for field in of_trainer()]
+    return [f"--{name}" for name in dict.fromkeys(options)]
 
 
 def require_known(argv: Sequence[str]) -> None:
@@ -185,19 +185,19 @@ def require_known(argv: Sequence[str]) -> None:
     Raises:
         UsageError: there are some; with the nearest right names.
     """
-    known = names()
+    options = names()
     unknown = []
     for word in argv:
         name = word.removeprefix("--").partition("=")[0].removesuffix("+")
-        if not word.startswith("--") or name in _UNLISTED or f"--{name}" in known:
+        if not word.startswith("--") or name in _UNLISTED or f"--{name}" in options:
             continue
         parts = name.split(".")
-        if len(parts) > 2 and f"--{'.'.join(parts[:2])}" in known:  # of a class that the option names
+        if len(parts) > 2 and f"--{'.'.join(parts[:2])}" in options:  # of a class that the option names
             continue
         if len(parts) == 2 and parts[0] in ("trainer", "model", "data") and parts[1] == "help":
             continue
         task = _value(argv, "--task")
-        unknown.append(nearest(word, names((task,)) if task in TASKS else known))
+        unknown.append(nearest(word, names((task,)) if task in TASKS else options))
     if unknown:
         raise UsageError("; ".join(unknown))
 

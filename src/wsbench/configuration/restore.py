@@ -41,9 +41,9 @@ def read_settings(checkpoint: Path, config: Path | None = None) -> tuple[dict[st
     if not isinstance(settings.setdefault("data", {}), dict):
         raise ChoiceError(f"'{path}' is not a run's configuration: its data has no fields")
     for room in ("data", "model"):
-        known = {field.name for field in fields.of_room(room, settings["task"])}
+        options = {field.name for field in fields.of_room(room, settings["task"])}
         followed = {link.field.removeprefix(f"{room}.") for link in (*LINKS, *TASKS[settings["task"]].links)}
-        unknown = sorted(set(settings[room]) - known - followed)
+        unknown = sorted(set(settings[room]) - options - followed)
         if unknown:
             raise ChoiceError(f"'{path}': {settings['task']} has no field {room}.{unknown[0]}")
     if content.get("classes"):  # in files of the first version coco's number counted background

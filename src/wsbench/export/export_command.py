@@ -81,15 +81,15 @@ def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Pat
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         path = Path(folder) / output.name
         for sizes in _attempts(task.dynamic_sizes()):
-            words = task.input_words(input_shape(x, sizes))
+            meaning = task.input_words(input_shape(x, sizes))
             facts = {
-                "wsbench": wsbench.__version__, "task": task.task, "norm": str(task.spec), "input": words,
+                "wsbench": wsbench.__version__, "task": task.task, "norm": str(task.spec), "input": meaning,
                 "network": task.network_name, "outputs": list(task.output_names()), "classes": list(task.classes),
             }  # fmt: skip
             try:
                 computed, run = WRITERS[form](folded, x, path, facts, task.output_names(), sizes)
                 fits = not sizes or _other_size_agrees(task, run, x, sizes)
-            except (RuntimeError, ValueError, TypeError, AssertionError):
+            except (RuntimeError, ValueError, TypeError, AssertionError):  # what torch's exporters raise at free sizes
                 if not sizes:  # it is not the sizes
                     raise
                 fits = False
@@ -107,7 +107,7 @@ def export(task: BenchmarkTask, settings: dict[str, Any], form: str, output: Pat
             raise ExportError(f"the exported graph's outputs differ from PyTorch's by {worst:.1e} of their largest "
                               f"value, more than {TOLERANCE:.0e}; nothing was written")  # fmt: skip
         os.replace(path, output)
-    return Exported(worst, len(task.norm_report.weight_normalized), words)
+    return Exported(worst, len(task.norm_report.weight_normalized), meaning)
 
 
 @dataclass(frozen=True)

@@ -143,13 +143,13 @@ def published_records(folder: Path) -> dict[str, RunRecord]:
         RecordError: one cannot be read.
     """
     records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
-    known: dict[str, RunRecord] = {}
+    published: dict[str, RunRecord] = {}
     for path, record in records.items():
         identity = id_of(record)
         if record.schema_version >= IDENTIFIED and identity != record.id:
             raise RecordError(f"'{path}' says that it is run {record.id}; what it holds is run {identity}")
-        known[identity or record.id] = record
-    return known
+        published[identity or record.id] = record
+    return published
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,14 @@ class Status:
 def label(cell: Cell, fields: Sequence[str]) -> str:
     """A cell as text: the values of ``fields``, the self-explaining ones without their name."""
     short = {full: name for name, full in ALIASES.items()}
-    words = []
+    parts = []
     for name in fields:
         value = cell.options.get(name)
         if value is not None:
-            words.append(
+            parts.append(
                 str(value) if name in ("task", "norm", "model.network") else f"{short.get(name, name)} {value}"
             )
-    return " ".join(words) or cell.id
+    return " ".join(parts) or cell.id
 
 
 def varying(cells: Sequence[Cell]) -> list[str]:

@@ -205,10 +205,10 @@ def _matches(cell: Options, condition: Mapping[str, Any]) -> bool:
 
 
 def _known(fields: Iterable[str], cells: Sequence[Options], what: str) -> None:
-    there = sorted({name for cell in cells for name in cell})
+    options = sorted({name for cell in cells for name in cell})
     for name in fields:
-        if name not in there:
-            raise GridError(f"{what}: no cell has the field '{name}'; they have {', '.join(there)}")
+        if name not in options:
+            raise GridError(f"{what}: no cell has the field '{name}'; they have {', '.join(options)}")
 
 
 def _product(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> list[Options]:
@@ -302,8 +302,8 @@ def select(cells: Sequence[Options], only: Mapping[str, Sequence[Any]]) -> list[
         _known([name], cells, "--only")
         left = [cell for cell in chosen if cell.get(name) in values]
         if not left:
-            there = sorted({str(cell.get(name)) for cell in chosen})
-            raise GridError(f"--only {name}={','.join(map(str, values))}: no cell; there are {', '.join(there)}")
+            present = sorted({str(cell.get(name)) for cell in chosen})
+            raise GridError(f"--only {name}={','.join(map(str, values))}: no cell; there are {', '.join(present)}")
         chosen = left
     return chosen
 

@@ -204,19 +204,18 @@ def as_written(choice: SweepRequest, options: Sequence[str]) -> tuple[Plan, str]
     """
     key = asked(choice, options)
     for recipe in RECIPES if choice.recipe is None else [choice.recipe]:
-        found = read(folder_of(choice, recipe))
-        if not found or found["asked"] != key:
+        content = read(folder_of(choice, recipe))
+        if not content or content["asked"] != key:
             continue
         cells = tuple(
             Cell(
                 c["options"], tuple(c["argv"]),
                 Resolved(c["task"], recipe, choice.runs, c["id"], None, c["steps"]), published=choice.published,
             )
-            for c in found["cells"]
+            for c in content["cells"]
         )  # fmt: skip
-        return Plan(Path(choice.name).stem, recipe, found["reason"], found["about"], cells, choice.runs, key), found[
-            "written"
-        ]
+        plan = Plan(Path(choice.name).stem, recipe, content["reason"], content["about"], cells, choice.runs, key)
+        return plan, content["written"]
     return None
 
 

@@ -71,8 +71,8 @@ class RayLauncher:
         return True
 
     def _resources(self, ray: Any) -> dict[str, float]:
-        there = ray.cluster_resources()
-        gpus, cores = there.get("GPU", 0), there.get("CPU", 0)
+        available = ray.cluster_resources()
+        gpus, cores = available.get("GPU", 0), available.get("CPU", 0)
         if gpus and gpus < self.devices:
             raise LauncherError(f"--devices {self.devices}: the Ray cluster has {gpus:.0f} GPU(s)")
         if not gpus and cores < self.devices:

@@ -254,5 +254,5 @@ def _last_words(path: Path) -> str:
     if not path.exists():
         return ""
     lines = path.read_text(errors="replace").splitlines()
-    said = [line for line in lines if line.startswith(("slurmstepd:", "srun:", "slurmd:")) or "Error: " in line]
-    return said[-1] if said else ""
+    relevant = [line for line in lines if line.startswith(("slurmstepd:", "srun:", "slurmd:")) or "Error: " in line]
+    return relevant[-1] if relevant else ""

@@ -156,14 +156,14 @@ class Protocol:
                 for seed in self.grid.tuning_seeds]  # fmt: skip
 
     def _trials(self, method: Method, rates: Sequence[float]) -> list[Trial]:
-        found = []
+        trials = []
         for cell in self._first(method, rates):
             record = cell.record()
             assert record is not None
             name, _ = _metric(cell)
-            found.append(Trial(rate=cell.options[LR], seed=record.seed, record=record.id,
+            trials.append(Trial(rate=cell.options[LR], seed=record.seed, record=record.id,
                                score=record.metrics[name].value, diverged=record.diverged is not None))  # fmt: skip
-        return found
+        return trials
 
     def _require_that_rates_count(self, method: Method) -> None:
         """Refuse a grid whose runs do not change with the rate: something else sets it."""
@@ -185,37 +185,37 @@ class Protocol:
         rates: dict[Setting, tuple[float, ...]] = {}
         for setting in dict.fromkeys(method.setting for method in self.methods):
             mine = [method for method in self.methods if method.setting == setting]
-            known, trials = self._known(setting, mine)
-            rates[setting] = known
+            tried, trials = self._known(setting, mine)
+            rates[setting] = tried
             if all(cell.finished() for _, cell in trials):
-                second += self._second(mine, known)
+                second += self._second(mine, tried)
             else:
                 first += trials
         return Stage(tuple(first), tuple(second), rates)
 
     def _known(self, setting: Setting, mine: Sequence[Method]) -> tuple[tuple[float, ...], list[tuple[Method, Cell]]]:
         """A setting's grid as far as its finished trials let it grow, and the trials at its rates."""
-        known = tuple(self.grid.rates)
+        rates = tuple(self.grid.rates)
         while True:
-            trials = [(method, cell) for method in mine for cell in self._first(method, known)]
+            trials = [(method, cell) for method in mine for cell in self._first(method, rates)]
             if not all(cell.finished() for _, cell in trials):
-                return known, trials
-            larger = tuple(self._grown(setting, known))
-            if larger == known:
-                return known, trials
-            known = larger
+                return rates, trials
+            larger = tuple(self._grown(setting, rates))
+            if larger == rates:
+                return rates, trials
+            rates = larger
 
-    def _grown(self, setting: object, known: tuple[float, ...]) -> list[float]:
+    def _grown(self, setting: object, rates: tuple[float, ...]) -> list[float]:
         mine = [m for m in self.methods if m.setting == setting]
-        first = self._first(mine[0], known)[0]
+        first = self._first(mine[0], rates)[0]
         name, higher = _metric(first)
         chance = []
         for method in mine:
-            record = self._first(method, known)[0].record()
+            record = self._first(method, rates)[0].record()
             assert record is not None
             classes = max((len(values) for values in record.per_class.values()), default=1)
             chance.append(guessing(name, classes))
-        return grown(known, [mean_scores(self._trials(m, known)) for m in mine], chance, higher, self.grid.most_rates)
+        return grown(rates, [mean_scores(self._trials(m, rates)) for m in mine], chance, higher, self.grid.most_rates)
 
     def _second(self, mine: Sequence[Method], rates: Sequence[float]) -> list[tuple[Method, Cell]]:
         cells = []

@@ -98,10 +98,10 @@ def from_pretrained(
         raise PretrainedError(f"'{folder}' has no {WEIGHTS}; expected what save_pretrained writes")
     state, spec = read_pretrained(folder / WEIGHTS)
     if (folder / CONFIG).is_file():
-        said = _said(folder / CONFIG)
-        if spec is not None and said not in (None, spec):
-            raise PretrainedError(f"'{folder}': {WEIGHTS} says that it is '{spec}', {CONFIG} that it is '{said}'")
-        spec = spec or said
+        stated = _said(folder / CONFIG)
+        if spec is not None and stated not in (None, spec):
+            raise PretrainedError(f"'{folder}': {WEIGHTS} says that it is '{spec}', {CONFIG} that it is '{stated}'")
+        spec = spec or stated
     require_spec({} if spec is None else {KEY: spec}, spec or "gn", f"'{folder / WEIGHTS}'")
     assert spec is not None
     report = normalize(model, spec, example)
@@ -118,5 +118,5 @@ def _said(path: Path) -> str | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PretrainedError(f"'{path}' is not JSON: {error}") from error
-    said = content.get(KEY) if isinstance(content, dict) else None
-    return said if isinstance(said, str) else None
+    stated = content.get(KEY) if isinstance(content, dict) else None
+    return stated if isinstance(stated, str) else None

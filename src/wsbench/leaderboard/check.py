@@ -29,39 +29,39 @@ _GHOST = re.compile(r"gbn(\d*)(?![a-z])")
 
 def problems_of(record: RunRecord) -> list[str]:
     """Why a record cannot be right, or cannot be traced: one line each."""
-    found = []
+    problems = []
     batch, provenance = record.batch, record.provenance
     if batch.micro_batch * batch.accumulate * batch.devices != batch.effective_batch:
-        found.append(f"effective_batch {batch.effective_batch} is not the product of the three before it")
+        problems.append(f"effective_batch {batch.effective_batch} is not the product of the three before it")
     whole = batch.micro_batch * batch.devices
     ghost = _GHOST.match(record.norm)
     parts = (
         range(1, whole + 1) if record.norm_sources else [min(int(ghost[1] or 32), batch.micro_batch)] if ghost else []
     )
     if batch.norm_batch not in (batch.micro_batch, whole, *parts):
-        found.append(f"norm_batch {batch.norm_batch} is neither micro_batch nor micro_batch times devices")
+        problems.append(f"norm_batch {batch.norm_batch} is neither micro_batch nor micro_batch times devices")
     if record.schema_version >= IDENTIFIED and (identity := id_of(record)) != record.id:
-        found.append(f"it says that it is run {record.id}, and what it holds is run {identity}")
+        problems.append(f"it says that it is run {record.id}, and what it holds is run {identity}")
     if record.steps < 1:
-        found.append("no step was taken")
+        problems.append("no step was taken")
     if record.cost.samples_per_second <= 0 or record.cost.peak_memory_mib <= 0:
-        found.append("samples_per_second and peak_memory_mib must be above 0")
+        problems.append("samples_per_second and peak_memory_mib must be above 0")
     if not provenance.commit or provenance.dirty is not False:
-        found.append("it was not run from a clean commit, so nobody can run it again; commit, and run it")
+        problems.append("it was not run from a clean commit, so nobody can run it again; commit, and run it")
     if TASKS[record.task].headline not in record.metrics:
-        found.append(f"it has no {TASKS[record.task].headline}, the task's main metric")
+        problems.append(f"it has no {TASKS[record.task].headline}, the task's main metric")
     for kind, metrics in (("metrics", record.metrics), ("best", record.best)):
         for name, metric in metrics.items():
             if not 0 <= metric.value <= 100:
-                found.append(f"{kind}.{name} {metric.value} is no percentage")
+                problems.append(f"{kind}.{name} {metric.value} is no percentage")
             if not name.startswith("train_") and metric.n_eval != record.data.splits["val"].count:
-                found.append(f"{kind}.{name} is over {metric.n_eval} of {record.data.splits['val'].count} samples")
+                problems.append(f"{kind}.{name} is over {metric.n_eval} of {record.data.splits['val'].count} samples")
             if metric.step > record.steps:
-                found.append(f"{kind}.{name} is of step {metric.step}, the run has {record.steps}")
+                problems.append(f"{kind}.{name} is of step {metric.step}, the run has {record.steps}")
     for low, high in (("top5_error", "top1_error"), ("top1_acc", "top5_acc")):
         if {low, high} <= set(record.metrics) and record.metrics[low].value > record.metrics[high].value:
-            found.append(f"{low} {record.metrics[low].value} is above {high} {record.metrics[high].value}")
-    return found
+            problems.append(f"{low} {record.metrics[low].value} is above {high} {record.metrics[high].value}")
+    return problems
 
 
 def log_problems(record: RunRecord, log: Path) -> list[str]:
@@ -69,19 +69,19 @@ def log_problems(record: RunRecord, log: Path) -> list[str]:
     if not log.is_file():
         return [f"its log of metrics, {log.name}, is missing: figures are drawn from it"]
     series = read_metrics(log)
-    found = []
+    problems = []
     for name, metric in record.metrics.items():
         part, short = ("train", name.removeprefix("train_")) if name.startswith("train_") else ("val", name)
         logged = series.get(f"{part}/{short}", {}).get(metric.step)
         if logged is not None and not math.isclose(logged, metric.value, abs_tol=1e-3):
-            found.append(f"metrics.{name} {metric.value} is {logged:.4f} in {log.name} at step {metric.step}")
-    return found
+            problems.append(f"metrics.{name} {metric.value} is {logged:.4f} in {log.name} at step {metric.step}")
+    return problems
 
 
 def twins(records: Sequence[RunRecord]) -> list[str]:
     """Records that are the same run: of one configuration and seed, under two ids."""
     seen: dict[tuple[object, ...], RunRecord] = {}
-    found = []
+    problems = []
     for record in in_order(records):
         what = (
             table_name(record),
@@ -93,8 +93,8 @@ def twins(records: Sequence[RunRecord]) -> list[str]:
         )
         other = seen.setdefault(what, record)
         if other is not record:
-            found.append(f"{record.id} and {other.id} are the same run ({record.norm}, seed {record.seed})")
-    return found
+            problems.append(f"{record.id} and {other.id} are the same run ({record.norm}, seed {record.seed})")
+    return problems
 
 
 def _read_all(folder: Path) -> Iterator[tuple[Path, RunRecord]]:
@@ -112,23 +112,25 @@ def check(folder: Path, base: str | None = None) -> list[str]:
     Raises:
         RecordError: a file is not a record.
     """
-    found = []
+    problems = []
     for path, record in _read_all(folder / "records"):
         if (path.parent.name, path.stem) != (record.task, record.id):
-            found.append(f"'{path}' is record {record.task}/{record.id}; a file is called by its record")
+            problems.append(f"'{path}' is record {record.task}/{record.id}; a file is called by its record")
         log = path.with_name(record.id + METRICS_SUFFIX)
-        found += [f"record {record.task}/{record.id}: {p}" for p in (*problems_of(record), *log_problems(record, log))]
+        problems += [
+            f"record {record.task}/{record.id}: {p}" for p in (*problems_of(record), *log_problems(record, log))
+        ]
     records = find_records([folder / "records"])
-    found += twins(records) + [f"record {r.task}/{r.id}: {p}" for r in records for p in tuning_problems(r, records)]
+    problems += twins(records) + [f"record {r.task}/{r.id}: {p}" for r in records for p in tuning_problems(r, records)]
     texts = derive(records, find_logs([folder / "records"], counted_in_steps(records)))
     for name, text in texts.items():
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            found.append(
+            problems.append(
                 f"'{path}' is not what the records say; `leaderboard --records {folder / 'records'}` derives it"
             )
-    found += [f"'{p}' has no record; remove it" for p in sorted(folder.glob("*.csv")) if p.name not in texts]
-    return found + (_since(folder, texts, base) if base else [])
+    problems += [f"'{p}' has no record; remove it" for p in sorted(folder.glob("*.csv")) if p.name not in texts]
+    return problems + (_since(folder, texts, base) if base else [])
 
 
 def _git(folder: Path, *args: str) -> str:
@@ -140,7 +142,7 @@ def _git(folder: Path, *args: str) -> str:
 
 def _since(folder: Path, texts: dict[str, str], base: str) -> list[str]:
     """Rows that were lost since a revision, and means that moved silently."""
-    found = []
+    problems = []
     names = _git(folder, "ls-tree", "--name-only", base, "./").split()
     for name in sorted(name for name in names if name.endswith(".csv")):
         wide = name.endswith(".wide.csv")
@@ -148,15 +150,15 @@ def _since(folder: Path, texts: dict[str, str], base: str) -> list[str]:
         before = _rows(_git(folder, "show", f"{base}:./{name}"), key)
         now = _rows(texts.get(name, ""), key)
         for identity, row in before.items():
-            words = f"{name}: {' '.join(filter(None, identity))}"
+            record = f"{name}: {' '.join(filter(None, identity))}"
             if identity not in now:
-                found.append(f"{words}: the row of {base} is lost")
+                problems.append(f"{record}: the row of {base} is lost")
             elif wide and _moved(row, now[identity]) and now[identity]["note"] in ("", row["note"]):
-                found.append(
-                    f"{words}: the mean moved from {row['mean']} to {now[identity]['mean']}, out of its interval; "
+                problems.append(
+                    f"{record}: the mean moved from {row['mean']} to {now[identity]['mean']}, out of its interval; "
                     "say why in a record's note (`leaderboard submit RUN --note WHY`)"
                 )
-    return found
+    return problems
 
 
 def _rows(text: str, key: Sequence[str]) -> dict[tuple[str, ...], dict[str, str]]:

@@ -35,18 +35,18 @@ class Comparison:
         return "not significant" if self.better is None else f"{self.better.first.labelled_norm} is better"
 
 
-def comparisons(found: Sequence[Group], pairs: Sequence[tuple[str, str]], together: bool = False) -> list[Comparison]:
+def comparisons(grouped: Sequence[Group], pairs: Sequence[tuple[str, str]], together: bool = False) -> list[Comparison]:
     """Every pair of norms in every table, network, batch size and setting where both have two seeds in common.
 
     Args:
-        found: groups of runs.
+        grouped: groups of runs.
         pairs: of norms; ``gn`` stands for ``gn16``, too, where a task has that.
         together: correct the p values of all tests together, not only of those in one setting; those of norms at rates
             of their own apart from those at one rate.
     """
     tests = []
-    for first in found:
-        for second in found:
+    for first in grouped:
+        for second in grouped:
             names = tuple(group.first.labelled_norm.replace("gn16", "gn") for group in (first, second))
             if names in pairs and first.setting == second.setting:
                 metric = TASKS[first.first.task].headline

@@ -20,11 +20,11 @@ def derive(records: Sequence[RunRecord], logs: Logs | None = None) -> dict[str, 
         logs: their logs of metrics; without one, what is counted in steps stays empty.
     """
     texts = {}
-    for name, found in by_table(records).items():
+    for name, of_table in by_table(records).items():
         cited = cited_rows(name) if name in TASKS else []
-        texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in found for row in record_rows(record))])
-        task = found[0].task if found else name
-        texts[f"{name}.wide.csv"] = text_of(columns_of(found), wide_rows(task, found, cited, logs))
+        texts[f"{name}.csv"] = text_of(COLUMNS, [*cited, *(row for record in of_table for row in record_rows(record))])
+        task = of_table[0].task if of_table else name
+        texts[f"{name}.wide.csv"] = text_of(columns_of(of_table), wide_rows(task, of_table, cited, logs))
     return texts
 
 
@@ -42,11 +42,11 @@ def update(folders: Sequence[Path], out: Path, of: RunRecord | None = None, cite
     """
     records = find_records(folders)
     cited = cited or (out / "records").is_dir()
-    own = {name for name, found in by_table(records).items() if found or cited}
+    own = {name for name, of_table in by_table(records).items() if of_table or cited}
     texts = derive(records, find_logs(folders, tuned.counted_in_steps(records)))
     texts = {file: text for file, text in texts.items() if file.partition(".")[0] in own}
     for name, text in texts.items():
         write_text_atomically(out / name, text)
     if of is None:
         return [out / name for name in texts]
-    return [out / f"{name}.csv" for name, found in by_table(records).items() if any(r.id == of.id for r in found)]
+    return [out / f"{name}.csv" for name, of_table in by_table(records).items() if any(r.id == of.id for r in of_table)]

@@ -23,10 +23,10 @@ class CheckFailedError(LeaderboardError):
     exit_status = 1
 
 
-def _tables(found: list[Group]) -> Iterator[Table]:
+def _tables(grouped: list[Group]) -> Iterator[Table]:
     """A table for each leaderboard: what the runs changed of the recipe is a column where it differs."""
-    for name in dict.fromkeys(group.table for group in found):
-        mine = [group for group in found if group.table == name]
+    for name in dict.fromkeys(group.table for group in grouped):
+        mine = [group for group in grouped if group.table == name]
         metric = TASKS[mine[0].first.task].headline
         differ, same = changes(mine)
         table = Table(title=escape(f"{name}: {metric}, over seeds, final weights"),
@@ -56,10 +56,10 @@ def _numbers(group: Group, over: Spread) -> tuple[str, ...]:
 def _derive(args: argparse.Namespace) -> None:
     folders = [folder for folder in args.records if folder.is_dir()]
     written = update(folders, args.out, cited=args.cited)
-    found = groups(find_records(folders))
-    for table in _tables(found):
+    grouped = groups(find_records(folders))
+    for table in _tables(grouped):
         console().print(table)
-    if not found:
+    if not grouped:
         console().print(
             f"no records below {', '.join(map(str, args.records))}; --cited writes the published rows alone"
         )
@@ -87,14 +87,14 @@ def _submit(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found = comparisons(groups(find_records(args.records)), [(args.first, args.second)], together=True)
-    if not found:
+    compared = comparisons(groups(find_records(args.records)), [(args.first, args.second)], together=True)
+    if not compared:
         raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
     table = Table(title=f"{args.first} minus {args.second}")
     for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "verdict"):
         left = column in ("table", "metric", "verdict")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for one in found:
+    for one in compared:
         over, batch = one.test, one.first.first.batch
         table.add_row(*map(escape, (
             one.first.table, f"{batch.micro_batch} of {batch.effective_batch}", one.metric, str(over.n),

@@ -24,13 +24,13 @@ def find_records(folders: Iterable[Path]) -> list[RunRecord]:
     Raises:
         RecordError: for a file that is not a valid record.
     """
-    found: dict[str, RunRecord] = {}
+    records: dict[str, RunRecord] = {}
     for folder in folders:
         files = {*folder.rglob(RECORD_NAME), *(p for p in folder.rglob("*.json") if p.parent.parent.name == "records")}
         for path in sorted(files):
             record = read_record(path)
-            found.setdefault(record.id, record)
-    return in_order(found.values())
+            records.setdefault(record.id, record)
+    return in_order(records.values())
 
 
 def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -85,8 +85,8 @@ def by_table(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     for record in in_order(records):
         named.setdefault(table_name(record), []).append(record)
     tables: dict[str, list[RunRecord]] = {task: [] for task, entry in TASKS.items() if entry.paper is not None}
-    for name, found in named.items():
-        one = len({data_checksum(record.data) for record in found}) == 1
-        for record in found:
+    for name, of_table in named.items():
+        one = len({data_checksum(record.data) for record in of_table}) == 1
+        for record in of_table:
             tables.setdefault(name if one else f"{name}-{data_checksum(record.data)}", []).append(record)
     return dict(sorted(tables.items()))

@@ -22,10 +22,10 @@ COLUMNS = ("lr", "trials", "lr_low", "lr_high", "diverged", "target", "reached",
 
 def working_range(tuning: Tuning) -> tuple[float, float]:
     """The lowest and the highest rate of those around the chosen one that score within :data:`WITHIN` of the best."""
-    known = mean_scores(tuning.trials)
-    rates = list(known)
+    scores = mean_scores(tuning.trials)
+    rates = list(scores)
     low = high = rates.index(tuning.rate)
-    works = [abs(known[rate] - known[tuning.rate]) <= WITHIN for rate in rates]
+    works = [abs(scores[rate] - scores[tuning.rate]) <= WITHIN for rate in rates]
     while low > 0 and works[low - 1]:
         low -= 1
     while high < len(rates) - 1 and works[high + 1]:
@@ -115,7 +115,7 @@ def untuned(record: RunRecord) -> dict[str, object]:
 
 def _trial_problems(record: RunRecord, tuning: Tuning, trial: Trial, other: RunRecord) -> list[str]:
     """Why the record of a trial is not what the tuning says of it."""
-    found = []
+    problems = []
     method = ("task", "recipe", "recipe_digest", "norm", "network", "batch")
     differ = [name for name in method if getattr(other, name) != getattr(record, name)]
     differ += ["seed"] if other.seed != trial.seed else []
@@ -124,22 +124,22 @@ def _trial_problems(record: RunRecord, tuning: Tuning, trial: Trial, other: RunR
     whole = record.diverged is None and other.diverged is None and "trainer.max_steps" in record.overrides
     differ += ["steps"] if whole and other.steps != record.steps else []
     if differ:
-        found.append(f"its trial {trial.record} is of another method or setting: {', '.join(differ)}")
+        problems.append(f"its trial {trial.record} is of another method or setting: {', '.join(differ)}")
     ours, theirs = record.data.splits, other.data.splits
     labels = [splits["train"].labels for splits in (ours, theirs)]
     count = sum(theirs[part].count for part in ("train", "val"))
     if other.data.name != record.data.name or (all(labels) and labels[0] != labels[1]) or count != ours["train"].count:
-        found.append(f"its trial {trial.record} is of other data than a division of the training samples")
+        problems.append(f"its trial {trial.record} is of other data than a division of the training samples")
     if theirs["val"].checksum in (ours["val"].checksum, ours["train"].checksum, theirs["train"].checksum):
-        found.append(f"its trial {trial.record} was scored on the reporting split, or on what it was trained on")
+        problems.append(f"its trial {trial.record} was scored on the reporting split, or on what it was trained on")
     if rate_of(other) not in (None, trial.rate):
-        found.append(f"its trial {trial.record} has the rate {rate_of(other)}, not {trial.rate}")
+        problems.append(f"its trial {trial.record} has the rate {rate_of(other)}, not {trial.rate}")
     score = other.metrics.get(tuning.metric)
     if score is None or score.value != trial.score or (other.diverged is not None) != trial.diverged:
-        found.append(f"its trial {trial.record} does not score {trial.score}")
+        problems.append(f"its trial {trial.record} does not score {trial.score}")
     if other.seed == record.seed:
-        found.append(f"seed {record.seed} was used to choose its rate")
-    return found
+        problems.append(f"seed {record.seed} was used to choose its rate")
+    return problems
 
 
 def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[str]:
@@ -151,26 +151,26 @@ def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[s
     tuning = record.tuning
     if tuning is None:
         return []
-    found = []
+    problems = []
     by_id = {other.id: other for other in published}
     rate = rate_of(record)
     if rate is not None and rate != tuning.rate:
-        found.append(f"its learning rate is {rate}, the tuning chose {tuning.rate}")
+        problems.append(f"its learning rate is {rate}, the tuning chose {tuning.rate}")
     if SHARE in record.overrides:
-        found.append("it is scored on what its rate was chosen on")
+        problems.append("it is scored on what its rate was chosen on")
     if len({trial.record for trial in tuning.trials}) < len(tuning.trials):
-        found.append("two of its trials are one run")
+        problems.append("two of its trials are one run")
     if len({trial.rate for trial in tuning.trials}) < FEWEST_RATES:
-        found.append(f"its rate was chosen of fewer than {FEWEST_RATES}")
+        problems.append(f"its rate was chosen of fewer than {FEWEST_RATES}")
     for trial in tuning.trials:
         other = by_id.get(trial.record)
         if other is None:
-            found.append(f"its trial {trial.record} (rate {trial.rate}, seed {trial.seed}) is not published")
+            problems.append(f"its trial {trial.record} (rate {trial.rate}, seed {trial.seed}) is not published")
         else:
-            found += _trial_problems(record, tuning, trial, other)
+            problems += _trial_problems(record, tuning, trial, other)
     best = chosen(mean_scores(tuning.trials), not lower_is_better(tuning.metric))
     if tuning.rate != best:
-        found.append(f"the tuning chose {tuning.rate}, the best of its trials is {best}")
+        problems.append(f"the tuning chose {tuning.rate}, the best of its trials is {best}")
     tried = sorted((trial.rate, trial.seed) for trial in tuning.trials)
     for other in published:
         same = (other.task, other.recipe, other.network, untuned(other)) == (
@@ -179,6 +179,6 @@ def tuning_problems(record: RunRecord, published: Sequence[RunRecord]) -> list[s
         if other.tuning is None or not same or other.data != record.data or other.batch != record.batch:
             continue
         if sorted((trial.rate, trial.seed) for trial in other.tuning.trials) != tried:
-            found.append(f"{other.norm} ({other.id}) had other trials than {record.norm}")
+            problems.append(f"{other.norm} ({other.id}) had other trials than {record.norm}")
             break
-    return found
+    return problems

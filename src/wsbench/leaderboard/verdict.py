@@ -16,8 +16,8 @@ FAR = 10.0
 
 def metric_name(metric: str) -> str:
     """In words: ``top-1 error``."""
-    known = {"top1_error": "top-1 error", "top1_acc": "top-1 accuracy", "miou": "mIoU"}
-    return known.get(metric, metric.replace("_", " ").replace("acc", "accuracy"))
+    names = {"top1_error": "top-1 error", "top1_acc": "top-1 accuracy", "miou": "mIoU"}
+    return names.get(metric, metric.replace("_", " ").replace("acc", "accuracy"))
 
 
 def short(norm: str) -> str:
@@ -123,8 +123,8 @@ class Verdict:
     @property
     def guessing(self) -> float | None:
         """What guessing scores; None where the records do not say how many classes there are."""
-        known = self.best.group.first.per_class.values()
-        return guessing(self.metric, max(map(len, known))) if known else None
+        per_class = self.best.group.first.per_class.values()
+        return guessing(self.metric, max(map(len, per_class))) if per_class else None
 
     def learned(self, one: Standing) -> bool:
         """Whether a norm's interval lies on the good side of chance; True where chance is not known."""
@@ -144,27 +144,27 @@ class Verdict:
         others = [s.norm for s in self.level[1:]]
         best = f"{metric_name(self.metric)} {self.best.value()}"
         if len(self.standings) > 1 and len(self.level) == len(self.standings):
-            said = f"no significant difference between {_listed([s.norm for s in self.standings])}"
-            said += f"; best mean: {self.best.norm}, {best}"
+            text = f"no significant difference between {_listed([s.norm for s in self.standings])}"
+            text += f"; best mean: {self.best.norm}, {best}"
         else:
-            said = f"use {self.best.norm}: {best}"
-            said += f"; not significantly worse: {_listed(others)}" if others else ""
+            text = f"use {self.best.norm}: {best}"
+            text += f"; not significantly worse: {_listed(others)}" if others else ""
         for verb, those in (
             ("not decided by these seeds:", list(self.unclear)),
             ("worse:", [s for s in self.standings if s.worse and not s.far]),
             ("avoid", list(self.avoid)),
         ):
             lost = [f"{s.norm} (by {s.loss[0]:.0f} [{s.loss[1]:.0f}, {s.loss[2]:.0f}])" for s in those]
-            said += f"; {verb} {_listed(lost)}" if lost else ""
-        return said
+            text += f"; {verb} {_listed(lost)}" if lost else ""
+        return text
 
     @property
     def doubts(self) -> list[str]:
         """What makes the verdict worth less: norms no better than chance, best rates at the end of a grid."""
-        found = []
+        sentences = []
         idle = [s.norm for s in self.standings if not self.learned(s)]
         if idle:
-            found.append(
+            sentences.append(
                 f"{_listed(idle)} {'is' if len(idle) == 1 else 'are'} not significantly better than chance "
                 f"({self.guessing:.0f}) after {self.best.group.steps} steps: longer runs may say otherwise"
             )
@@ -174,14 +174,14 @@ class Verdict:
             if s.rate in (min(tried), max(tried)):
                 edge.append(f"{s.norm} ({s.rate:g})")
         if edge:
-            found.append(
+            sentences.append(
                 f"the best learning rate of {_listed(edge)} lies at the edge of the grid; a better one may lie beyond"
             )
-        return found
+        return sentences
 
 
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def verdict(setting: Sequence[Group]) -> Verdict | None:
@@ -195,17 +195,17 @@ def verdict(setting: Sequence[Group]) -> Verdict | None:
     """
     metric = TASKS[setting[0].first.task].headline
     lower = lower_is_better(metric)
-    found = [(over, g) for g in setting if (over := g.spread(metric)) is not None]
-    if len(found) < 2:
+    scored = [(over, g) for g in setting if (over := g.spread(metric)) is not None]
+    if len(scored) < 2:
         return None
-    found.sort(key=lambda pair: (pair[0].mean if lower else -pair[0].mean, pair[1].first.labelled_norm))
-    best = found[0][1].values(metric)
-    tests = [paired(group.values(metric), best) for _, group in found[1:]]
+    scored.sort(key=lambda pair: (pair[0].mean if lower else -pair[0].mean, pair[1].first.labelled_norm))
+    best = scored[0][1].values(metric)
+    tests = [paired(group.values(metric), best) for _, group in scored[1:]]
     corrected = iter(holm([test.p for test in tests if test is not None]))
-    standings = [Standing(found[0][1], found[0][0], None, 1.0, (0.0, 0.0, 0.0))]
-    for (over, group), test in zip(found[1:], tests, strict=True):
+    standings = [Standing(scored[0][1], scored[0][0], None, 1.0, (0.0, 0.0, 0.0))]
+    for (over, group), test in zip(scored[1:], tests, strict=True):
         if test is None:
-            lost = abs(over.mean - found[0][0].mean)
+            lost = abs(over.mean - scored[0][0].mean)
             standings.append(Standing(group, over, None, 1.0, (lost, 0.0, 100.0)))
             continue
         ends = (test.mean, test.low, test.high) if lower else (-test.mean, -test.high, -test.low)
@@ -213,9 +213,9 @@ def verdict(setting: Sequence[Group]) -> Verdict | None:
     return Verdict(tuple(standings), metric)
 
 
-def verdicts(found: Sequence[Group]) -> list[Verdict]:
+def verdicts(grouped: Sequence[Group]) -> list[Verdict]:
     """Of all settings whose norms have rates of their own: the fewest images per device first."""
-    settings = settings_of(group for group in found if group.first.tuning is not None)
+    settings = settings_of(group for group in grouped if group.first.tuning is not None)
     made = [one for setting in settings if (one := verdict(setting)) is not None]
     return sorted(made, key=lambda v: (v.images, v.table, v.best.group.first.network))
 
@@ -246,28 +246,28 @@ class Overall:
         level = {n for n, c in self.counts if c}
         bad = [(n, c) for n, c in self.far if 2 * c >= self.tables and n not in level]
         if not good:
-            said = f"{where} no norm is among the best in most of the {self.tables} tables: "
-            said += ", ".join(f"{norm} is best in {table}" for table, norm in self.winners)
+            text = f"{where} no norm is among the best in most of the {self.tables} tables: "
+            text += ", ".join(f"{norm} is best in {table}" for table, norm in self.winners)
         elif self.tables == 1:
-            said = f"{where} use {good[0][0]}"
-            said += f"; not significantly worse: {_listed([n for n, _ in good[1:]])}" if good[1:] else ""
+            text = f"{where} use {good[0][0]}"
+            text += f"; not significantly worse: {_listed([n for n, _ in good[1:]])}" if good[1:] else ""
         else:
-            said = f"{where} use {good[0][0]}: best or tied with the best {self._in(good[0][1])}"
+            text = f"{where} use {good[0][0]}: best or tied with the best {self._in(good[0][1])}"
             open_in = dict(self.unclear).get(good[0][0])
-            said += f", not decided in {open_in}" if open_in else ""
+            text += f", not decided in {open_in}" if open_in else ""
             also = [n if c == good[0][1] else f"{n} ({self._in(c)})" for n, c in good[1:]]
-            said += f"; also tied: {_listed(also)}" if also else ""
+            text += f"; also tied: {_listed(also)}" if also else ""
             if self.partly:
-                said += f"; tied in those tables that have it: {_listed([f'{n} ({c})' for n, c in self.partly])}"
+                text += f"; tied in those tables that have it: {_listed([f'{n} ({c})' for n, c in self.partly])}"
             mixed = [f"{n} is more than {FAR:.0f} points worse {self._in(c)}" for n, c in self.far
                      if 2 * c > self.tables and n in level]  # fmt: skip
-            said += f"; but {_listed(mixed)}" if mixed else ""
+            text += f"; but {_listed(mixed)}" if mixed else ""
         if not bad:
-            return said
+            return text
         fewest = min(c for _, c in bad)
         least = "" if all(c == fewest for _, c in bad) else "at least "
         told = "" if self.tables == 1 else f" {self._in(fewest, least)}"
-        return f"{said}; avoid {_listed([n for n, _ in bad])}, more than {FAR:.0f} points worse{told}"
+        return f"{text}; avoid {_listed([n for n, _ in bad])}, more than {FAR:.0f} points worse{told}"
 
     def _in(self, count: int, least: str = "") -> str:
         if count == self.tables == 2:
@@ -279,12 +279,12 @@ def _images(number: int) -> str:
     return "one image" if number == 1 else f"{number} images"
 
 
-def overall(found: Sequence[Verdict]) -> Overall | None:
+def overall(of_tables: Sequence[Verdict]) -> Overall | None:
     """The answer over all tables at the fewest images per device; None without one.
 
     Norms that stand in all of these tables are counted; of equal counts the one with the better mean place is first.
     """
-    learned = [v for v in found if not v.nothing_learned]
+    learned = [v for v in of_tables if not v.nothing_learned]
     if not learned:
         return None
     images = min(v.images for v in learned)

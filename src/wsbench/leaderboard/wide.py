@@ -90,10 +90,10 @@ class Group:
         return rows[0].value if rows else None
 
 
-def settings_of(found: Iterable[Group]) -> list[list[Group]]:
+def settings_of(grouped: Iterable[Group]) -> list[list[Group]]:
     """Groups that may be compared: of one table, network, batch sizes and changes of the recipe."""
     kept: dict[tuple[object, ...], list[Group]] = defaultdict(list)
-    for group in found:
+    for group in grouped:
         kept[group.setting].append(group)
     return list(kept.values())
 
@@ -104,20 +104,20 @@ def groups(records: Iterable[RunRecord]) -> list[Group]:
     A run that diverged stopped there; it belongs to the runs of its configuration that went on, if those are of one
     length.
     """
-    found: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
+    by_setting: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
     stopped: list[tuple[tuple[Any, ...], RunRecord]] = []
     for record in records:
         method = (table_name(record), record.network, record.labelled_norm, overrides_of(record))
         key = (*method, tuple(record.batch.model_dump().values()), record.provenance.precision)
         if record.diverged is None:
-            found[*key, record.steps].append(record)
+            by_setting[*key, record.steps].append(record)
         else:
             stopped.append((key, record))
-    lengths = list(found)
+    lengths = list(by_setting)
     for key, record in stopped:
         of_key = [whole for whole in lengths if whole[:-1] == key]
-        found[of_key[0] if len(of_key) == 1 else (*key, 0)].append(record)
-    return [Group(tuple(sorted(found[key], key=lambda r: (r.seed, r.id)))) for key in sorted(found)]
+        by_setting[of_key[0] if len(of_key) == 1 else (*key, 0)].append(record)
+    return [Group(tuple(sorted(by_setting[key], key=lambda r: (r.seed, r.id)))) for key in sorted(by_setting)]
 
 
 def value_of(group: Group, option: str) -> str:
@@ -129,11 +129,11 @@ def value_of(group: Group, option: str) -> str:
     return json.dumps(overrides[option]).strip('"') if option in overrides else "(recipe)"
 
 
-def changes(found: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
+def changes(grouped: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
     """Options of the recipe that runs changed: those that differ between groups, and those that are the same in all."""
-    options = sorted({option for group in found for option in group.first.overrides})
-    differ = [option for option in options if len({value_of(group, option) for group in found}) > 1]
-    return differ, {option: value_of(found[0], option) for option in options if option not in differ}
+    options = sorted({option for group in grouped for option in group.first.overrides})
+    differ = [option for option in options if len({value_of(group, option) for group in grouped}) > 1]
+    return differ, {option: value_of(grouped[0], option) for option in options if option not in differ}
 
 
 def _number(value: float | None) -> str:

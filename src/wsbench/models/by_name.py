@@ -59,13 +59,14 @@ def classifier(network: str, num_classes: int | None, pretrained: bool = False) 
             raise ValueError(f"'{network}' has no weights of its own that are known here; load them in your function")
         return _of_function(package, name, num_classes)
     except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        # a name, weights or an argument that the library does not have; the user's function may raise any of them
         raise ValueError(f"cannot build '{network}': {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def _of_torchvision(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
     if name not in zoo.list_models(module=zoo):
-        known = [n for n in zoo.list_models(module=zoo) if n[:3] == name[:3]] or ["resnet18", "convnext_tiny"]
-        raise ValueError(f"torchvision has no classifier '{name}'; it has {', '.join(known[:6])} ...")
+        similar = [n for n in zoo.list_models(module=zoo) if n[:3] == name[:3]] or ["resnet18", "convnext_tiny"]
+        raise ValueError(f"torchvision has no classifier '{name}'; it has {', '.join(similar[:6])} ...")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     builder = zoo.get_model_builder(name)
     if (
@@ -82,8 +83,8 @@ def _of_torchvision(name: str, num_classes: int | None, pretrained: bool) -> nn.
 
 def _constructor(name: str) -> Callable[..., nn.Module]:
     classes = {"googlenet": zoo.GoogLeNet, "inception_v3": zoo.Inception3}
-    found: Callable[..., nn.Module] = classes.get(name, zoo.get_model_builder(name))
-    return found
+    builder: Callable[..., nn.Module] = classes.get(name, zoo.get_model_builder(name))
+    return builder
 
 
 def _of_function(module: str, name: str, num_classes: int | None) -> nn.Module:
@@ -126,8 +127,8 @@ class LastFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, out_channels, H / stride, W / stride)."""
-        found = self.body(x)
-        last: Tensor = list(found.values())[-1] if isinstance(found, dict) else found[-1]
+        features = self.body(x)
+        last: Tensor = list(features.values())[-1] if isinstance(features, dict) else features[-1]
         return last
 
 
@@ -151,8 +152,8 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) to the maps of the FPN."""
-        found = self.body(x)
-        maps = found if isinstance(found, dict) else {str(i): f for i, f in enumerate(found)}
+        features = self.body(x)
+        maps = features if isinstance(features, dict) else {str(i): f for i, f in enumerate(features)}
         pyramid: dict[str, Tensor] = self.fpn(maps)
         return pyramid
 
@@ -165,6 +166,7 @@ def _body(network: str, output_stride: int | None, last: bool, pretrained: bool)
             options |= {"out_indices": (-1,) if last else (-4, -3, -2, -1), "pretrained": pretrained}
             body = timm().create_model(name, features_only=True, **options)
         except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, OSError) as error:
+            # each network of timm refuses features_only or a stride in its own way; OSError: weights out of reach
             raise ValueError(f"timm's '{name}' cannot be a backbone: {str(error).splitlines()[0]}") from error
         strides = body.feature_info.reduction()
         if not last and strides != [4, 8, 16, 32]:
@@ -179,7 +181,7 @@ def _body(network: str, output_stride: int | None, last: bool, pretrained: bool)
         weights = "DEFAULT" if pretrained else None
         try:
             whole = zoo.get_model(name, weights=weights, replace_stride_with_dilation=dilate[output_stride])
-        except (NotImplementedError, ValueError, KeyError) as error:
+        except (NotImplementedError, ValueError, KeyError) as error:  # BasicBlock is not dilated; no such weights
             raise ValueError(f"torchvision's '{name}' cannot have output stride {output_stride}: {error}") from error
         layers = {"layer4": "0"} if last else {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
         body = IntermediateLayerGetter(whole, layers)

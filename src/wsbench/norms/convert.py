@@ -151,8 +151,8 @@ class _Conversion:
             return None, f"note: this {kind} has a forward of its own"
         if not only_normalizes(norm, shape):
             return None, f"note: {kind} has a forward of its own, which does more than the norm that it is named after"
-        if (found := reparametrization(norm, needs_weight=False)) is not None:
-            raise ConversionError(f"'{name}': its weight is computed by {found.by}; {found.remedy}, or pass "
+        if (owner := reparametrization(norm, needs_weight=False)) is not None:
+            raise ConversionError(f"'{name}': its weight is computed by {owner.by}; {owner.remedy}, or pass "
                                   f"exclude=['{name}']")  # fmt: skip
         remarks = []
         if (
@@ -193,17 +193,17 @@ class _Conversion:
         if self.seen is None:
             raise ConversionError(f"'{self.spec.act}' takes the place of the activation after a norm, which only an "
                                   "example shows; pass example=...")  # fmt: skip
-        found = set(self.seen.behind.found.get(norm, ()))
-        if found <= {None}:
+        activations = set(self.seen.behind.found.get(norm, ()))
+        if activations <= {None}:
             new.drop_activation()
             return after
-        behind = found.pop()
-        if found or not isinstance(behind, nn.Module):
-            words = "different things in different calls" if found else f"'{behind}', an operation"
-            words = behind if behind == ELSEWHERE else words
+        behind = activations.pop()
+        if activations or not isinstance(behind, nn.Module):
+            what = "different things in different calls" if activations else f"'{behind}', an operation"
+            what = behind if behind == ELSEWHERE else what
             raise ConversionError(
                 f"'{name}': '{self.spec.act}' takes the place of the activation after a norm, which must be a module "
-                f"that is given all of the norm's output; here it goes to {words}. Write it as a module (nn.ReLU), or "
+                f"that is given all of the norm's output; here it goes to {what}. Write it as a module (nn.ReLU), or "
                 f"pass exclude=['{name}']"
             )
         if behind in self.seen.behind.interrupted:
@@ -293,8 +293,8 @@ class _Conversion:
         """The layer that takes the place of ``layer``; None where it stays."""
         spec, name = self.spec, self.layers[layer]
         changes = isinstance(layer, NormalizedLayer) or (spec.weight is not None and wanted)
-        if changes and (found := reparametrization(layer)) is not None:
-            raise ConversionError(f"'{name}': its weight is computed by {found.by}; {found.remedy} before the network "
+        if changes and (owner := reparametrization(layer)) is not None:
+            raise ConversionError(f"'{name}': its weight is computed by {owner.by}; {owner.remedy} before the network "
                                   f"is converted, or pass exclude=['{name}']")  # fmt: skip
         if spec.weight is None or not wanted:
             return layer.to_plain() if isinstance(layer, NormalizedLayer) else None
@@ -433,13 +433,13 @@ def _raise_if_nothing_normalizes(spec: NormSpec, new: Collection[nn.Module]) -> 
                               "this network has one: nothing would be normalized")  # fmt: skip
 
 
-def _raise_too_small(found: Sequence[tuple[str, FanInError]]) -> None:
-    if not found:
+def _raise_too_small(too_small: Sequence[tuple[str, FanInError]]) -> None:
+    if not too_small:
         return
-    names = [name for name, _ in found]
+    names = [name for name, _ in too_small]
     listed = ", ".join(f"'{name}'" for name in names)
     more = "" if len(names) == 1 else f" (first of {len(names)} layers: {listed})"
-    raise FanInError(f"layer '{names[0]}': {found[0][1]}{more} (exclude={names})")
+    raise FanInError(f"layer '{names[0]}': {too_small[0][1]}{more} (exclude={names})")
 
 
 def _require_that_all_run(this: _Conversion, example: Any) -> None:

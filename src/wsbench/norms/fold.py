@@ -36,8 +36,8 @@ def fold(model: nn.Module, example: Any = None) -> nn.Module:
         TypeError: a layer's weight is computed by something else besides (pruning, a parametrization); names it.
     """
     for name, layer in model.named_modules():
-        if isinstance(layer, NormalizedLayer) and (found := reparametrization(layer)) is not None:
-            raise TypeError(f"the weight of '{name}' is computed by {found.by}; {found.remedy} before the network is "
+        if isinstance(layer, NormalizedLayer) and (owner := reparametrization(layer)) is not None:
+            raise TypeError(f"the weight of '{name}' is computed by {owner.by}; {owner.remedy} before the network is "
                             "folded")  # fmt: skip
     folded, changes = copy.deepcopy(model), Changes()
     for layer in folded.modules():
@@ -55,15 +55,15 @@ def _fuse(model: nn.Module, example: Any) -> None:
     seen = watch(model, example, layers, norms)
     gone: list[nn.Module] = []
     for layer, norm in seen.consumers.items():
-        known: Any = norm
-        if layer in seen.shared or norm in seen.shared or known.running_mean is None:
+        module: Any = norm
+        if layer in seen.shared or norm in seen.shared or module.running_mean is None:
             continue
         if layer._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks:  # they see what passes
             continue
         if isinstance(layer, nn.Linear) and len(seen.inputs[norm]) != 2:  # BN's channels are not its outputs there
             continue
         fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-        statistics = (known.running_mean, known.running_var, known.eps, known.weight, known.bias)
+        statistics = (module.running_mean, module.running_var, module.eps, module.weight, module.bias)
         layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
         gone.append(norm)
     for norm in gone:

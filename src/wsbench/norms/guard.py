@@ -30,15 +30,15 @@ def require_spec(checkpoint: Mapping[str, Any], spec: str | NormSpec, source: st
         NormMismatchError: naming both specs, or saying that the checkpoint names none.
     """
     wanted = str(NormSpec.parse(spec))
-    found = checkpoint.get(KEY)
-    if found is None:
+    stamped = checkpoint.get(KEY)
+    if stamped is None:
         raise NormMismatchError(
             f"{source} does not say which normalization it was trained with (no {KEY!r} in it), and the model is "
             f"'{wanted}'; weights cannot tell 'gn' from 'gn+ws'. If you know that it is '{wanted}', say "
             f"{wanted}=CHECKPOINT, or save it as {{'state_dict': ..., {KEY!r}: '{wanted}'}}"
         )
-    if str(NormSpec.parse(found)) != wanted:
+    if str(NormSpec.parse(stamped)) != wanted:
         raise NormMismatchError(
-            f"{source} was trained with '{found}', the model is '{wanted}'; the weights would load and the numbers "
-            f"would be wrong. Use --norm {found}, or a checkpoint of '{wanted}'"
+            f"{source} was trained with '{stamped}', the model is '{wanted}'; the weights would load and the numbers "
+            f"would be wrong. Use --norm {stamped}, or a checkpoint of '{wanted}'"
         )

@@ -185,10 +185,10 @@ class NormalizedLayer(nn.Module):
 
     def effective_weight_of(self, weight: Tensor, *extra: Tensor) -> Tensor:
         """:meth:`effective_weight` for other values of :attr:`normalized_parameters`, in their order and shapes."""
-        known = dict(zip(self._extra, extra, strict=True))
+        values = dict(zip(self._extra, extra, strict=True))
         # another pass moves them before the backward of this one
-        known |= {name: cast(Tensor, getattr(self, name)).clone() for name in self._remembered}
-        return _compute(self.method, weight, known, self.transposed_weight, self._groups)
+        values |= {name: cast(Tensor, getattr(self, name)).clone() for name in self._remembered}
+        return _compute(self.method, weight, values, self.transposed_weight, self._groups)
 
     def weight_in_use(self) -> Tensor:
         """What forward computes with: the effective weight that an open accumulation window holds, else a fresh one.
@@ -215,8 +215,12 @@ class NormalizedLayer(nn.Module):
     @property
     def normalized_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the effective weight is a function of: the weight and what the method added."""
-        known = cast(dict[str, nn.Parameter], self._parameters)
-        return (known["weight"], *[known[name] for name in self._extra]) if self._extra else (known["weight"],)
+        parameters = cast(dict[str, nn.Parameter], self._parameters)
+        return (
+            (parameters["weight"], *[parameters[name] for name in self._extra])
+            if self._extra
+            else (parameters["weight"],)
+        )
 
     @property
     def attachments(self) -> Attachments:
@@ -457,6 +461,6 @@ def normalized(layer: nn.Module, spec: str | NormSpec) -> nn.Module:
                         "subclass that leaves forward to them")  # fmt: skip
     if spec.weight is None:
         return layer
-    if (found := reparametrization(layer)) is not None:
-        raise TypeError(f"the weight of this {type(layer).__name__} is computed by {found.by}; {found.remedy} first")
+    if (owner := reparametrization(layer)) is not None:
+        raise TypeError(f"the weight of this {type(layer).__name__} is computed by {owner.by}; {owner.remedy} first")
     return normalized_class(type(layer)).from_plain(layer, spec)

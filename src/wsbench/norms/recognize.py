@@ -107,8 +107,8 @@ def _reference(norm: nn.Module) -> Callable[..., Tensor] | None:
     if name == "LayerNorm2d":
         return _over_channels
     registered = _registered()
-    known: list[Any] = [c for c in type(norm).__mro__ if c in registered or c.__module__.startswith("torch.nn.")]
-    return next((c.forward for c in known if "forward" in vars(c) and c is not nn.Module), None)
+    classes: list[Any] = [c for c in type(norm).__mro__ if c in registered or c.__module__.startswith("torch.nn.")]
+    return next((c.forward for c in classes if "forward" in vars(c) and c is not nn.Module), None)
 
 
 def _frozen(norm: Any, x: Tensor) -> Tensor:
@@ -150,6 +150,7 @@ def _same_forward(norm: nn.Module, reference: Callable[..., Tensor], size: tuple
                     torch.manual_seed(2)
                     outputs.append((forward(probe, x.clone()), *probe.buffers()))
             except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+                # a class with arguments, shapes or attributes of its own: not the forward that it is compared with
                 return False
         for a, b in zip(*outputs, strict=True):
             if not isinstance(a, Tensor) or a.shape != b.shape or not torch.allclose(a, b, rtol=1e-4, atol=1e-4):

@@ -135,17 +135,17 @@ def _load_plugins() -> None:
         raise
 
 
-def _add_plugin(name: str, found: Any) -> None:
+def _add_plugin(name: str, part: Any) -> None:
     registered: dict[str, Any] = {**ACTIVATIONS._methods, **WEIGHTS._methods}
     if name in registered:
-        if registered[name].factory is not found:
+        if registered[name].factory is not part:
             raise ValueError(f"{name!r} is registered already; choose another name")
-    elif hasattr(found, "from_channels"):
-        register_activation(name)(found)
-    elif hasattr(found, "effective"):
-        register_weight(name)(found)
+    elif hasattr(part, "from_channels"):
+        register_activation(name)(part)
+    elif hasattr(part, "effective"):
+        register_weight(name)(part)
     else:
-        raise TypeError(f"{found!r} is neither an activation normalization, which has from_channels(channels, groups), "
+        raise TypeError(f"{part!r} is neither an activation normalization, which has from_channels(channels, groups), "
                         "nor a subclass of WeightNorm")  # fmt: skip
 
 
@@ -154,10 +154,10 @@ def sources(act: str, weight: str | None) -> dict[str, dict[str, str]]:
     parts: list[tuple[str, Any]] = [(act, ACTIVATIONS[act].factory)]
     if weight is not None:
         parts.append((weight, WEIGHTS[weight].factory))
-    found = {name: where for name, factory in parts if (where := source(factory)) is not None}
-    if act in found and ACTIVATIONS[act].facts.across_devices:
-        found[act] |= {"across_devices": "yes"}
-    return found
+    origins = {name: where for name, factory in parts if (where := source(factory)) is not None}
+    if act in origins and ACTIVATIONS[act].facts.across_devices:
+        origins[act] |= {"across_devices": "yes"}
+    return origins
 
 
 A = TypeVar("A", bound=ActivationFactory)

@@ -40,9 +40,9 @@ class Share:
     """
 
     def __init__(self, name: str, layer: NormalizedLayer, simple_loop: bool = False) -> None:
-        if (found := reparametrization(layer)) is not None:
-            raise WindowError(f"the weight of '{name}' is computed by {found.by}, so a window cannot hold it; "
-                              f"{found.remedy} before the window is made")  # fmt: skip
+        if (owner := reparametrization(layer)) is not None:
+            raise WindowError(f"the weight of '{name}' is computed by {owner.by}, so a window cannot hold it; "
+                              f"{owner.remedy} before the window is made")  # fmt: skip
         self.name, self.layer, self.simple_loop = name, layer, simple_loop
         #: the effective weight without its graph, in the dtype that the layer's operation wants
         self.leaf: Tensor | None = None
@@ -104,10 +104,10 @@ class Share:
         try:
             return self.layer.normalized_parameters
         except KeyError:
-            found = reparametrization(self.layer)
-            assert found is not None
-            raise WindowError(f"the weight of '{self.name}' is computed by {found.by} now, so a window cannot hold it; "
-                              f"{found.remedy}, and make a new window") from None  # fmt: skip
+            owner = reparametrization(self.layer)
+            assert owner is not None
+            raise WindowError(f"the weight of '{self.name}' is computed by {owner.by} now, so a window cannot hold it; "
+                              f"{owner.remedy}, and make a new window") from None  # fmt: skip
 
     def _current(self, now: Sequence[Tensor]) -> bool:
         if len(now) == 1:
@@ -121,8 +121,8 @@ class Share:
 
     def differs(self) -> Tensor:
         """Whether any bit of the weights is another, 0-d."""
-        found = [stamp.differs() for stamp in self.stamps]
-        return found[0] if len(found) == 1 else torch.stack(found).any()
+        differing = [stamp.differs() for stamp in self.stamps]
+        return differing[0] if len(differing) == 1 else torch.stack(differing).any()
 
     def _restored(self) -> bool:
         """Whether a weight that has moved holds what it held, to the last bit; it is taken for unmoved then."""
@@ -311,10 +311,10 @@ class Share:
             live = _Live(self.layer, parameters, needs, again)
         if current and not again:
             self.live = live if others else None
-        found = live.gradients(total, again, others)
+        gradients = live.gradients(total, again, others)
         if self.last and self.pending == 0 and not again and not self.gathered:
             self.leaf = None  # the effective weight is let go where its last backward was
-        return found
+        return gradients
 
     def flush(self) -> None:
         """Hand what has gathered to ``.grad``; the weights have been found unchanged."""
@@ -346,12 +346,12 @@ class _Live:
     def gradients(self, grad: Tensor, again: bool, others: bool) -> list[Tensor | None]:
         """Of the parameters; None for those that did not ask. The graph is kept ``again`` or for ``others``."""
         wanted = [alias for alias in self.aliases if alias.requires_grad]
-        found = iter(
+        owner = iter(
             torch.autograd.grad(
                 self.value, wanted, grad.to(self.value.dtype), retain_graph=again or others, create_graph=again
             )
         )
-        return [next(found) if alias.requires_grad else None for alias in self.aliases]
+        return [next(owner) if alias.requires_grad else None for alias in self.aliases]
 
 
 def changed(name: str) -> str:

@@ -30,9 +30,9 @@ def _choices(names: Iterable[str]) -> str:
 
 
 def _who_has_semantics() -> str:
-    known = {name: method.semantics for name, method in ACTIVATIONS.items()}
-    known |= {name: method.semantics for name, method in WEIGHTS.items()}
-    return "; ".join(f"'{name}' has {_choices(semantics)}" for name, semantics in known.items() if semantics)
+    of_method = {name: method.semantics for name, method in ACTIVATIONS.items()}
+    of_method |= {name: method.semantics for name, method in WEIGHTS.items()}
+    return "; ".join(f"'{name}' has {_choices(semantics)}" for name, semantics in of_method.items() if semantics)
 
 
 @dataclass(frozen=True, order=True)
@@ -101,8 +101,8 @@ class NormSpec:
     @property
     def weight_semantics(self) -> str | None:
         """``semantics``, if it is one of the weight normalization's."""
-        known = {} if self.weight is None else WEIGHTS[self.weight].semantics
-        return self.semantics if self.semantics in known else None
+        semantics = {} if self.weight is None else WEIGHTS[self.weight].semantics
+        return self.semantics if self.semantics in semantics else None
 
     @classmethod
     def parse(cls, text: "str | NormSpec") -> "NormSpec":

@@ -235,8 +235,8 @@ class _Fused(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: what follows has no derivative of its own
             inputs = [t for t in (input, *parameters) if t.requires_grad]
             out = _State(*parameters, *ctx.state[len(parameters) :]).in_primitive_operations(input, track=False)
-            found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True, allow_unused=True))
-            grads = [next(found) if t.requires_grad else None for t in (input, *parameters)]
+            gradients = iter(torch.autograd.grad(out, inputs, grad, create_graph=True, allow_unused=True))
+            grads = [next(gradients) if t.requires_grad else None for t in (input, *parameters)]
             return (grads[0], None, *grads[1:])
         mean = moments[0]
         x, g = wide(input), wide(grad)

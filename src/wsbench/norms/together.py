@@ -53,8 +53,8 @@ def _effective(shares: Sequence[Share], dtype: torch.dtype) -> tuple[Tensor, lis
             for i, name in enumerate(layers[0]._extra, 1)
         }
         out = layers[0].method.effective(wide, **extra).to(weight.dtype).to(dtype)
-    found = torch.split(out, [len(part) for part in parts])
-    return raw, [shaped_as_weight(layer, rows) for layer, rows in zip(layers, found, strict=True)]
+    parts_of_out = torch.split(out, [len(part) for part in parts])
+    return raw, [shaped_as_weight(layer, rows) for layer, rows in zip(layers, parts_of_out, strict=True)]
 
 
 def _sums(shares: Sequence[Share], raw: Tensor) -> Tensor:

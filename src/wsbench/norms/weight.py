@@ -169,8 +169,8 @@ def _root_q(h_over_r: Tensor, damping: Damping, fan_in: int) -> Tensor:
 def _derivatives(out: Tensor, grad: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
     """Gradients with a graph of their own, of those inputs that ask for them."""
     asking = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(out, asking, grad, create_graph=True))
-    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+    gradients = iter(torch.autograd.grad(out, asking, grad, create_graph=True))
+    return [next(gradients) if t is not None and t.requires_grad else None for t in inputs]
 
 
 def standardize(

@@ -188,11 +188,11 @@ class AccumulationWindow:
                 share.require_unmoved()
         if not self._last:
             return
-        found = self._differing(self.shares)
+        differing = self._differing(self.shares)
         if look_later:
-            self._unseen = found if found[1] else None
+            self._unseen = differing if differing[1] else None
         else:
-            self._refuse(*found)
+            self._refuse(*differing)
         left = self.gathered
         if left and _processes() > 1:
             self.drop()
@@ -275,9 +275,9 @@ class AccumulationWindow:
 
     def refuse_unseen(self) -> None:
         """WindowError if :attr:`unseen` holds a True; forgets it."""
-        found, self._unseen = self._unseen, None
-        if found is not None:
-            self._refuse(*found)
+        unseen, self._unseen = self._unseen, None
+        if unseen is not None:
+            self._refuse(*unseen)
 
     @staticmethod
     def _differing(shares: Sequence[Share]) -> tuple[list[Sequence[Share]], list[Tensor]]:
@@ -303,8 +303,8 @@ class AccumulationWindow:
         held = [s for s in self.shares if s.stamps]
         if not held:
             return []
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [s for s in held if any(id(stamp.parameter) in known for stamp in s.stamps)]
+        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return [s for s in held if any(id(stamp.parameter) in optimized for stamp in s.stamps)]
 
     def _require_nothing_left(self, optimizer: Optimizer) -> None:
         own = self._of(optimizer)

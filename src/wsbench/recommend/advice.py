@@ -72,27 +72,27 @@ def code_for(best: Standing, optimizer: Optimizer, shape: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def ranked(found: Sequence[Group]) -> list[Verdict]:
+def ranked(grouped: Sequence[Group]) -> list[Verdict]:
     """The verdicts of all networks, that with the best mean first."""
-    told = verdicts(found)
+    told = verdicts(grouped)
     if not told:
         raise AdviceError("no two norms have results to compare; `sweep status` of the folder's tuned.yaml lists them")
     return sorted(told, key=lambda v: v.best.over.mean if lower_is_better(v.metric) else -v.best.over.mean)
 
 
-def advise(found: Sequence[Group], name: str, optimizer: Optimizer, shape: Sequence[int], facts: Sequence[str]) -> (
+def advise(grouped: Sequence[Group], name: str, optimizer: Optimizer, shape: Sequence[int], facts: Sequence[str]) -> (
     Advice
 ):  # fmt: skip
     """The answer.
 
     Args:
-        found: groups of runs of stage 2.
+        grouped: groups of runs of stage 2.
         name: of the data.
         optimizer: of the recipe.
         shape: of an example input.
         facts: what it rests on.
     """
-    told = ranked(found)
+    told = ranked(grouped)
     sentences = []
     for one in told:
         name_it = f"{one.best.group.first.network}: " if len(told) > 1 else ""
@@ -110,13 +110,13 @@ def advise(found: Sequence[Group], name: str, optimizer: Optimizer, shape: Seque
     return Advice(title, (*(f"{s[0].upper()}{s[1:]}." for s in sentences), *facts), code)
 
 
-def show(advice: Advice, found: Sequence[Group], files: Sequence[Path]) -> None:
+def show(advice: Advice, grouped: Sequence[Group], files: Sequence[Path]) -> None:
     """Print it: words, table, scores by rate, code, files."""
     out = console()
     out.print(f"\n{advice.title}", markup=False, highlight=False, style="bold")
     for sentence in advice.sentences:
         out.print(f"  {sentence}", markup=False, highlight=False)
-    for one in ranked(found):
+    for one in ranked(grouped):
         out.print(_standings(one))
         out.print(_by_rate(one))
     if advice.code:

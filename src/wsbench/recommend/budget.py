@@ -144,12 +144,12 @@ def half_decade(rate: float) -> float:
 def rates_around(rate: float, count: int) -> tuple[float, ...]:
     """Half decades around a recipe's rate, ascending."""
     below, above = _AROUND[count]
-    found = [half_decade(rate)]
+    rates = [half_decade(rate)]
     for _ in range(-below):
-        found.insert(0, next_rate(found[0], down=True))
+        rates.insert(0, next_rate(rates[0], down=True))
     for _ in range(above):
-        found.append(next_rate(found[-1]))
-    return tuple(found)
+        rates.append(next_rate(rates[-1]))
+    return tuple(rates)
 
 
 def _packed(seconds: Sequence[float], jobs: int) -> float:

@@ -11,17 +11,18 @@ from wsbench.models.resnetv2 import is_resnetv2
 from wsbench.norms import NormSpec, normalize
 from wsbench.norms.recognize import is_norm
 from wsbench.options import UsageError
+from wsbench.registry import TASKS
 
 
 def full_name(task: str, network: str, pretrained: bool) -> str:
-    """A network's name as ``--model.network`` takes it: a bare one of imagenet may be torchvision's.
+    """A network's name as ``--model.network`` takes it: a bare one of a classification may be torchvision's.
 
     Args:
         task: of the data.
         network: as it was asked for.
         pretrained: whether it is to have its package's weights, which wsbench's own networks have not.
     """
-    if task != "imagenet" or is_named(network):
+    if not TASKS[task].torchvision_classifies or is_named(network):
         return network
     own = network in RESNETS or is_resnetv2(network)
     if network in zoo.list_models(module=zoo) and (pretrained or not own):
@@ -40,7 +41,7 @@ def what_its_weights_mean(network: str, norms: Sequence[str], pretrained: bool) 
     """
     if not is_named(network):
         return []
-    said = []
+    sentences = []
     for norm in norms:
         try:
             model = classifier(network, 10)
@@ -63,5 +64,5 @@ def what_its_weights_mean(network: str, norms: Sequence[str], pretrained: bool) 
             what = ": its own filters; the function is another, so they are a start, not a trained network"
             what += " (standardized, each keeps its shape and loses its scale)" if spec.weight == "ws" else ""
         turned = f"{counts['activation']} normalization layers converted, {counts['kept']} kept"
-        said.append(f"{network} under {norm}: {turned}, {counts['weight']} layers weight-normalized{what}")
-    return said
+        sentences.append(f"{network} under {norm}: {turned}, {counts['weight']} layers weight-normalized{what}")
+    return sentences

@@ -108,8 +108,8 @@ def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
             ) from error
         if made is None:
             raise
-        said = f"'{root}' has no val: a fifth of its samples was held out, by their names; '{made / LIST}' lists which"
-        return made, [said]
+        note = f"'{root}' has no val: a fifth of its samples was held out, by their names; '{made / LIST}' lists which"
+        return made, [note]
     return root, []
 
 
@@ -334,8 +334,8 @@ class _Answering:
     def _answer(self, written: _Written, ended: Any) -> None:
         protocol, stage = ended
         records = [record for cell in protocol.cells(stage) if (record := cell.record()) is not None]
-        found = groups(records)
-        final = [group for group in found if not group.is_trial]
+        grouped = groups(records)
+        final = [group for group in grouped if not group.is_trial]
         plan = written.plan
         trials = max((len(r.tuning.trials) for r in records if r.tuning is not None), default=0)
         facts = (
@@ -349,7 +349,7 @@ class _Answering:
         )
         advice = advices.advise(final, self.name, self._optimizer(), self._shape(), facts)
         page = self.out / PAGE
-        write_text_atomically(page, render(found, find_logs([self.out / RUNS]), advice))
+        write_text_atomically(page, render(grouped, find_logs([self.out / RUNS]), advice))
         answer = {"title": advice.title, "sentences": [*advice.sentences], "code": advice.code,
                   "records": [record.id for record in records]}  # fmt: skip
         write_text_atomically(self.out / ANSWER, json.dumps(answer, indent=1) + "\n")

@@ -128,8 +128,8 @@ def _said(target: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         reason = error.strerror if isinstance(error, OSError) else _why(target.parent)
-        there = [name for name in (target.name, PREVIOUS) if target.with_name(name).is_file()]
-        kept = f"'{target.with_name(there[0])}' is as it was" if there else "there is none before it"
+        existing = [name for name in (target.name, PREVIOUS) if target.with_name(name).is_file()]
+        kept = f"'{target.with_name(existing[0])}' is as it was" if existing else "there is none before it"
         raise CheckpointError(
             f"the checkpoint '{target}' cannot be written: {reason}; {kept}. Make room (or the folder writable) and "
             "start the same command with --ckpt_path auto"

@@ -61,17 +61,18 @@ def require_trainer(options: Mapping[str, Any]) -> None:
     try:
         Trainer(**chosen, logger=False, enable_checkpointing=False)
     except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise TrainerOptionError(f"--trainer: {said}{_names(chosen, said)}") from error
+        # Lightning checks its arguments in many places; nothing but them has been given to it
+        message = " ".join(str(error).split())
+        raise TrainerOptionError(f"--trainer: {message}{_names(chosen, message)}") from error
 
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list)
 
 
-def _names(options: Mapping[str, Any], said: str) -> str:
+def _names(options: Mapping[str, Any], message: str) -> str:
     """Which options the words may be about, where they name none."""
-    if any(f"`{name}" in said or f"({name}" in said for name in options):
+    if any(f"`{name}" in message or f"({name}" in message for name in options):
         return ""
     where = ("accelerator", "strategy", "devices", "num_nodes", "precision")
     return " (" + ", ".join(f"--trainer.{name} {options[name]}" for name in where if options.get(name)) + ")"

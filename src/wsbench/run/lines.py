@@ -23,11 +23,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of such a file; those that a kill tore, and what else is no object, are passed over."""
     for line in path.read_bytes().splitlines():
         try:
-            found = json.loads(line)
+            content = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            yield found
+        if isinstance(content, dict):
+            yield content
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:

@@ -145,10 +145,10 @@ def is_locked(path: Path) -> bool:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # it is just being written
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _words(content: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ def loggers(
     folder: Path,
     resumed_at: int | None,
     rank: int,
-    words: Mapping[str, str],
+    labels: Mapping[str, str],
     tensorboard: bool = True,
     with_wandb: bool = False,
     with_mlflow: bool = False,
@@ -37,7 +37,7 @@ def loggers(
         folder: the run's folder.
         resumed_at: the step of the checkpoint that the run resumes from; None at a start.
         rank: of this process; only rank 0 logs anything.
-        words: what tells the run from others: task, norm, seed ...
+        labels: what tells the run from others: task, norm, seed ...
         tensorboard: event files in ``folder``.
         with_wandb: a run of W&B's project ``wsbench``; where to is W&B's own matter (WANDB_MODE, WANDB_BASE_URL).
         with_mlflow: a run of MLflow's experiment ``wsbench``, at MLFLOW_TRACKING_URI, or in ``mlflow.db`` beside runs.
@@ -46,7 +46,7 @@ def loggers(
         MissingPartError: the package of a logger is not installed.
     """
     made: list[Logger] = [JSONLLogger(folder)]
-    name = " ".join(words.values())
+    name = " ".join(labels.values())
     if tensorboard:
         # what an earlier process logged behind its checkpoint is logged again, and must not stand there twice
         purge: dict[str, Any] = {} if resumed_at is None else {"purge_step": resumed_at + 1}
@@ -55,14 +55,14 @@ def loggers(
         wandb()
         identity = _kept(folder, "wandb", f"{folder.name}-{secrets.token_hex(3)}", rank)
         logger = WandbLogger(
-            project=PROJECT, name=name, id=identity, save_dir=folder, resume="allow", tags=list(words.values()),
+            project=PROJECT, name=name, id=identity, save_dir=folder, resume="allow", tags=list(labels.values()),
             log_model=False,
         )  # fmt: skip
         if not rank:
             _start(logger)
         made.append(logger)
     if with_mlflow:
-        made.append(_mlflow(folder, name, words, rank))
+        made.append(_mlflow(folder, name, labels, rank))
     return made
 
 
@@ -110,14 +110,14 @@ def _start(logger: WandbLogger) -> None:
 
 def _kept(folder: Path, service: str, identity: str, rank: int) -> str:
     """The identity under which a service knows the run: that of an earlier session, else this new one."""
-    known = _tracking(folder)
-    if service not in known and not rank:
-        known[service] = identity
-        write_text_atomically(folder / TRACKING, json.dumps(known) + "\n")
-    return known.get(service, identity)
+    tracked = _tracking(folder)
+    if service not in tracked and not rank:
+        tracked[service] = identity
+        write_text_atomically(folder / TRACKING, json.dumps(tracked) + "\n")
+    return tracked.get(service, identity)
 
 
-def _mlflow(folder: Path, name: str, words: Mapping[str, str], rank: int) -> Logger:
+def _mlflow(folder: Path, name: str, labels: Mapping[str, str], rank: int) -> Logger:
     mlflow()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     # Lightning's default, files below ./mlruns, is one that MLflow no longer writes
@@ -125,9 +125,9 @@ def _mlflow(folder: Path, name: str, words: Mapping[str, str], rank: int) -> Log
     place = given or f"sqlite:///{runs / 'mlflow.db'}"
     # MLflow's default is ./mlruns, wherever that is
     images = None if given else (runs / "mlflow").as_uri()
-    known = _tracking(folder).get("mlflow")
-    tags = {**words, "run": folder.name}
-    made = MLFlowLogger(PROJECT, run_name=name, tracking_uri=place, tags=tags, run_id=known, artifact_location=images)
-    if known is None and not rank:
+    tracked = _tracking(folder).get("mlflow")
+    tags = {**labels, "run": folder.name}
+    made = MLFlowLogger(PROJECT, run_name=name, tracking_uri=place, tags=tags, run_id=tracked, artifact_location=images)
+    if tracked is None and not rank:
         _kept(folder, "mlflow", str(made.run_id), rank)
     return made

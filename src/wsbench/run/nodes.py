@@ -107,4 +107,4 @@ _GONE = ("Connection closed by peer", "Connection reset by peer", "Timed out wai
 
 def has_lost_a_process(error: BaseException) -> bool:
     """Whether an error is what a process gets when another one of the run has ended."""
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GONE)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _GONE)

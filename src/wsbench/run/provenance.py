@@ -53,10 +53,10 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 def driver_version() -> str:
     """Version of NVIDIA's driver; empty where there is none, or it is not said."""
     try:
-        found = re.search(r"Kernel Module\S*\s+(?:for \S+\s+)?([\d.]+)", _DRIVER.read_text())
+        match = re.search(r"Kernel Module\S*\s+(?:for \S+\s+)?([\d.]+)", _DRIVER.read_text())
     except OSError:
         return ""
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 def machine(device: torch.device, devices: int = 1) -> dict[str, Any]:

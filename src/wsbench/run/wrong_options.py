@@ -20,10 +20,10 @@ class ShortErrors(LightningArgumentParser):
     def error(self, message: Any, ex: Exception | None = None) -> NoReturn:
         """Raise a UsageError; an ArgumentError where ``exit_on_error`` is off."""
         names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        said = sentence(str(message), names)
+        text = sentence(str(message), names)
         if not self.exit_on_error:
-            raise argparse.ArgumentError(None, said) from ex
-        raise UsageError(said) from ex
+            raise argparse.ArgumentError(None, text) from ex
+        raise UsageError(text) from ex
 
 
 def sentence(message: str, names: list[str]) -> str:

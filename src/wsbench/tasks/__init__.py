@@ -26,8 +26,8 @@ __all__ = [
 
 def task_class(task: str) -> type[BenchmarkTask]:
     """The class of a task, which is imported now."""
-    found: type[BenchmarkTask] = pkgutil.resolve_name(TASKS[task].module)
-    return found
+    cls: type[BenchmarkTask] = pkgutil.resolve_name(TASKS[task].module)
+    return cls
 
 
 def __getattr__(name: str) -> Any:

@@ -407,15 +407,15 @@ class BenchmarkTask(LightningModule, TaskContract):
 
     def _check_classes(self) -> None:
         """Where the data names its classes: the weights were trained for an order of them, the data must have it."""
-        found = self.data.classes
+        of_data = self.data.classes
         if not self.classes:
-            self.classes = found
-        if found and self.classes != found:
-            pairs = enumerate(zip(self.classes, found, strict=False))
-            first = next((i for i, (a, b) in pairs if a != b), min(len(self.classes), len(found)))
-            there, here = (names[first] if first < len(names) else "none" for names in (self.classes, found))
+            self.classes = of_data
+        if of_data and self.classes != of_data:
+            pairs = enumerate(zip(self.classes, of_data, strict=False))
+            first = next((i for i, (a, b) in pairs if a != b), min(len(self.classes), len(of_data)))
+            theirs, here = (names[first] if first < len(names) else "none" for names in (self.classes, of_data))
             raise TaskOptionError(
-                f"the checkpoint's classes are not the data's: class {first} is '{there}' there and '{here}' here, so "
+                f"the checkpoint's classes are not the data's: class {first} is '{theirs}' there and '{here}' here, so "
                 "the numbers would be meaningless; use the dataset, or the order of classes, that it was trained on"
             )
 

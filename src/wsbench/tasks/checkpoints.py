@@ -43,17 +43,17 @@ def require_fitting(theirs: Mapping[str, Any], ours: Mapping[str, Tensor], netwo
     Raises:
         CheckpointError: they differ; names the first difference, and how many there are.
     """
-    found = [f"it has no '{name}'" for name in ours if name not in theirs]
-    found += [f"'{name}' is not in the network" for name in theirs if name not in ours]
+    differences = [f"it has no '{name}'" for name in ours if name not in theirs]
+    differences += [f"'{name}' is not in the network" for name in theirs if name not in ours]
     for name in (name for name in ours if name in theirs):
         if not isinstance(theirs[name], Tensor):
-            found.append(f"'{name}' is a {type(theirs[name]).__name__} in it")
+            differences.append(f"'{name}' is a {type(theirs[name]).__name__} in it")
         elif theirs[name].shape != ours[name].shape:
             shapes = f"{tuple(theirs[name].shape)} in it and {tuple(ours[name].shape)} in the network"
-            found.append(f"'{name}' is {shapes}")
-    if found:
-        more = f", and {len(found) - 1} more such" if len(found) > 1 else ""
-        raise CheckpointError(f"the checkpoint does not fit the network '{network}': {found[0]}{more}")
+            differences.append(f"'{name}' is {shapes}")
+    if differences:
+        more = f", and {len(differences) - 1} more such" if len(differences) > 1 else ""
+        raise CheckpointError(f"the checkpoint does not fit the network '{network}': {differences[0]}{more}")
 
 
 def begin_at_a_window(checkpoint: dict[str, Any], now: int, weights: Collection[str]) -> None:
@@ -80,13 +80,13 @@ def begin_at_a_window(checkpoint: dict[str, Any], now: int, weights: Collection[
             part.update(dict.fromkeys(("ready", "started", "processed"), done), completed=done - waiting)
         return
     moved = [name for name in checkpoint["state_dict"] if name not in weights]
-    said = f"the checkpoint was written in the middle of an optimizer step, after {inside} of {accumulate} micro-steps"
+    fault = f"the checkpoint was written in the middle of an optimizer step, after {inside} of {accumulate} micro-steps"
     if moved:
         raise TaskOptionError(
-            f"{said}, whose gradients are lost, and those samples have moved statistics such as '{moved[0]}': what "
+            f"{fault}, whose gradients are lost, and those samples have moved statistics such as '{moved[0]}': what "
             "goes on from it would be another run; use one from between two steps, such as last.ckpt"
         )
-    rank_zero_warn(f"{said}: that step is run again from its first sample, which changes nothing")
+    rank_zero_warn(f"{fault}: that step is run again from its first sample, which changes nothing")
     checkpoint.pop("training_sums", None)  # which have counted its first samples
     for part in ("current", "total"):
         start = progress[part]["processed"] // accumulate * now

@@ -127,8 +127,8 @@ class Classification(BenchmarkTask):
         probabilities = logits[0].float().softmax(0)
         best = probabilities.topk(min(5, len(probabilities)))
         names = [self.class_name(i) for i in best.indices.tolist()]
-        found = dict(zip(names, best.values.tolist(), strict=True))
-        return {"path": batch["path"], "name": batch["name"], "classes": found, "image": self.image_of(batch)}
+        scores = dict(zip(names, best.values.tolist(), strict=True))
+        return {"path": batch["path"], "name": batch["name"], "classes": scores, "image": self.image_of(batch)}
 
     def image_of(self, batch: dict[str, Any]) -> Tensor | None:
         """The sample of a prediction as an image, uint8 (3, H, W); None where it is none."""

@@ -64,39 +64,39 @@ def detections(output: dict[str, Tensor], image_id: int, category_ids: Sequence[
     boxes = output["boxes"].float().cpu()
     sizes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
     labels, scores = output["labels"].tolist(), output["scores"].float().tolist()
-    found: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
         for box, label, score in zip(sizes, labels, scores, strict=True)
     ]
     if "masks" in output:
-        for detection, mask in zip(found, encode(output["masks"][:, 0] > 0.5) if found else [], strict=True):
+        for detection, mask in zip(rows, encode(output["masks"][:, 0] > 0.5) if rows else [], strict=True):
             detection["segmentation"] = mask
-    return found
+    return rows
 
 
 def average_precision(
-    truth: Annotations, found: list[dict[str, Any]], image_ids: Sequence[int], kind: str
+    truth: Annotations, detected: list[dict[str, Any]], image_ids: Sequence[int], kind: str
 ) -> dict[str, float]:
     """COCO's twelve figures, as :func:`figures`."""
-    return figures(truth, found, image_ids, kind)[0]
+    return figures(truth, detected, image_ids, kind)[0]
 
 
 def figures(
-    truth: Annotations, found: list[dict[str, Any]], image_ids: Sequence[int], kind: str
+    truth: Annotations, detected: list[dict[str, Any]], image_ids: Sequence[int], kind: str
 ) -> tuple[dict[str, float], dict[int, float]]:
     """COCO's twelve figures in percent, by pycocotools, and AP of each category; what has no object is left out.
 
     Args:
         truth: the annotations.
-        found: detections of all images.
+        detected: detections of all images.
         image_ids: the images that were looked at.
         kind: ``box`` or ``mask``.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        if found:
+        if detected:
             # beside a box pycocotools takes a detection's area from it, and masks would be sorted by size wrongly
             unwanted = "bbox" if kind == "mask" else "segmentation"
-            results = truth.loadRes([{k: v for k, v in f.items() if k != unwanted} for f in found])
+            results = truth.loadRes([{k: v for k, v in f.items() if k != unwanted} for f in detected])
         else:  # loadRes refuses an empty list
             results = Annotations()
             results.dataset = {**truth.dataset, "annotations": []}
@@ -341,17 +341,17 @@ class COCODetection(BenchmarkTask):
 
     def compute_metrics(self) -> tuple[dict[str, float], int]:
         """The twelve figures of boxes, and of masks."""
-        found, seen = [f for picture in self._found for f in picture.result()], self._seen
+        detected, seen = [f for picture in self._found for f in picture.result()], self._seen
         self._found, self._seen = [], []  # a task that holds futures could not be copied
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, (found, seen))
-            found = [f for part, _ in gathered for f in part]
+            torch.distributed.all_gather_object(gathered, (detected, seen))
+            detected = [f for part, _ in gathered for f in part]
             seen = [s for _, part in gathered for s in part]
         values: dict[str, float] = {}
         truth, categories = self._truth()
         for kind in ("box", "mask") if self.has_masks else ("box",):
-            twelve, single = figures(truth, found, sorted(set(seen)), kind)
+            twelve, single = figures(truth, detected, sorted(set(seen)), kind)
             values |= twelve
             self._aps[f"{kind}_AP"] = {
                 self.class_name(categories.index(c)): round(value, 4) for c, value in single.items()
@@ -382,8 +382,8 @@ class COCODetection(BenchmarkTask):
         (picture,) = batch["image"]
         raw, finite = self._detect(picture)
         self.require_finite_prediction(finite, batch)
-        found = self._transform.finish(raw)
-        return {"path": batch["path"], "name": batch["name"], "image": batch["image"][0].cpu(), **found}
+        detected = self._transform.finish(raw)
+        return {"path": batch["path"], "name": batch["name"], "image": batch["image"][0].cpu(), **detected}
 
     def write_prediction(self, prediction: dict[str, Any], folder: Path) -> list[Path]:
         """Write ``NAME.jpg``, boxes and masks of a score of 0.5 or more drawn, and ``NAME.json``, all detections."""

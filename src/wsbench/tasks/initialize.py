@@ -147,8 +147,8 @@ def load_backbone(backbone: nn.Module, source: str, spec: NormSpec, any_norm: bo
         trained = spec
         if source_act is not None:  # without what only the other method knows: a number, a definition
             trained = dataclasses.replace(spec, act=source_act, groups=None, semantics=spec.weight_semantics)
-        found = checkpoint.get(KEY)
-        same = found is not None and NormSpec.parse(found) == spec
+        stamped = checkpoint.get(KEY)
+        same = stamped is not None and NormSpec.parse(stamped) == spec
         require_spec(checkpoint, spec if same else trained, f"--model.init_from '{path}'")
     state = _of_backbone(network_state(checkpoint))
     loaded = [_without_wrappers(k) for k in state]

@@ -29,14 +29,14 @@ class PictureScale:
 
     def __call__(self, pictures: Tensor, like: Tensor) -> Tensor:
         """(*, 3, H, W) uint8 to the dtype of ``like``."""
-        found = self._constants
-        if found is None or (found[0].dtype, found[0].device) != (like.dtype, pictures.device):
+        constants = self._constants
+        if constants is None or (constants[0].dtype, constants[0].device) != (like.dtype, pictures.device):
             with torch.inference_mode(False):  # an evaluation may come first, and training has to be able to use them
                 scale = [1 / (255 * s) for s in self.std]
                 shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
                 made = torch.tensor([scale, shift], dtype=like.dtype, device=pictures.device)
-                found = self._constants = (made[0].view(3, 1, 1), made[1].view(3, 1, 1))
-        return pictures.to(like.dtype).mul_(found[0]).add_(found[1])
+                constants = self._constants = (made[0].view(3, 1, 1), made[1].view(3, 1, 1))
+        return pictures.to(like.dtype).mul_(constants[0]).add_(constants[1])
 
     def __reduce__(self) -> tuple[type["PictureScale"], tuple[Sequence[float], Sequence[float]]]:
         return PictureScale, (self.mean, self.std)

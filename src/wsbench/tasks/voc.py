@@ -106,8 +106,8 @@ class VOCSegmentation(BenchmarkTask):
         except ValueError as error:
             raise TaskOptionError(f"--model: {error}") from error
         if model is None:
-            known = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
-            raise TaskOptionError(f"unknown network '{network}'; choose from {known}, deeplabv3_timm:NAME, "
+            available = ", ".join(f"deeplabv3_{name}" for name in BACKBONES)
+            raise TaskOptionError(f"unknown network '{network}'; choose from {available}, deeplabv3_timm:NAME, "
                                   "deeplabv3_torchvision:NAME, or mmseg:<config name>")  # fmt: skip
         self.set_network(model, torch.zeros(1, 3, 65, 65))
         if classifier_init == "authors" and self.spec.weight is None and isinstance(model, DeepLabV3):
@@ -130,13 +130,13 @@ class VOCSegmentation(BenchmarkTask):
 
     def definitions(self) -> dict[str, str]:
         """How the loss is weighted, what mIoU is."""
-        words = super().definitions() | {
+        definitions = super().definitions() | {
             "loss": "cross-entropy averaged over the valid pixels of the whole effective batch",
             "miou": "one confusion matrix over the set; classes that do not occur count as 0; single scale",
         }
         if ACTIVATIONS[self.spec.act].facts.bn_momentum:
-            words["bn"] = "the paper does not say how many images BN saw; here norm_batch"
-        return words
+            definitions["bn"] = "the paper does not say how many images BN saw; here norm_batch"
+        return definitions
 
     def inputs(self, batch: Any) -> Tensor:
         """Normalized images, 0, which is the mean colour, where they are padding."""
@@ -201,8 +201,8 @@ class VOCSegmentation(BenchmarkTask):
     def _shares(self, mask: Tensor) -> dict[str, float]:
         """Of the image's area, the share of each class that was found, the largest first."""
         counts = torch.bincount(mask.flatten().long())
-        found = {self.class_name(i): round(float(n) / mask.numel(), 6) for i, n in enumerate(counts.tolist()) if n}
-        return dict(sorted(found.items(), key=lambda entry: -entry[1]))
+        shares = {self.class_name(i): round(float(n) / mask.numel(), 6) for i, n in enumerate(counts.tolist()) if n}
+        return dict(sorted(shares.items(), key=lambda entry: -entry[1]))
 
     def prediction_row(self, prediction: dict[str, Any]) -> dict[str, Any]:
         """The class of the largest area, and its share."""

@@ -34,13 +34,15 @@ class Figure:
     title: str
     caption: str
     chart: Any
+    table: str
+    """Whose runs it shows."""
 
 
 def _colour(alt: Any, norms: Iterable[str]) -> Any:
-    known = [n for n in COLOURS if n in (given := set(norms))]
+    fixed = [n for n in COLOURS if n in (given := set(norms))]
     other = sorted(given - set(COLOURS))
-    colours = [COLOURS[n] for n in known] + [_FURTHER[i % len(_FURTHER)] for i in range(len(other))]
-    scale = alt.Scale(domain=[*known, *other], range=colours)
+    colours = [COLOURS[n] for n in fixed] + [_FURTHER[i % len(_FURTHER)] for i in range(len(other))]
+    scale = alt.Scale(domain=[*fixed, *other], range=colours)
     columns = 4 if max(map(len, given), default=0) <= len("bn+ws") + 1 else 2  # what fits a phone
     return alt.Color(
         "norm:N", scale=scale, title=None, legend=alt.Legend(orient="top", columns=columns, symbolOpacity=1)
@@ -70,12 +72,12 @@ def _batch(group: Group) -> str:
     return f"{batch.micro_batch} per device, {batch.effective_batch} per step"
 
 
-def bars(found: Sequence[Group], width: int | str) -> Any:
+def bars(grouped: Sequence[Group], width: int | str) -> Any:
     """Fig. 1: a bar for each of the four main norms, a dot a seed."""
     alt = altair_module()
-    metric = TASKS[found[0].first.task].headline
+    metric = TASKS[grouped[0].first.task].headline
     rows, seeds = [], []
-    for group in found:
+    for group in grouped:
         norm, over = short(group.first.labelled_norm), group.spread(metric)
         if over is None or norm not in MAIN:
             continue
@@ -95,12 +97,12 @@ def bars(found: Sequence[Group], width: int | str) -> Any:
     return bar + dot.encode(x=x, y=y, tooltip=["norm:N", "seed:Q", alt.Tooltip("value:Q", format=".2f")])
 
 
-def batch_curve(found: Sequence[Group], width: int | str) -> Any:
+def batch_curve(grouped: Sequence[Group], width: int | str) -> Any:
     """Error against images per device at a constant effective batch; a band from the best seed to the worst."""
     alt = altair_module()
-    metric = TASKS[found[0].first.task].headline
+    metric = TASKS[grouped[0].first.task].headline
     rows: list[dict[str, Any]] = []
-    for group in found:
+    for group in grouped:
         values = list(group.values(metric).values())
         batch = group.first.batch
         if not values:
@@ -123,10 +125,10 @@ def batch_curve(found: Sequence[Group], width: int | str) -> Any:
     return band + base.mark_line(point=True).encode(x=x, y=y, color=colour, tooltip=tooltip)
 
 
-def _curve_rows(found: Sequence[Group], logs: Logs, metric: str, part: str) -> list[dict[str, Any]]:
+def _curve_rows(grouped: Sequence[Group], logs: Logs, metric: str, part: str) -> list[dict[str, Any]]:
     """Means over the seeds of a logged metric, at the steps that all of them have."""
     rows: list[dict[str, Any]] = []
-    for group in found:
+    for group in grouped:
         series = [logs.get(r.id, {}).get(metric, {}) for r in group.records]
         if short(group.first.labelled_norm) not in MAIN or not all(series):
             continue
@@ -143,12 +145,12 @@ def _curve_rows(found: Sequence[Group], logs: Logs, metric: str, part: str) -> l
     return rows
 
 
-def errors(found: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
+def errors(grouped: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
     """Fig. 5: training error dashed, validation error solid; None if no run has logged both."""
     alt = altair_module()
-    task = found[0].first.task
+    task = grouped[0].first.task
     metric = TASKS[task].headline
-    rows = [r for part in ("train", "val") for r in _curve_rows(found, logs, f"{part}/{metric}", part)]
+    rows = [r for part in ("train", "val") for r in _curve_rows(grouped, logs, f"{part}/{metric}", part)]
     if {r["part"] for r in rows} != {"train", "val"}:
         return None
     for row in rows:
@@ -167,10 +169,10 @@ def errors(found: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
     return _chart(alt, rows, width).mark_line(point={"size": 18}).encode(strokeDash=dash, **encoding)
 
 
-def losses(found: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
+def losses(grouped: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
     """Fig. 6: the training loss; None if no run has logged it."""
     alt = altair_module()
-    rows = _curve_rows(found, logs, "train/loss", "train")
+    rows = _curve_rows(grouped, logs, "train/loss", "train")
     if not rows:
         return None
     return (
@@ -185,12 +187,12 @@ def losses(found: Sequence[Group], logs: Logs, width: int | str) -> Any | None:
     )
 
 
-def against(found: Sequence[Group], cost: str, title: str, width: int | str) -> Any:
+def against(grouped: Sequence[Group], cost: str, title: str, width: int | str) -> Any:
     """Accuracy against what it costs; the shape says whether weights are standardized."""
     alt = altair_module()
-    metric = TASKS[found[0].first.task].headline
+    metric = TASKS[grouped[0].first.task].headline
     rows: list[dict[str, Any]] = []
-    for group in found:
+    for group in grouped:
         over = group.spread(metric)
         if over is None:
             continue
@@ -212,10 +214,10 @@ def against(found: Sequence[Group], cost: str, title: str, width: int | str) -> 
     )
 
 
-def curves_of(found: Sequence[Group]) -> list[list[Group]]:
+def curves_of(grouped: Sequence[Group]) -> list[list[Group]]:
     """Groups of one table and effective batch at three or more numbers of images per device: a batch curve each."""
     kept: dict[tuple[object, ...], list[Group]] = {}
-    for group in found:
+    for group in grouped:
         varied = {"data.micro_batch"} | ({LR} if group.first.tuning else set())
         changed = {k: v for k, v in group.first.overrides.items() if k not in varied}
         key = (group.table, group.first.network, str(sorted(changed.items())), group.first.batch.effective_batch)
@@ -223,10 +225,10 @@ def curves_of(found: Sequence[Group]) -> list[list[Group]]:
     return [each for each in kept.values() if len({g.first.batch.micro_batch for g in each}) >= 3]
 
 
-def figures(found: Sequence[Group], logs: Logs, width: int | str = "container") -> list[Figure]:
+def figures(grouped: Sequence[Group], logs: Logs, width: int | str = "container") -> list[Figure]:
     """All figures that the runs give; the most telling first."""
     made = []
-    curves = curves_of(found)
+    curves = curves_of(grouped)
     for i, each in enumerate(curves):
         effective = each[0].first.batch.effective_batch
         seeds = max(len(g.records) for g in each)
@@ -237,37 +239,43 @@ def figures(found: Sequence[Group], logs: Logs, width: int | str = "container") 
                 f"{effective} images per optimizer step throughout, so that only what the normalization sees changes. "
                 f"Lines are means over {seeds} seed(s), bands reach from the best seed to the worst. Lower is better.",
                 batch_curve(each, width),
+                each[0].table,
             )
         )
     swept = {id(group) for each in curves for group in each}
-    settings = [s for s in settings_of(found) if not all(id(g) in swept for g in s)]
+    settings = [s for s in settings_of(grouped) if not all(id(g) in swept for g in s)]
     for each in settings:
-        table, words = each[0].table, _batch(each[0])
+        table, subtitle = each[0].table, _batch(each[0])
         main = max((s for s in settings if s[0].table == table), key=len)  # the first of the largest
         suffix = "" if each is main else f"-{settings.index(each)}"
         if {short(g.first.labelled_norm) for g in each} & set(MAIN):
             made.append(
                 Figure(
                     f"bars-{table}{suffix}", f"Fig. 1 - {table}",
-                    f"Final weights, {words}; bars are means, dots are seeds. Higher is better.", bars(each, width),
+                    f"Final weights, {subtitle}; bars are means, dots are seeds. Higher is better.", bars(each, width),
+                    table,
                 )
             )  # fmt: skip
         error = errors(each, logs, width)
         if error is not None:
-            made.append(Figure(f"error-{table}{suffix}", f"Fig. 5 - {table}", f"Means over seeds, {words}.", error))
+            caption = f"Means over seeds, {subtitle}."
+            made.append(Figure(f"error-{table}{suffix}", f"Fig. 5 - {table}", caption, error, table))
         loss = losses(each, logs, width)
         if loss is not None:
-            made.append(Figure(f"loss-{table}{suffix}", f"Fig. 6 - {table}", f"Means over seeds, {words}.", loss))
+            caption = f"Means over seeds, {subtitle}."
+            made.append(Figure(f"loss-{table}{suffix}", f"Fig. 6 - {table}", caption, loss, table))
         for cost, name, title in (
             ("samples_per_second", "speed", "training images/s"), ("peak_memory_mib", "memory", "peak memory (MiB)")
         ):  # fmt: skip
-            words = f"Accuracy against {'images/s' if name == 'speed' else 'memory'} - {table}"
+            if len(each) < 2:  # nothing to compare
+                continue
+            heading = f"Accuracy against {'images/s' if name == 'speed' else 'memory'} - {table}"
             chart = against(each, cost, title, width)
-            made.append(Figure(f"{name}-{table}{suffix}", words, _cost_caption(each, name), chart))
+            made.append(Figure(f"{name}-{table}{suffix}", heading, _cost_caption(each, name), chart, table))
     return made
 
 
-def _cost_caption(found: Sequence[Group], name: str) -> str:
-    hardware = sorted({r.provenance.hardware for g in found for r in g.records})
+def _cost_caption(grouped: Sequence[Group], name: str) -> str:
+    hardware = sorted({r.provenance.hardware for g in grouped for r in g.records})
     memory = "the process, most of it torch itself" if any("CPU" in h for h in hardware) else "allocated on the device"
     return f"Measured while training on {'; '.join(hardware)}" + (f"; memory of {memory}." if name == "memory" else ".")

@@ -12,11 +12,11 @@ from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.naming import by_table
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
-from wsbench.leaderboard.page.charts import MAIN, figures
+from wsbench.leaderboard.page.charts import Figure, figures
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.rows import Row, cited_rows
 from wsbench.leaderboard.verdict import overall, short, verdicts
-from wsbench.leaderboard.wide import Group, changes, groups, value_of, wide_rows
+from wsbench.leaderboard.wide import Group, changes, value_of, wide_rows
 from wsbench.records import lower_is_better
 from wsbench.registry import TASKS
 from wsbench.run.identity import LR
@@ -39,9 +39,9 @@ _OPTIONAL = {
 _MOST_COLUMNS = 4
 
 
-def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
+def _tables(grouped: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
     """Every table's wide rows, runs before numbers that are cited."""
-    records = [record for group in found for record in group.records]
+    records = [record for group in grouped for record in group.records]
     made = []
     for name, runs in by_table(records).items():
         task = runs[0].task if runs else name
@@ -49,7 +49,7 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
         rows.sort(key=lambda row: row["source"] != "run")
         metric = TASKS[task].headline
         rows = [dict.fromkeys(tuned.COLUMNS, "") | row for row in rows]
-        of_table = groups(runs)
+        of_table = [group for group in grouped if group.table == name]
         differ = changes(of_table)[0] if of_table else []
         differ = [] if len(differ) > _MOST_COLUMNS else [name for name in differ if name != LR or not runs[0].tuning]
         changed = {group.first.id: {name: value_of(group, name) for name in differ} for group in of_table}
@@ -60,7 +60,7 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
                 "task": task,
                 "rows": [row | {"changed": changed.get(row["records"].split(" ")[0], {})} for row in rows],
                 "used": used,
-                "open": any(not group.is_trial for group in of_table),
+                "results": any(not group.is_trial for group in of_table),
                 "differ": differ,
                 "runs": len(runs),
                 "metric": metric,
@@ -70,10 +70,10 @@ def _tables(found: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
     return sorted(made, key=lambda t: (not any(r["source"] == "run" for r in t["rows"]), t["name"]))
 
 
-def _records(found: Sequence[Group]) -> list[Mapping[str, Any]]:
+def _records(grouped: Sequence[Group]) -> list[Mapping[str, Any]]:
     return [
         {"table": group.table, "record": record, "json": json.dumps(json.loads(record.model_dump_json()), indent=1)}
-        for group in found
+        for group in grouped
         for record in group.records
     ]
 
@@ -94,45 +94,42 @@ class Said(Protocol):
         """Lines that put it into the user's own code."""
 
 
-def render(found: Sequence[Group], logs: Logs, said: Said | None = None) -> str:
+def render(grouped: Sequence[Group], logs: Logs, advice: Said | None = None) -> str:
     """The page.
 
     Args:
-        found: groups of runs.
+        grouped: groups of runs.
         logs: their logs of metrics.
-        said: the answer, of a page for one question; None: what all the runs say together.
+        advice: the answer, of a page for one question; None: what all the runs say together.
     """
     engine = jinja2()
     environment = engine.Environment(
         loader=engine.FunctionLoader(_asset), autoescape=True, undefined=engine.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    reported = [group for group in found if not group.is_trial]
-    told = verdicts(found)
+    reported = [group for group in grouped if not group.is_trial]
+    told = verdicts(grouped)
     one_rate = [group for group in reported if group.first.tuning is None]
     own_rate = tuned_figures(told, logs)
-    drawn = figures(reported, logs) if said is None else []
-    tables = [table for table in _tables(found, logs) if said is None or table["runs"]]
-    of_tables = (
-        (each["name"], next((f.name for f in drawn if f.name.endswith(f"-{each['name']}")), None)) for each in tables
-    )
-    places = [(table, name) for table, name in of_tables if name is not None]
+    drawn = figures(reported, logs) if advice is None else []
+    tables = [table for table in _tables(grouped, logs) if advice is None or table["runs"]]
+    by_name: dict[str, list[Figure]] = {}
+    for figure in drawn:
+        by_name.setdefault(figure.table, []).append(figure)
     every = [*drawn, *(figure for _, each in own_rate for figure in each)]
     text: str = environment.get_template("page.html.j2").render(
         version=wsbench.__version__,
-        said=said,
+        said=advice,
         overall=overall(told),
         tuned=own_rate,
         answers=answers(one_rate),
         paper=of_the_paper(),
         curves=of_the_curves(reported),
         tables=tables,
-        places=places,
         comparisons=comparisons(reported, PAIRS),
-        figures=drawn,
+        figures=by_name,
         specs={figure.name: figure.chart.to_dict() for figure in every},
-        records=_records(found),
-        main=MAIN,
+        records=_records(grouped),
         short=short,
         style=_asset("page.css"),
         script=_asset("page.js"),

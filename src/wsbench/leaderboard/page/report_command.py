@@ -30,13 +30,13 @@ def report(records: Sequence[Path], out: Path, png: Path | None) -> list[Path]:
     runs = find_records(folders)
     if not runs:
         raise LeaderboardError(f"no records below {', '.join(map(str, records))}; run `fit` or `sweep` first")
-    found, logs = groups(runs), find_logs(folders)
-    write_text_atomically(out, render(found, logs))
+    grouped, logs = groups(runs), find_logs(folders)
+    write_text_atomically(out, render(grouped, logs))
     written = [out]
     if png is not None:
         convert = vl_convert()
-        reported = [group for group in found if not group.is_trial]
-        own_rate = [figure for _, each in tuned_figures(verdicts(found), logs, _WIDTH) for figure in each]
+        reported = [group for group in grouped if not group.is_trial]
+        own_rate = [figure for _, each in tuned_figures(verdicts(grouped), logs, _WIDTH) for figure in each]
         for figure in (*figures(reported, logs, _WIDTH), *own_rate):
             image = convert.vegalite_to_png({**figure.chart.to_dict(), "config": CONFIG}, scale=_SCALE)
             write_atomically(png / f"{figure.name}.png", image)

@@ -21,17 +21,17 @@ _FURTHER = ("#ee6677", "#bbbbbb", "#000000", "#e69f00", "#009e73")
 ROW = 24
 
 
-def dots(found: Verdict, width: int | str) -> Any:
+def dots(verdict: Verdict, width: int | str) -> Any:
     """A dot for each norm at its own rate with the 95 % interval of its mean, the best first; small dots are seeds."""
     alt = altair_module()
     rows: list[dict[str, Any]] = []
     seeds: list[dict[str, Any]] = []
-    for one in found.standings:
+    for one in verdict.standings:
         kind = FAR if one.far else WORSE if one.worse else UNCLEAR if one.unclear else LEVEL
         low, high = (one.over.mean if v is None else min(max(v, 0.0), 100.0) for v in (one.over.low, one.over.high))
         rows.append({"norm": one.norm, "mean": one.over.mean, "low": low, "high": high, "how": kind,
                      "rate": one.rate, "seeds": one.over.n})  # fmt: skip
-        values = one.group.values(found.metric)
+        values = one.group.values(verdict.metric)
         seeds += [{"norm": one.norm, "value": v, "seed": s, "how": kind} for s, v in values.items()]
     order = [row["norm"] for row in rows]
     data, points = alt.Data(values=rows), alt.Data(values=seeds)
@@ -41,7 +41,7 @@ def dots(found: Verdict, width: int | str) -> Any:
         legend=alt.Legend(orient="top", columns=1, symbolOpacity=1),
     )  # fmt: skip
     y = alt.Y("norm:N", sort=order, title=None, axis=alt.Axis(grid=True, labelFontSize=12))
-    x = alt.X("mean:Q", title=metric_title(found.metric), scale=alt.Scale(zero=False, nice=True))
+    x = alt.X("mean:Q", title=metric_title(verdict.metric), scale=alt.Scale(zero=False, nice=True))
     tooltip = ["norm:N", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("low:Q", format=".2f"),
                alt.Tooltip("high:Q", format=".2f"), "rate:Q", "seeds:Q"]  # fmt: skip
     rule = alt.Chart(data).mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=colour)
@@ -50,27 +50,27 @@ def dots(found: Verdict, width: int | str) -> Any:
         x="value:Q", y=y, color=colour, tooltip=["norm:N", "seed:Q", alt.Tooltip("value:Q", format=".2f")]
     )  # fmt: skip
     layers = [rule, small, dot]
-    if chance_in_sight(found):
-        guess = alt.Data(values=[{"guessing": found.guessing}])
+    if chance_in_sight(verdict):
+        guess = alt.Data(values=[{"guessing": verdict.guessing}])
         layers.append(alt.Chart(guess).mark_rule(strokeDash=[3, 3], opacity=0.6).encode(x="guessing:Q"))
     return alt.layer(*layers).properties(width=width, height=ROW * len(rows) + 10)
 
 
-def chance_in_sight(found: Verdict) -> bool:
+def chance_in_sight(verdict: Verdict) -> bool:
     """Whether chance lies among the norms, or close to them."""
-    ends = [end for s in found.standings for end in (s.over.mean, s.over.low, s.over.high) if end is not None]
+    ends = [end for s in verdict.standings for end in (s.over.mean, s.over.low, s.over.high) if end is not None]
     room = 0.2 * (max(ends) - min(ends))
-    return found.guessing is not None and min(ends) - room <= found.guessing <= max(ends) + room
+    return verdict.guessing is not None and min(ends) - room <= verdict.guessing <= max(ends) + room
 
 
-def rate_curves(found: Verdict, width: int | str) -> Any:
+def rate_curves(verdict: Verdict, width: int | str) -> Any:
     """The score on held-out training data against the learning rate; a ring at the rate that was chosen.
 
     Bands reach from the best seed to the worst, where a rate was tried with several.
     """
     alt = altair_module()
     rows: list[dict[str, Any]] = []
-    for one in found.standings:
+    for one in verdict.standings:
         tuning = one.tuning
         act, _, further = one.norm.partition("+")
         for rate in sorted({trial.rate for trial in tuning.trials}):
@@ -89,7 +89,7 @@ def rate_curves(found: Verdict, width: int | str) -> Any:
     ticks = sorted({row["rate"] for row in rows})
     x = alt.X("rate:Q", title="learning rate (log scale)", axis=alt.Axis(values=ticks, grid=False, format="~g"),
               scale=alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False))  # fmt: skip
-    y = alt.Y("mean:Q", title=metric_title(found.metric), scale=alt.Scale(zero=False))
+    y = alt.Y("mean:Q", title=metric_title(verdict.metric), scale=alt.Scale(zero=False))
     colour = alt.Color("act:N", title=None, scale=alt.Scale(domain=acts, range=tones),
                        legend=alt.Legend(orient="top", symbolOpacity=1))  # fmt: skip
     dash = alt.StrokeDash("weights:N", title=None, scale=alt.Scale(domain=weights, range=dashes),
@@ -106,30 +106,30 @@ def rate_curves(found: Verdict, width: int | str) -> Any:
     return alt.layer(*layers).properties(width=width, height=HEIGHT + 20)
 
 
-def steps_rows(found: Verdict, logs: Logs) -> list[dict[str, Any]]:
+def steps_rows(verdict: Verdict, logs: Logs) -> list[dict[str, Any]]:
     """Steps of each seed until the task's stated score, as far as the evaluations tell; none where none is stated.
 
     A run that does not reach it has the steps of its whole length, and ``reached`` false.
     """
-    target = tuned.target_of(found.best.group.first)
+    target = tuned.target_of(verdict.best.group.first)
     if target is None:
         return []
     rows: list[dict[str, Any]] = []
-    for one in found.standings:
+    for one in verdict.standings:
         for record in one.group.records:
             if record.id not in logs:
                 return []
-            series = logs[record.id].get(f"val/{found.metric}", {})
-            step = tuned.steps_to(target, series, lower_is_better(found.metric))
+            series = logs[record.id].get(f"val/{verdict.metric}", {})
+            step = tuned.steps_to(target, series, lower_is_better(verdict.metric))
             rows.append({"norm": one.norm, "seed": record.seed, "steps": one.group.steps if step is None else step,
                          "reached": "reached" if step is not None else "not reached"})  # fmt: skip
     return rows
 
 
-def steps_to_score(found: Verdict, rows: Sequence[dict[str, Any]], width: int | str) -> Any:
+def steps_to_score(verdict: Verdict, rows: Sequence[dict[str, Any]], width: int | str) -> Any:
     """A dot for each seed at its steps until the stated score, crosses at the end for those that do not reach it."""
     alt = altair_module()
-    order = [one.norm for one in found.standings]
+    order = [one.norm for one in verdict.standings]
     here = [kind for kind in ("reached", "not reached") if kind in {row["reached"] for row in rows}]
     tones = {"reached": "#228833", "not reached": "#cc6677"}
     shapes = {"reached": "circle", "not reached": "cross"}
@@ -151,19 +151,19 @@ def steps_to_score(found: Verdict, rows: Sequence[dict[str, Any]], width: int | 
 
 
 def tuned_figures(
-    found: Sequence[Verdict], logs: Logs, width: int | str = "container"
+    verdicts: Sequence[Verdict], logs: Logs, width: int | str = "container"
 ) -> list[tuple[Verdict, list[Figure]]]:
     """Of each verdict its figures.
 
     Args:
-        found: verdicts.
+        verdicts: of the tables.
         logs: of their runs, which say when a score was reached.
         width: of each figure in pixels, or ``container``.
     """
     made = []
-    for i, one in enumerate(found):
+    for i, one in enumerate(verdicts):
         table = one.table
-        suffix = f"-{i}" if [v.table for v in found].count(table) > 1 else ""
+        suffix = f"-{i}" if [v.table for v in verdicts].count(table) > 1 else ""
         first = one.best.group.first
         seeds = max(s.over.n for s in one.standings)
         trials = len(one.best.tuning.trials)
@@ -171,18 +171,19 @@ def tuned_figures(
         drawn = [
             Figure(f"dots-{table}{suffix}", "Each norm at its own learning rate",
                    f"{batch}, {first.steps} steps; {seeds} fresh seeds per norm (ticks), 95 % interval of the mean."
-                   f"{' The dashed line is chance.' if chance_in_sight(one) else ''}", dots(one, width)),
+                   f"{' The dashed line is chance.' if chance_in_sight(one) else ''}", dots(one, width), table),
             Figure(f"rates-{table}{suffix}", "How each depends on its learning rate",
                    f"Score on held-out training data, {trials} trials per norm; dashed: plain weights, solid: with WS. "
-                   "Rings: the rates that were chosen.", rate_curves(one, width)),
+                   "Rings: the rates that were chosen.", rate_curves(one, width), table),
         ]  # fmt: skip
         rows = steps_rows(one, logs)
         if rows:
-            words = f"{metric_name(one.metric)} of {tuned.target_of(first):g} %"
+            title = f"Steps to a {metric_name(one.metric)} of {tuned.target_of(first):g} %"
             drawn.append(
-                Figure(f"steps-{table}{suffix}", f"Steps to a {words}",
+                Figure(f"steps-{table}{suffix}", title,
                        f"A dot per seed at its own learning rate; crosses: not within {first.steps} steps. Where a "
-                       "plateau makes the final score a lottery this says more.", steps_to_score(one, rows, width))
+                       "plateau makes the final score a lottery this says more.",
+                       steps_to_score(one, rows, width), table)
             )  # fmt: skip
         made.append((one, drawn))
     return made
