@@ -154,16 +154,13 @@ class Phases(Callback):
 
 
 @pytest.mark.parametrize(
-    ("norm", "precision"),
-    [(norm, "32-true") for norm in NORMS]
-    + [("gn+ws", precision) for precision in PRECISIONS[1:]]
-    + [
-        pytest.param(norm, precision, marks=pytest.mark.slow)
-        for norm in NORMS[1:]
-        for precision in PRECISIONS[1:]
+    ("task", "norm", "precision"),
+    [
+        pytest.param(*cell, marks=() if cell[1] == "gn+ws" or cell[::2] == ("imagenet", "32-true") else
+                     [pytest.mark.slow, pytest.mark.thorough])
+        for cell in product(tiny.TASKS, NORMS, PRECISIONS)
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("task", tiny.TASKS)
 def test_the_host_does_not_wait(
     task: str, norm: str, precision: str, tiny_roots: dict[str, Path], tmp_path: Path, device: Counts
 ) -> None:

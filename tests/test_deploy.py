@@ -54,6 +54,7 @@ def test_slurm() -> None:
         subprocess.run(["bash", "-n", path], check=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_torchrun_on_two_nodes(tmp_path: Path) -> None:

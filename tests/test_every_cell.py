@@ -13,8 +13,10 @@ from wsbench.tasks import task_class
 #: whose loss is a sum over samples or pixels
 ADDITIVE = [task for task in tiny.TASKS if task_class(task).additive_loss]
 
+#: the paper's norms
+MAIN = tuple(f"{act}{weight}" for act in ("bn", "gn", "ln", "in", "sn") for weight in ("", "+ws"))
 SPECS = (
-    *(f"{act}{weight}" for act in ("bn", "gn", "ln", "in", "sn") for weight in ("", "+ws", "+wn")),
+    *MAIN, *(f"{act}+wn" for act in ("bn", "gn", "ln", "in", "sn")),
     "gn+ws-mo", "gn+ws-do", "gn+ws-af", "bn+ws-af",
     "ln+ws-mo", "in+ws-do", "sn+ws-af", "gn+ws@authors", "gn+ws@timm", "gn+ws@bit", "frozenbn",
     "syncbn+sws", "gbn2+cwn", "brn", "mabn+ws-mo", "bcn+ws", "bcn@estimate", "frn+spectral", "evos", "evob", "cln",
@@ -31,8 +33,14 @@ def outputs(task: Any, batch: Any) -> list[torch.Tensor]:
         return [task.network(task.inputs(batch))]
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("task", tiny.TASKS)
+@pytest.mark.parametrize(
+    ("task", "spec"),
+    [
+        pytest.param(task, spec, marks=() if spec in MAIN or task == "imagenet" else pytest.mark.thorough)
+        for task in tiny.TASKS
+        for spec in SPECS
+    ],
+)
 def test_cell(task: str, spec: str, tiny_roots: dict[str, Path], tmp_path: Path) -> None:
     """Two steps of two micro-steps, an evaluation, a checkpoint; another model loads it and says the same."""
     data = tiny.data(task, tiny_roots[task])

@@ -2,11 +2,12 @@
 
 import runpy
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,17 +45,25 @@ def test_the_notebook_runs() -> None:
         assert bool(cell.get("outputs")) == bool(before.get("outputs"))  # it is stored as it was run
 
 
-def test_the_config_of_mmdetection_names_layers_that_are_built() -> None:
-    """Without mmdetection: the layers that its builders would make of it."""
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("mmdet_faster_rcnn_gn_ws", ("backbone", "neck", "roi_head.bbox_head")),
+        ("mmseg_deeplabv3_gn_ws", ("backbone", "decode_head", "auxiliary_head")),
+    ],
+)
+def test_the_configs_of_openmmlab_name_layers_that_are_built(name: str, parts: tuple[str, ...]) -> None:
+    """Without mmdetection and mmsegmentation: the layers that their builders would make of it."""
     from mmcv.cnn import ConvModule
 
     import wsbench.integrations.mmlab  # noqa: F401  # custom_imports
-    from wsbench.norms import NormalizedConv2d
+    from wsbench.norms import GroupNorm, NormalizedConv2d
 
-    config = runpy.run_path(str(EXAMPLES / "mmdet_faster_rcnn_gn_ws.py"))
+    config = runpy.run_path(str(EXAMPLES / f"{name}.py"))
     assert config["custom_imports"] == {"imports": ["wsbench.integrations.mmlab"]}
-    for part in (config["model"]["backbone"], config["model"]["neck"], config["model"]["roi_head"]["bbox_head"]):
+    for part in (reduce(getitem, path.split("."), config["model"]) for path in parts):
         layer = ConvModule(3, 64, 3, conv_cfg=part["conv_cfg"], norm_cfg=part["norm_cfg"])
         assert isinstance(layer.conv, NormalizedConv2d)
-        assert isinstance(layer.norm, nn.GroupNorm | nn.Module)
+        assert isinstance(layer.norm, GroupNorm)
+        assert layer.norm.num_groups == 32
         assert layer(torch.randn(1, 3, 8, 8)).shape == (1, 64, 6, 6)

@@ -81,6 +81,7 @@ Path(sys.argv[1], f"rank{os.environ['RANK']}.json").write_text(json.dumps(result
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_the_scripts_on_two_processes(tiny_roots: dict[str, Path], tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ BenchmarkTask.training_step = training_step
 
 @pytest.mark.ddp
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_process_that_dies_ends_the_other_with_a_sentence(rank: int, tmp_path: Path) -> None:
     """Within a minute; gloo notices a closed connection at once, Lightning looks every five seconds."""
     (tmp_path / "dies.py").write_text(DIES.format(rank=rank))
@@ -249,6 +249,7 @@ def test_nodes_that_cannot_meet_are_told_why(monkeypatch: pytest.MonkeyPatch) ->
         meet(2)
 
 
+@pytest.mark.thorough
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_two_nodes_without_a_launcher_share_a_folder(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_killed_and_resumed_bit_for_bit(root: Path, tmp_path: Path, norm: str) -
     assert logs[0] == logs[1], "the curves are those of the unbroken run"
 
 
+@pytest.mark.thorough
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_two_processes_are_twice_the_accumulation(root: Path, tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_two_processes_are_twice_the_accumulation(root: Path, tmp_path: Path) ->
     assert all(losses[0][step] == pytest.approx(losses[1][step], rel=1e-6) for step in losses[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_batch_norm_under_two_processes_is_not(root: Path, tmp_path: Path) -> None:

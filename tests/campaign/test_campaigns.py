@@ -6,13 +6,14 @@ import pytest
 
 from tests.campaign import bad, kill, security, sweep
 
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> bad.World:
     return bad.build(tmp_path_factory.mktemp("world"))
 
 
-@pytest.mark.slow
 def test_wrong_inputs(world: bad.World) -> None:
     found = bad.campaign(world, seed=17, seconds=float("inf"), most=300)  # the same ones however fast the machine is
     wrong = {" ".join(o.line): (o.faults, o.traceback[-500:] or o.said[-500:]) for o in found if o.faults}
@@ -20,7 +21,6 @@ def test_wrong_inputs(world: bad.World) -> None:
     assert len(found) == 300
 
 
-@pytest.mark.slow
 def test_attacks(world: bad.World) -> None:
     found = security.campaign(world, seed=5, seconds=60)
     assert not [f"{f.name}: {f.line}" for f in found if f.worked]
@@ -28,7 +28,6 @@ def test_attacks(world: bad.World) -> None:
     assert len({f.name for f in found}) >= 5
 
 
-@pytest.mark.slow
 def test_an_attack_that_works_is_noticed(world: bad.World) -> None:
     """What is refused beside a checkpoint runs where the user names the file: the canaries can sing."""
     attack = next(a for a in security.attacks(world) if a.name == "config.yaml: a callback")
@@ -38,13 +37,11 @@ def test_an_attack_that_works_is_noticed(world: bad.World) -> None:
     assert str(attack.canary) in outcome.left, outcome.said + outcome.traceback
 
 
-@pytest.mark.slow
 def test_killed_runs(tmp_path: Path) -> None:
     said, found = kill.campaign(tmp_path, seed=3, seconds=40)
     assert not found, said
 
 
-@pytest.mark.slow
 def test_killed_sweeps(tmp_path: Path) -> None:
     said, found = sweep.campaign(tmp_path, seed=4, seconds=1)
     assert not found, said

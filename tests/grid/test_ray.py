@@ -14,7 +14,7 @@ from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
 from wsbench.records import read_record
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 
 def parent(pid: int) -> int:

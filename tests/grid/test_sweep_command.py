@@ -122,6 +122,7 @@ def test_one_failing_cell_stops_no_other_and_nothing_runs_twice(data: Path, caps
     assert len(attempts(done)) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_kill_9_of_a_cell_then_of_the_sweep(data: Path) -> None:
     """What was killed is resumed, the others go on; and a dead sweep holds nothing for ever."""

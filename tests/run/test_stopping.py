@@ -284,6 +284,7 @@ def test_where_statistics_have_moved_it_is_refused(
 # -- several processes ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_without_the_shift_the_order_of_frames_cannot_matter(tiny_roots: dict[st
     assert float((tsm.logits(batch) - tsm.logits(shuffled)).detach().abs().max()) > 1e-9
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_tsm_tells_directions_apart_and_the_same_network_without_the_shift_does_not(tmp_path: Path) -> None:
     """The miniature's first and last class on small frames: nearly all right with the shift, a coin's toss without."""
