@@ -215,7 +215,7 @@ def _segmentation(value: Any, size: tuple[int, int]) -> str | None:
         counts, stated = value.get("counts"), value.get("size")
         if not isinstance(stated, list) or stated != list(size):
             return f"run lengths of the 'size' {_short(stated)}, expected the image's height and width {list(size)}"
-        pixels = _pixels(counts)
+        pixels = pixels_of(counts)
         if pixels != size[0] * size[1]:
             fault = "cannot be read" if pixels is None else f"are of {pixels} pixels"
             return f"run lengths whose 'counts' {_short(counts)} {fault}, expected {size[0]} x {size[1]}"
@@ -230,7 +230,7 @@ def _segmentation(value: Any, size: tuple[int, int]) -> str | None:
     return None
 
 
-def _pixels(counts: Any) -> int | None:
+def pixels_of(counts: Any) -> int | None:
     """How many pixels run lengths are of, as a list or compressed; None if they are none.
 
     pycocotools takes whatever is there: counts that cover less than the image leave memory as it was in the mask.

@@ -24,7 +24,7 @@ from tests.datamodules.prepare.planting import (
     noise,
     said,
 )
-from wsbench.datamodules.annotations import _pixels
+from wsbench.datamodules.annotations import pixels_of
 
 TRAIN, VAL = (f"annotations/instances_{split}2017.json" for split in ("train", "val"))
 IMAGE = "train2017/000000000002.jpg"
@@ -307,6 +307,6 @@ def test_pixels_of_run_lengths_are_pycocotools(seed: int) -> None:
     height, width = (int(v) for v in rng.integers(1, 400, 2))
     mask = np.asfortranarray(rng.random((height, width)) < rng.choice([0, 0.01, 0.5, 1]), np.uint8)
     text = rle.encode(mask)["counts"].decode()
-    assert _pixels(text) == height * width
+    assert pixels_of(text) == height * width
     if len(text) > 2:
-        assert _pixels(text[:-1]) != height * width
+        assert pixels_of(text[:-1]) != height * width
