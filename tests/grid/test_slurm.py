@@ -1,5 +1,6 @@
 """Real Slurm, of this one host, started here: ``scripts/test-slurm``."""
 
+import json
 import os
 import platform
 import shutil
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, write_voc
+from tests.datamodules.prepare.test_split import photos
 from tests.grid.small import folders, require_tuned, write_grid, write_tuned_grid
+from tests.recommend.test_recommend_command import TINY as TINY_PHOTOS
 from wsbench import plugins
 from wsbench.__main__ import main
 from wsbench.grid.cells import attempts
+from wsbench.recommend.recommend_command import ANSWER, PLAN
 from wsbench.records import read_record
 from wsbench.run.lines import read_lines, read_metrics
 
@@ -103,6 +107,25 @@ def test_a_tuned_grid_waits_for_its_first_stage(cluster: None, data: Path, capfd
     require_tuned(capfd)
     assert {attempts(folder)[1]["launcher"] for folder in folders()} == {"slurm"}
     assert len({attempts(folder)[0]["where"].partition("_")[0] for folder in folders()}) == 2
+
+
+def test_a_recommendation(cluster: None, tmp_path: Path, in_a_folder: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Measured, tuned and answered by jobs; the plan is shortened in between, as a test has no hour."""
+    root = photos(tmp_path / "photos", {"cat": 12, "dog": 12})
+    asked = ["recommend", "--task", "imagenet", "--data.root", str(root), "--networks", "resnet_mini", "--budget", "1h",
+             "--norms", "gn,gn+ws", "--micro-batch", "4", *SLURM, "--jobs", "2"]  # fmt: skip
+    assert main([*asked, "--dry-run", *TINY_PHOTOS]) == 0
+    out = Path("recommend/imagenet-photos")
+    written = json.loads((out / PLAN).read_text())
+    written["plan"] |= {"epochs": 1, "rates": [0.01, 0.03, 0.1], "most_rates": 3, "tuning_seeds": 1, "seeds": 2}
+    (out / PLAN).write_text(json.dumps(written))
+    assert main([*asked, *TINY_PHOTOS]) == 0
+    assert "continues with the plan" in capfd.readouterr().out
+    answer = json.loads((out / ANSWER).read_text())
+    assert len(answer["records"]) == 10
+    cells = sorted((out / "runs" / "imagenet").iterdir())
+    assert len(cells) == 12
+    assert {attempts(folder)[1]["launcher"] for folder in cells} == {"slurm"}
 
 
 def test_a_cell_of_two_tasks_trains_by_ddp(cluster: None, data: Path) -> None:
