@@ -93,11 +93,11 @@ def build(task: str, form: str) -> tuple[nn.Module, Any, Callable[[], Tensor]]:
         with network.hold_edges():
             normalize(network, spec, torch.zeros(2, 32, 3))
     elif task == "coco":
-        before, network.transform.min_size = network.transform.min_size, (128,)  # type: ignore[union-attr, assignment]
-        with keep_all_boxes(network):  # type: ignore[arg-type]
+        before, network.transform.min_size = network.transform.min_size, (128,)  # type: ignore[union-attr]
+        with keep_all_boxes(network):
             normalize(network, spec, (example,))
-        network.transform.min_size = before  # type: ignore[union-attr, assignment]
-        freeze(network, 3)  # type: ignore[arg-type]
+        network.transform.min_size = before  # type: ignore[union-attr]
+        freeze(network, 3)
     else:
         small = example[..., :65, :65] if task != "something" else example[..., :64, :64]
         normalize(network, spec, small)
@@ -129,10 +129,10 @@ class Contender:
     def micro_step(self, last: bool = False) -> None:
         """Forward and backward."""
         if self.window is None:
-            self.loss().backward()
+            self.loss().backward()  # type: ignore[no-untyped-call]
             return
         with self.window.micro_step(last):
-            self.loss().backward()
+            self.loss().backward()  # type: ignore[no-untyped-call]
 
     def zero(self) -> None:
         """Between optimizer steps."""

@@ -84,10 +84,10 @@ def write(task: str, root: Path, count: int) -> None:
             picture = photograph(rng, 240, 100)
             for frame in range(1, 46):
                 save(picture, root / "20bn-something-something-v1" / str(i) / f"{frame:05d}.jpg")
-        labels = ["a", "b"]
-        (root / "something-something-v1-labels.csv").write_text("\n".join(labels) + "\n")
+        classes = ["a", "b"]
+        (root / "something-something-v1-labels.csv").write_text("\n".join(classes) + "\n")
         for split in ("train", "validation"):
-            rows = (f"{i};{labels[i % 2]}" for i in range(count))
+            rows = (f"{i};{classes[i % 2]}" for i in range(count))
             (root / f"something-something-v1-{split}.csv").write_text("\n".join(rows) + "\n")
     elif task == "modelnet40":
         folder = root / "modelnet40_ply_hdf5_2048"
@@ -100,7 +100,8 @@ def write(task: str, root: Path, count: int) -> None:
             (folder / f"{split}_files.txt").write_text(f"data/modelnet40_ply_hdf5_2048/ply_data_{split}0.h5\n")
     elif task == "coco":
         for split in ("train", "val"):
-            pictures, annotations = [], []
+            pictures: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for i in range(count):
                 save(photograph(rng, 640, 480), root / f"{split}2017" / f"{i}.jpg")
                 pictures.append({"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480})

@@ -59,7 +59,7 @@ def per_micro_step(row: dict[str, float], count: int) -> float:
 
 def whole_windows(contenders: dict[str, Contender], count: int, rounds: int) -> dict[str, float]:
     """Seconds a micro-step, all ``count`` of them run."""
-    works = {name: lambda c=c: c.whole(count) for name, c in contenders.items()}  # type: ignore[misc]
+    works = {name: lambda c=c: c.whole(count) for name, c in contenders.items()}
     return {name: seconds / count for name, seconds in interleaved(works, rounds, warmup=1).items()}
 
 
@@ -109,7 +109,7 @@ def kernels(c: Contender) -> int:
     if c.window is not None:
         c.window.drop()
     c.zero()
-    return counted.count
+    return int(counted.count)
 
 
 def own_work(task: str, rounds: int) -> dict[str, float]:
@@ -122,17 +122,17 @@ def own_work(task: str, rounds: int) -> dict[str, float]:
         window.begin(last=False)
         middle = clock()
         window.begin(last=False)
-        for share in window._shares:
-            share.in_use(share.layer.normalized_parameters)
+        for one in window.layers:
+            one.in_use(one.layer.normalized_parameters)
         window.end()
         again = clock()
-        gradients = [torch.ones_like(cast(Tensor, share.leaf)) for share in window._shares if share.leaf is not None]
-        for share, gradient in zip(window._shares, gradients, strict=True):
-            cast(Tensor, share.leaf).grad = gradient
+        gradients = [torch.ones_like(one.leaf) for one in window.layers if one.leaf is not None]
+        for one, gradient in zip(window.layers, gradients, strict=True):
+            cast(Tensor, one.leaf).grad = gradient
         adding = [torch.ones_like(g) for g in gradients]
         stop = clock()
         window.begin(last=True)
-        uses = [cast(Tensor, share.in_use(share.layer.normalized_parameters)) for share in window._shares]
+        uses = [cast(Tensor, one.in_use(one.layer.normalized_parameters)) for one in window.layers]
         torch.autograd.backward(uses, adding)
         window.end()
         if i:
@@ -183,7 +183,7 @@ def lightning_overhead(task: str, count: int, rounds: int) -> float:
     cast(AccumulationWindow, inside.window).close()
     optimizer = torch.optim.SGD(bare.network.parameters(), 0.0)
     module = _Loop(inside)
-    data = DataLoader(torch.zeros(count, 1), batch_size=1)  # type: ignore[arg-type]
+    data: DataLoader[Any] = DataLoader(torch.zeros(count, 1), batch_size=1)  # type: ignore[arg-type]
 
     def loop() -> None:
         for i, _ in enumerate(data):
@@ -270,8 +270,8 @@ def measure(task: str, args: argparse.Namespace) -> dict[str, Any]:
 def effective_weights_mib(task: str) -> float:
     """Size of all effective weights."""
     c = Contender(task, "gn+ws, window")
-    shares = cast(AccumulationWindow, c.window)._shares
-    return sum(s.layer.weight.numel() * s.layer.weight.element_size() for s in shares) / 2**20
+    layers = cast(AccumulationWindow, c.window).layers
+    return sum(s.layer.weight.numel() * s.layer.weight.element_size() for s in layers) / 2**20
 
 
 def show(task: str, row: dict[str, Any]) -> None:

@@ -70,11 +70,11 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-class Kernels(TorchDispatchMode):
+class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations that reach a kernel; views do not."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

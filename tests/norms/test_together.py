@@ -141,7 +141,7 @@ def test_a_write_without_a_trace_is_refused_by_name(
         F.cross_entropy(model(x), y).backward()
     weight = model.get_submodule(layer).weight
     assert isinstance(weight, Tensor)
-    for stamp in (stamp for share in window.shares for stamp in share.stamps):
+    for stamp in (stamp for one in window.layers for stamp in one.stamps):
         stamp.probe = None  # as on a GPU, where no use looks at values
     write(weight)
     with (
@@ -164,7 +164,7 @@ def test_values_exchanged_in_a_pattern_are_seen(joined: bool, signs: list[int]) 
     window = AccumulationWindow(model, simple_loop=True, together=joined)
     with window.micro_step(last=False):
         model(torch.randn(1, 16, 4, 4)).sum().backward()
-    for stamp in (stamp for share in window.shares for stamp in share.stamps):
+    for stamp in (stamp for one in window.layers for stamp in one.stamps):
         stamp.probe = None
     weight.data.view(8, -1)[0, : len(signs)] = other
     with pytest.raises(WindowError, match="written inside"), window.micro_step(last=True):
@@ -232,7 +232,7 @@ def test_on_a_cpu_layers_are_computed_one_by_one() -> None:
     model = net()
     window = AccumulationWindow(model, simple_loop=True)
     window.begin(last=False)
-    assert all(type(share.stamps[0]) is Stamp for share in window.shares)
+    assert all(type(one.stamps[0]) is Stamp for one in window.layers)
     window.close()
 
 

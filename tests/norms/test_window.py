@@ -311,7 +311,7 @@ def test_bfloat16_autocast() -> None:
         for i, (x, y) in enumerate(data):
             with torch.autocast("cpu", torch.bfloat16), step(window, i == 7):
                 if window is not None and i < 7:
-                    assert {s.leaf.dtype for s in window.shares if s.leaf is not None} == {torch.bfloat16}
+                    assert {s.leaf.dtype for s in window.layers if s.leaf is not None} == {torch.bfloat16}
                 (F.cross_entropy(model(x.float()).float(), y) / 8).backward()
         found = gradients(model)
         assert {g.dtype for g in found.values()} == {torch.float32}

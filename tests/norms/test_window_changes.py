@@ -100,7 +100,7 @@ def test_failed_after_gradients_had_gathered() -> None:
     with pytest.raises(ArithmeticError) as caught, window.micro_step(last=False):
         fail_after_changing(model)
     assert "the gradients of this accumulation window are lost: the weight of 'stem'" in caught.value.__notes__[0]
-    assert not window.shares[0].is_open
+    assert not window.layers[0].is_open
 
 
 def test_changed_through_data_after_gradients_had_gathered() -> None:

@@ -235,13 +235,13 @@ def test_written_in_ways_that_keep_sums() -> None:
     for write in (flip, swap):
         model = net()
         window = AccumulationWindow(model)
-        share = next(s for s in window.shares if s.name == "stem")
+        one = next(s for s in window.layers if s.name == "stem")
         (x, y), *_ = batches(1)
         window.begin(last=False)
         F.cross_entropy(model(x), y).backward()
-        assert not bool(share.differs())
+        assert not bool(one.differs())
         write(model.stem.weight)
-        assert bool(share.differs())
+        assert bool(one.differs())
         with pytest.raises(WindowError, match="'stem'"):
             finish(window, model, x, y)
 
@@ -267,7 +267,7 @@ def test_autocast_that_ends_before_the_window(when: str) -> None:
     if when == "step":
         optimizer.step()
     window.end()
-    assert not any(share.is_open for share in window.shares)
+    assert not any(one.is_open for one in window.layers)
 
 
 def test_a_micro_step_in_inference_mode() -> None:

@@ -21,6 +21,7 @@ from wsbench.norms.convert import ConversionError, PatternError, normalize
 from wsbench.norms.facts import NormFacts, WeightFacts
 from wsbench.norms.fold import fold
 from wsbench.norms.guard import NormMismatchError, require_spec, stamp_spec
+from wsbench.norms.layer_window import WindowError
 from wsbench.norms.layers import (
     FanInError,
     NormalizedConv1d,
@@ -37,7 +38,6 @@ from wsbench.norms.layers import (
 from wsbench.norms.per_pixel import ChannelLayerNorm, RMSNorm
 from wsbench.norms.registry import ACTIVATIONS, WEIGHTS, register_activation, register_weight
 from wsbench.norms.report import LayerChange, NormReport
-from wsbench.norms.share import WindowError
 from wsbench.norms.spec import NormSpec, SpecError
 from wsbench.norms.switch import SwitchNorm
 from wsbench.norms.tap import GradientTap, TapError, substituted

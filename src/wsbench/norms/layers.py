@@ -20,7 +20,7 @@ from wsbench.norms.spec import NormSpec
 from wsbench.norms.tracing import as_leaf, compiling, traced, without_autocast
 
 if TYPE_CHECKING:
-    from wsbench.norms.share import Share
+    from wsbench.norms.layer_window import LayerWindow
     from wsbench.norms.weight import WeightNorm
 
 
@@ -89,13 +89,14 @@ def _compute(
 class Attachments:
     """What stands between a layer's weight and its operation for a while; the layer has one slot for all of it.
 
-    A use of the weight asks ``window``, its share of an accumulation window, for what to compute with, and computes the
-    effective weight itself where that has nothing (norms/share.py). What results is handed through ``tap``, which looks
-    at it or puts another in its place (norms/tap.py). Copies, pickles and the plain layer have no part in either.
+    A use of the weight asks ``window``, its part of an accumulation window, for what to compute with, and computes the
+    effective weight itself where that has nothing (norms/layer_window.py). What results is handed through ``tap``,
+    which looks at it or puts another in its place (norms/tap.py). Copies, pickles and the plain layer have no part in
+    either.
     """
 
     def __init__(self) -> None:
-        self.window: Share | None = None
+        self.window: LayerWindow | None = None
         self.tap: Callable[[Tensor], Tensor] | None = None
 
 
@@ -199,17 +200,17 @@ class NormalizedLayer(nn.Module):
         return weight if attached is None or attached.tap is None or traced() else attached.tap(weight)
 
     def _weight_in_use(self) -> Tensor:
-        share, held = None if self._attachments is None else self._attachments.window, None
-        if share is not None and self.training and torch.is_grad_enabled():
+        window, held = None if self._attachments is None else self._attachments.window, None
+        if window is not None and self.training and torch.is_grad_enabled():
             if compiling():
                 needs = [getattr(self, name).requires_grad for name in ("weight", *self._extra)]
-                held = share.in_compiled_use(tuple(needs))
+                held = window.in_compiled_use(tuple(needs))
                 if held is not None and held.dtype != self.weight.dtype:
                     autocast = torch.is_autocast_enabled(held.device.type)
                     held = held if autocast else None  # a part that autocast is switched off for
             elif not traced():
                 weight = self.weight
-                held = share.in_use((weight, *(getattr(self, n) for n in self._extra)) if self._extra else (weight,))
+                held = window.in_use((weight, *(getattr(self, n) for n in self._extra)) if self._extra else (weight,))
         return self.effective_weight() if held is None else held
 
     @property

@@ -34,7 +34,7 @@ def wide(input: Tensor) -> Tensor:
     return (input if input.dtype in VARIANCE_FLOOR else input.float()).contiguous()
 
 
-def spread(statistic: Tensor, x: Tensor) -> Tensor:
+def broadcast_statistic(statistic: Tensor, x: Tensor) -> Tensor:
     """(N, C) or (1, C), so that it broadcasts over x."""
     return statistic.view(*statistic.shape, *(1,) * (x.dim() - 2))
 
@@ -51,7 +51,7 @@ def affine_in_place(normalized: Unit, scale: Tensor, shift: Tensor) -> Tensor:
     """The map x * scale + shift, written over ``normalized.values``; scale and shift are (N, C) or (1, C)."""
     gain, offset = scale / normalized.inv_sigma, torch.addcmul(shift, scale, normalized.mean)
     out = normalized.values
-    return torch.addcmul(spread(offset, out), out, spread(gain, out), out=out)
+    return torch.addcmul(broadcast_statistic(offset, out), out, broadcast_statistic(gain, out), out=out)
 
 
 def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor, inv_sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,4 +71,6 @@ def gradient(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, to_mean: Tens
     values = x.shape[2:].numel()
     slope = to_var * (2 / values)
     constant = torch.addcmul(to_mean / values, slope, mean, value=-1)
-    return torch.addcmul(spread(constant, x), x, spread(slope, x)).addcmul_(grad, spread(scale, x))
+    return torch.addcmul(broadcast_statistic(constant, x), x, broadcast_statistic(slope, x)).addcmul_(
+        grad, broadcast_statistic(scale, x)
+    )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wsbench.norms.activation import pooled, scale_and_shift, values_per_channel
 from wsbench.norms.facts import NormFacts
-from wsbench.norms.moments import affine_in_place, gradient, gradient_sums, spread, unit, wide
+from wsbench.norms.moments import affine_in_place, broadcast_statistic, gradient, gradient_sums, unit, wide
 from wsbench.norms.registry import register_activation
 from wsbench.norms.tracing import as_leaf, traced, without_autocast
 
@@ -186,7 +186,7 @@ class _State(NamedTuple):
         if track:
             self.track(mean, var)
         scale, shift = self.mix(mean, var, values > 1)
-        return torch.addcmul(spread(shift, x), x, spread(scale, x)).to(input.dtype)
+        return torch.addcmul(broadcast_statistic(shift, x), x, broadcast_statistic(scale, x)).to(input.dtype)
 
 
 class _Fused(torch.autograd.Function):

@@ -317,7 +317,7 @@ class WeightStandardization(WeightNorm):
 
 
 @register_weight("wn")
-class WeightNormalization(WeightNorm):
+class SalimansKingma(WeightNorm):
     """Weight normalization (Salimans & Kingma 2016): w = g v / ||v||, g starting at ||v||, for each output channel.
 
     ``.weight`` is v, ``.weight_gain`` is g. A zero filter stays zero.

@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves, tree_map
 
+from wsbench.norms.layer_window import LayerWindow, WindowError, changed
 from wsbench.norms.layers import NormalizedLayer
-from wsbench.norms.share import Share, WindowError, changed
 from wsbench.norms.together import can_join, differ_together, first_differing, hand_on_together, open_together
 
 
@@ -64,18 +64,20 @@ class AccumulationWindow:
             raise WindowError("together=True takes a simple_loop=True: what it hands on is not seen before the end of "
                               "the last micro-step")  # fmt: skip
         for layer in model.modules():  # a window that is forgotten while it is open has gradients to hand on
-            share = layer.attachments.window if isinstance(layer, NormalizedLayer) else None
-            if share is not None and share.gathered:
-                if share.changed():
-                    raise WindowError(changed(share.name))
-                share.flush()
+            window = layer.attachments.window if isinstance(layer, NormalizedLayer) else None
+            if window is not None and window.gathered:
+                if window.changed():
+                    raise WindowError(changed(window.name))
+                window.flush()
         # DDP looks for unused parameters in what its module returns
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         self._root: nn.Module = model if self._ddp is None else self._ddp.module
-        self.shares = [Share(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)]
+        self.layers = [
+            LayerWindow(n, m, simple_loop) for n, m in model.named_modules() if isinstance(m, NormalizedLayer)
+        ]
         self._last = False
         self._simple_loop, self._together = simple_loop, together
-        self._unseen: tuple[list[Sequence[Share]], list[Tensor]] | None = None
+        self._unseen: tuple[list[Sequence[LayerWindow]], list[Tensor]] | None = None
         reference = weakref.ref(self)
 
         def before(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -92,11 +94,11 @@ class AccumulationWindow:
         # fused optimizers do not move a weight's version, so it is the step that says that weights have changed
         self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
         self._joins = False
-        self._finalizer = weakref.finalize(self, _release, self._handles, self.shares)
+        self._finalizer = weakref.finalize(self, _release, self._handles, self.layers)
 
     def __len__(self) -> int:
         """Layers with a weight normalization."""
-        return len(self.shares)
+        return len(self.layers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copy of what holds a window has none
@@ -104,7 +106,7 @@ class AccumulationWindow:
     @property
     def gathered(self) -> tuple[str, ...]:
         """Names of the layers whose gradients have not reached the parameters."""
-        return tuple(share.name for share in self.shares if share.gathered)
+        return tuple(window.name for window in self.layers if window.gathered)
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
@@ -148,18 +150,18 @@ class AccumulationWindow:
         try:
             together = self._are_together()
             closed = []
-            for share in self.shares:
-                if last and share.changed():
-                    raise WindowError(changed(share.name))
-                if share.begin(last and not (together and can_join(share))):
-                    closed.append(share)
+            for window in self.layers:
+                if last and window.changed():
+                    raise WindowError(changed(window.name))
+                if window.begin(last and not (together and can_join(window))):
+                    closed.append(window)
             if together:
                 open_together(closed)
             else:
-                for share in closed:
-                    share.open()
-            for share in self.shares:
-                share.ready()
+                for window in closed:
+                    window.open()
+            for window in self.layers:
+                window.ready()
         except WindowError:
             self.drop()
             raise
@@ -168,7 +170,7 @@ class AccumulationWindow:
         """Whether layers are computed as one matrix, and the last micro-step is like any other until its end."""
         if not self._simple_loop or self._together is False or _processes() > 1:
             return False
-        return bool(self._together) or any(share.layer.weight.device.type != "cpu" for share in self.shares)
+        return bool(self._together) or any(window.layer.weight.device.type != "cpu" for window in self.layers)
 
     def end(self, look_later: bool = False) -> None:
         """After the backward of a micro-step.
@@ -182,13 +184,13 @@ class AccumulationWindow:
                 several processes, if a layer took no part in the last micro-step, and the model was not called as a
                 whole, so that this could not be mended in time.
         """
-        for share in self.shares:
-            share.held = None
-            if share.compiled:
-                share.require_unmoved()
+        for window in self.layers:
+            window.held = None
+            if window.compiled:
+                window.require_unmoved()
         if not self._last:
             return
-        differing = self._differing(self.shares)
+        differing = self._differing(self.layers)
         if look_later:
             self._unseen = differing if differing[1] else None
         else:
@@ -212,16 +214,16 @@ class AccumulationWindow:
         """
         if not self._last:
             return output
-        waiting = [share for share in self.shares if share.gathered]
+        waiting = [window for window in self.layers if window.gathered]
         if not waiting:
             return output
         reached = _ancestors([t for t in tree_leaves(output) if isinstance(t, Tensor)])
-        missing = [share for share in waiting if reached.isdisjoint(share.nodes)]
+        missing = [window for window in waiting if reached.isdisjoint(window.nodes)]
 
         def joined(tensor: Any) -> Any:
             if not missing or not isinstance(tensor, Tensor) or not tensor.requires_grad:
                 return tensor
-            return _Join.apply(tensor, missing, *(share.handed_on() for share in missing))
+            return _Join.apply(tensor, missing, *(window.handed_on() for window in missing))
 
         return tree_map(joined, output)
 
@@ -233,7 +235,7 @@ class AccumulationWindow:
         Raises:
             WindowError: a weight has changed already.
         """
-        self._require_no_trace(self.shares)
+        self._require_no_trace(self.layers)
         try:
             self._hand_on()
         except BaseException:
@@ -241,25 +243,25 @@ class AccumulationWindow:
             raise
 
     def _hand_on(self) -> None:
-        left = [share for share in self.shares if share.gathered]
-        for share in left:
-            if share.changed():
-                raise WindowError(changed(share.name))
+        left = [window for window in self.layers if window.gathered]
+        for window in left:
+            if window.changed():
+                raise WindowError(changed(window.name))
         if self._are_together():
             hand_on_together(left)
         else:
-            for share in left:
-                share.flush()
+            for window in left:
+                window.flush()
 
     def forget(self) -> None:
         """Zero what gathered, as ``optimizer.zero_grad()`` zeroes what is in ``.grad``; the window stays open."""
-        for share in self.shares:
-            share.take()
+        for window in self.layers:
+            window.take()
 
     def drop(self) -> None:
         """Close the window and forget what gathered."""
-        for share in self.shares:
-            share.drop()
+        for window in self.layers:
+            window.drop()
 
     def close(self) -> None:
         """:meth:`drop`, and stop looking at optimizers."""
@@ -280,14 +282,16 @@ class AccumulationWindow:
             self._refuse(*unseen)
 
     @staticmethod
-    def _differing(shares: Sequence[Share]) -> tuple[list[Sequence[Share]], list[Tensor]]:
+    def _differing(windows: Sequence[LayerWindow]) -> tuple[list[Sequence[LayerWindow]], list[Tensor]]:
         """Of the layers that hold weights, but for those that are known to have changed, whether any bit differs."""
-        return differ_together([share for share in shares if share.stamps and not share.stale and not share.moved()])
+        return differ_together(
+            [window for window in windows if window.stamps and not window.stale and not window.moved()]
+        )
 
-    def _require_no_trace(self, shares: Sequence[Share]) -> None:
-        self._refuse(*self._differing(shares))
+    def _require_no_trace(self, windows: Sequence[LayerWindow]) -> None:
+        self._refuse(*self._differing(windows))
 
-    def _refuse(self, groups: Sequence[Sequence[Share]], flags: Sequence[Tensor]) -> None:
+    def _refuse(self, groups: Sequence[Sequence[LayerWindow]], flags: Sequence[Tensor]) -> None:
         if not flags or not bool(_all(flags).any()):
             return
         name = first_differing(groups, flags)
@@ -298,9 +302,9 @@ class AccumulationWindow:
             "under torch.no_grad() instead, or call flush() of the window before"
         )
 
-    def _of(self, optimizer: Optimizer) -> list[Share]:
-        """The shares that hold something and whose weights the optimizer has."""
-        held = [s for s in self.shares if s.stamps]
+    def _of(self, optimizer: Optimizer) -> list[LayerWindow]:
+        """The windows that hold something and whose weights the optimizer has."""
+        held = [s for s in self.layers if s.stamps]
         if not held:
             return []
         optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -308,7 +312,7 @@ class AccumulationWindow:
 
     def _require_nothing_left(self, optimizer: Optimizer) -> None:
         own = self._of(optimizer)
-        left = [share.name for share in own if share.gathered]
+        left = [window.name for window in own if window.gathered]
         if left:
             raise WindowError(
                 f"the optimizer steps while gradients of '{left[0]}' wait in an accumulation window; run the last "
@@ -318,9 +322,9 @@ class AccumulationWindow:
 
     def _stepped(self, optimizer: Optimizer) -> None:
         touched = self._of(optimizer)
-        left = [share.name for share in touched if share.gathered]
-        for share in touched:
-            share.drop()
+        left = [window.name for window in touched if window.gathered]
+        for window in touched:
+            window.drop()
         if left:
             raise WindowError(f"the optimizer has stepped without the gradients of '{left[0]}', which waited in an "
                               "accumulation window; run the last micro-step with last=True")  # fmt: skip
@@ -336,12 +340,12 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def _release(handles: Sequence[Any], shares: Sequence[Share]) -> None:
+def _release(handles: Sequence[Any], windows: Sequence[LayerWindow]) -> None:
     """Also when a window is forgotten while it is open: no layer may be left with what it held."""
     for handle in handles:
         handle.remove()
-    for share in shares:
-        share.detach()
+    for window in windows:
+        window.detach()
 
 
 def _ancestors(outputs: Sequence[Tensor]) -> set[Any]:
@@ -371,14 +375,14 @@ class _JoinOutput:
 
 
 class _Join(torch.autograd.Function):
-    """An output, with the gathered gradients of ``shares`` as the gradients of their live weights.
+    """An output, with the gathered gradients of ``windows`` as the gradients of their live weights.
 
     Of several outputs the one whose backward comes first hands them over.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, shares: list[Share], *live: Tensor) -> Tensor:
-        ctx.held = [share.leaf for share in shares]
+    def forward(ctx: Any, output: Tensor, windows: list[LayerWindow], *live: Tensor) -> Tensor:
+        ctx.held = [window.leaf for window in windows]
         return output.view_as(output)
 
     @staticmethod

@@ -1,12 +1,10 @@
 """``python -m wsbench recommend``: the user's own answer, within a budget of time."""
 
 import argparse
-import contextlib
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +12,31 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsbench.cli.resolver import Resolver
-from wsbench.datamodules import BenchmarkData, data_class
-from wsbench.datamodules.errors import DatasetError, DatasetNotFoundError
-from wsbench.datamodules.prepare import Preparation, preparation
-from wsbench.datamodules.prepare.split import LIST, SPLITS
 from wsbench.errors import UserError
 from wsbench.extras import altair, jinja2, vl_convert
 from wsbench.grid import drive
 from wsbench.grid import plan as plans
 from wsbench.grid.definition import load
-from wsbench.grid.launcher import Launcher
 from wsbench.grid.resources import memory
 from wsbench.grid.sweep_command import launcher_of
 from wsbench.grid.tuned import DIVERGED
 from wsbench.leaderboard.logs import find_logs
 from wsbench.leaderboard.page.render import render
 from wsbench.leaderboard.wide import groups
-from wsbench.norms import NormSpec, SpecError
-from wsbench.options import UsageError, parse_duration
+from wsbench.options import UsageError
 from wsbench.recommend import advice as advices
 from wsbench.recommend import measure
-from wsbench.recommend.budget import FEWEST_NORMS, NORMS, Cost, Plan, Size, plan_for
+from wsbench.recommend.budget import FEWEST_NORMS, Cost, Plan, Size, plan_for
+from wsbench.recommend.inputs import (
+    budget_of,
+    candidates,
+    folder_of,
+    jobs_of,
+    norms_of,
+    require_unplanned,
+    size_of,
+    unless_wrong,
+)
 from wsbench.recommend.networks import full_name, what_its_weights_mean
 from wsbench.records import write_text_atomically
 from wsbench.registry import TASKS
@@ -44,17 +46,7 @@ from wsbench.run.report import banner, console, duration
 #: in the folder of an answer
 PLAN, PAGE, ANSWER, RUNS, LOCK = "plan.json", "answer.html", "answer.json", "runs", "recommend.lock"
 RECIPE = "small"
-#: of a cluster whose number of jobs is not limited, runs at a time that are planned with
-_ON_A_CLUSTER = 16
 _MIB = 2**20
-#: options that the plan sets
-_PLANNED = (
-    "--trainer.max_steps", "--trainer.max_epochs", "--data.micro_batch", "--model.lr", "--norm", "--model.network",
-    "--seed_everything", "--data.tuning", "--data.root", "--recipe", "--task", "--runs", "--model.milestones",
-    "--model.init_from", "--model.init_from_any_norm", "--ckpt_path", "--overwrite", "--on_divergence",
-    # of several fields at once, or from a file: what they set would be taken for what was planned
-    "--model", "--data", "--trainer", "--config", "--print_config",
-)  # fmt: skip
 
 
 class _Written(BaseModel):
@@ -70,86 +62,6 @@ class _Written(BaseModel):
     plan: Plan
 
 
-def _norms(text: str | None, task: str) -> list[str]:
-    if text is None:
-        groups = TASKS[task].groups
-        return [n.replace("gn", f"gn{groups}") for n in NORMS] if groups else [*NORMS]
-    try:
-        norms = [str(NormSpec.parse(word)) for word in text.split(",") if word]
-    except SpecError as error:
-        raise UsageError(f"--norms: {error}") from error
-    if len(norms) < 2 or len(set(norms)) < len(norms):
-        raise UsageError(f"--norms {text}: expected two or more different norms, separated by commas")
-    return norms
-
-
-def _budget(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"--budget: {error}; say 2h, or 1h30m") from error
-
-
-def _root(task: str, root: Path, out: Path) -> tuple[Path, list[str]]:
-    """The dataset's folder, or one with a split made of it; and what is to be said about it."""
-    kind = data_class(task)
-    if not str(root) or not root.is_dir():
-        raise UsageError(f"--data.root '{root}' is no folder")
-    try:
-        kind.find(root)
-    except DatasetError as error:
-        made = preparation(task).split(root, out)
-        if made is None and isinstance(error, DatasetNotFoundError):
-            without = type(preparation(task)).split is not Preparation.split
-            looked_for = f"{error.looked_for}{', and for samples without a val' if without else ''}"
-            raise DatasetError(
-                f"'{root}' holds no data of {task}: looked for {looked_for}; {error.holds}. `python -m wsbench data "
-                f"{task}` shows the layout"
-            ) from error
-        if made is None:
-            raise
-        note = f"'{root}' has no val: a fifth of its samples was held out, by their names; '{made / LIST}' lists which"
-        return made, [note]
-    return root, []
-
-
-def _jobs(launcher: Launcher) -> int:
-    return int(getattr(launcher, "jobs", None) or _ON_A_CLUSTER)
-
-
-def _sizes(data: BenchmarkData, settings: Any) -> Size:
-    epochs = settings.trainer.max_epochs
-    if not epochs or epochs < 1:
-        raise UsageError("the recipe's length has to be in epochs: --trainer.max_epochs")
-    fewest = data.steps_per_epoch or data.min_steps_per_epoch
-    return Size(train=len(data.train_data), val=len(data.val_data), effective_batch=data.effective_batch,
-                fewest_steps=fewest, epochs=epochs, lr=settings.model.lr)  # fmt: skip
-
-
-def _candidates(effective: int, asked: str) -> list[int]:
-    """Samples on a device at a time that are tried, the most first."""
-    if asked == "auto":
-        return [n for n in range(effective, 0, -1) if effective % n == 0 and n & (n - 1) == 0] or [1]
-    if not asked.isdecimal() or not 0 < int(asked) <= effective or effective % int(asked):
-        raise UsageError(f"--micro-batch {asked}: expected auto, or a divisor of {effective}, the samples of an "
-                         "optimizer step")  # fmt: skip
-    return [int(asked)]
-
-
-@contextlib.contextmanager
-def _unless_wrong(out: Path) -> Iterator[None]:
-    """A split that is made in ``out`` goes again where an option turns out to be wrong."""
-    was_there, before = out.is_dir(), set(out.glob(SPLITS))
-    try:
-        yield
-    except UserError:
-        for made in set(out.glob(SPLITS)) - before:
-            shutil.rmtree(made)
-        if not was_there and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        raise
-
-
 class _Answering:
     """A question on its way to an answer.
 
@@ -161,12 +73,10 @@ class _Answering:
 
     def __init__(self, args: argparse.Namespace, further: Sequence[str], resolver: Resolver) -> None:
         self.args, self.further, self.resolver = args, list(further), resolver
-        for word in further:
-            if word.split("=")[0] in _PLANNED:
-                raise UsageError(f"{word.split('=')[0]} may not come after --; recommend sets it")
+        require_unplanned(further)
         self.task: str = args.task
-        self.norms = _norms(args.norms, self.task)
-        self.budget = _budget(args.budget)
+        self.norms = norms_of(args.norms, self.task)
+        self.budget = budget_of(args.budget)
         root = args.root.expanduser()
         self.name = root.resolve().name
         self.out: Path = args.out or Path("recommend") / f"{self.task}-{self.name}"
@@ -175,20 +85,20 @@ class _Answering:
                              "another folder by --out")  # fmt: skip
         self.launcher = launcher_of(args)
         asked = [name for name in (args.networks or "").split(",") if name]
-        with _unless_wrong(self.out):
+        with unless_wrong(self.out):
             self._read(root, asked)
 
     def _read(self, root: Path, asked: Sequence[str]) -> None:
         """The data and the settings of its runs."""
         args = self.args
-        self.root, self.said = _root(self.task, root, self.out)
+        self.root, self.said = folder_of(self.task, root, self.out)
         self.settings, self.data = self.resolver.read(self._line())
         networks = [full_name(self.task, name, args.pretrained) for name in asked] or [self.settings.model.network]
         self.networks = list(dict.fromkeys(networks))
         if args.pretrained and not asked:
             raise UsageError("--pretrained needs --networks: the recipe's own network has no weights")
-        self.size = _sizes(self.data, self.settings)
-        _candidates(self.size.effective_batch, args.micro_batch)
+        self.size = size_of(self.data, self.settings)
+        candidates(self.size.effective_batch, args.micro_batch)
 
     def _line(self) -> list[str]:
         return ["--task", self.task, "--recipe", RECIPE, "--data.root", str(self.root), *self.further]
@@ -204,8 +114,10 @@ class _Answering:
     @property
     def question(self) -> str:
         """SHA-256 of what decides the plan."""
-        parts = [self.task, self.data.identity().model_dump(), self.norms, self.networks, self.budget, self.further,
-                 self.args.micro_batch, self.args.pretrained, _jobs(self.launcher), self.size.model_dump()]  # fmt: skip
+        parts = [
+            self.task, self.data.identity().model_dump(), self.norms, self.networks, self.budget, self.further,
+            self.args.micro_batch, self.args.pretrained, jobs_of(self.launcher), self.size.model_dump(),
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _sweep(self, name: str, text: str) -> plans.SweepRequest:
@@ -238,7 +150,7 @@ class _Answering:
             assert record is not None
             by_network[cell.options["model.network"]][cell.options["norm"]] = measure.cost_of(cell, record)
         costs = list(by_network.values())
-        peak = max(cost.memory for of in costs for cost in of.values()) * _jobs(self.launcher) * _MIB
+        peak = max(cost.memory for of in costs for cost in of.values()) * jobs_of(self.launcher) * _MIB
         on_cpu = all("CPU" in record.provenance.hardware for _, record in records if record is not None)
         return None if on_cpu and self.launcher.name == "local" and peak > memory() else costs
 
@@ -255,7 +167,7 @@ class _Answering:
                 return written
         began = time.monotonic()
         costs, micro_batch = None, 0
-        for micro_batch in _candidates(self.size.effective_batch, self.args.micro_batch):
+        for micro_batch in candidates(self.size.effective_batch, self.args.micro_batch):
             costs = self._measured(micro_batch)
             if costs is not None:
                 break
@@ -265,7 +177,7 @@ class _Answering:
                             f"smaller samples (-- {TASKS[self.task].sample_size} ...)")  # fmt: skip
         left = self.budget - (time.monotonic() - began)
         fewest = FEWEST_NORMS if self.args.norms is None else None
-        jobs = _jobs(self.launcher)
+        jobs = jobs_of(self.launcher)
         plan = plan_for(left, costs, self.size, jobs, self.norms, fewest, TASKS[self.task].sample_size)
         written = _Written(question=self.question, micro_batch=micro_batch, costs=costs, size=self.size, jobs=jobs,
                            plan=plan)  # fmt: skip

@@ -1,4 +1,4 @@
-"""One layer's share of an accumulation window: what it computes with, what has gathered, and how that is handed on."""
+"""One layer's part of an accumulation window: what it computes with, what has gathered, and how that is handed on."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ def _has_hooks(parameter: Tensor) -> bool:
     return bool(parameter._backward_hooks) or bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
-class Share:
-    """One layer's share of a window.
+class LayerWindow:
+    """One layer's part of an accumulation window.
 
     What is held is valid for the weights as they were when it was computed: identity, version, address, and on a CPU a
     sample of their bits are looked at in every use. A use that finds another weight computes for itself, with ordinary
@@ -371,18 +371,18 @@ class _Use(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, share: Share, *parameters: Tensor) -> Tensor:
-        ctx.share, ctx.stamps = share, share.stamps
+    def forward(ctx: Any, window: LayerWindow, *parameters: Tensor) -> Tensor:
+        ctx.window, ctx.stamps = window, window.stamps
         ctx.set_materialize_grads(False)
-        share.pending += 1
-        if share.last:
-            share.nodes.append(ctx)
-        assert share.leaf is not None
-        return share.leaf.detach()
+        window.pending += 1
+        if window.last:
+            window.nodes.append(ctx)
+        assert window.leaf is not None
+        return window.leaf.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[1:]
         if grad is None:
             return (None,) * (1 + len(needs))
-        return (None, *ctx.share.pull_back(grad, needs, ctx.stamps))
+        return (None, *ctx.window.pull_back(grad, needs, ctx.stamps))
