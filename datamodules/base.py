@@ -350,13 +350,21 @@ class BenchmarkData(LightningDataModule, ABC):
             rank_zero_warn(text)
 
     def doubt_shared(self, train: Iterable[str], val: Iterable[str]) -> None:
-        """Doubt data whose training and evaluation have samples in common."""
+        """:meth:`doubt_leak` of data whose training and evaluation have samples in common."""
         shared = sorted(set(train) & set(val))
         if shared:
-            self.doubt(
-                f"{len(shared)} samples are in both train and val, among them {', '.join(shared[:3])}: evaluation "
-                "would look at what was trained on; take them out of one"
-            )
+            self.doubt_leak(f"{len(shared)} samples are in both train and val, among them {', '.join(shared[:3])}")
+
+    def doubt_leak(self, what: str) -> None:
+        """Doubt results that look at what was trained on.
+
+        Raises:
+            DatasetError: with ``tuning``: what would be held out to choose on would be what results are scored on.
+        """
+        if self.tuning is not None:
+            raise DatasetError(f"{what}: what --data.tuning holds out would be what results are scored on; take them "
+                               "out of one")  # fmt: skip
+        self.doubt(f"{what}: evaluation would look at what was trained on; take them out of one")
 
     def check_dropped(self, split: str, dropped: Sequence[str], whole: int, why: str) -> None:
         """Refuse a split of which too much is left out, naming some of it."""

@@ -16,4 +16,11 @@ model = dict(
         bbox_head=dict(type="Shared4Conv1FCBBoxHead", conv_out_channels=256, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
     ),
 )
+# one GPU with one image at a time, and 16 images an optimizer step, which the base's rate is for. mmengine counts
+# micro-steps, so the warm-up is 16 times the base's 500.
 train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(accumulative_counts=16)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=8_000),
+    dict(type="MultiStepLR", begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]

@@ -16,6 +16,10 @@ model = dict(
     decode_head=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, num_classes=21),
     auxiliary_head=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, num_classes=21),
 )
+# one GPU with one image at a time, and 16 images an optimizer step, as the base's four GPUs with four each. mmengine
+# counts micro-steps, so what counts iterations is 16 times the base's.
 train_dataloader = dict(batch_size=1)
-# 16 images an optimizer step, as the base's four GPUs with four images each
 optim_wrapper = dict(accumulative_counts=16)
+train_cfg = dict(max_iters=320_000, val_interval=32_000)
+param_scheduler = [dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=320_000, by_epoch=False)]
+default_hooks = dict(checkpoint=dict(interval=32_000), logger=dict(interval=800))

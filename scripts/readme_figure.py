@@ -1,6 +1,6 @@
 """The README's picture and table from published records: ``python scripts/readme_figure.py``.
 
-Above: the main metric of every miniature and normalization, a dot a seed, and what a predictor that has learned nothing
+Above: the main metric of every miniature and normalization, a dot a seed, and what a predictor at chance level
 gets. Below: a sample of each miniature. The table is printed.
 """
 
@@ -62,7 +62,7 @@ def miniature(task: str) -> Any:
 
 
 def trivial(task: str, data: Any) -> float:
-    """The metric of a predictor that has learned nothing, higher being better.
+    """The metric of a predictor at chance level, higher being better.
 
     The commonest class; on COCO a box around the whole picture for every class.
     """
@@ -137,7 +137,7 @@ def main() -> None:
     figure, axes = plt.subplots(2, len(PANELS), figsize=(13, 4.6), dpi=100, layout="constrained",
                                 height_ratios=(1.25, 1))  # fmt: skip
     found = records()
-    print("| task (metric) | learned nothing | " + " | ".join(f"`{norm}`" for norm in COLOURS) + " |")
+    print("| task (metric) | chance level | " + " | ".join(f"`{norm}`" for norm in COLOURS) + " |")
     print("|---|---|" + "---|" * len(COLOURS))
     for column, (task, (metric, _)) in enumerate(PANELS.items()):
         data = miniature(task)

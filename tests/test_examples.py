@@ -61,6 +61,12 @@ def test_the_configs_of_openmmlab_name_layers_that_are_built(name: str, parts: t
 
     config = runpy.run_path(str(EXAMPLES / f"{name}.py"))
     assert config["custom_imports"] == {"imports": ["wsbench.integrations.mmlab"]}
+    accumulated, images = config["optim_wrapper"]["accumulative_counts"], config["train_dataloader"]["batch_size"]
+    assert accumulated * images == 16
+    (by_iteration,) = (each for each in config["param_scheduler"] if not each["by_epoch"])
+    of_base = 20_000 if name.startswith("mmseg") else 500
+    assert by_iteration["end"] == accumulated * of_base
+    assert config.get("train_cfg", {}).get("max_iters", 320_000) == 320_000
     for part in (reduce(getitem, path.split("."), config["model"]) for path in parts):
         layer = ConvModule(3, 64, 3, conv_cfg=part["conv_cfg"], norm_cfg=part["norm_cfg"])
         assert isinstance(layer.conv, NormalizedConv2d)

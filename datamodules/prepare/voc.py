@@ -55,13 +55,14 @@ def download(root: Path) -> None:
 def sbd_mask(path: Path) -> NDArray[np.uint8]:
     """The class mask (H, W) of one of SBD's .mat files."""
     try:
-        is_new = h5py.is_hdf5(path)  # MATLAB 7.3
-        mask = np.asarray(_hdf5_mask(path) if is_new else loadmat(str(path))["GTcls"][0]["Segmentation"][0])
-        if mask.ndim != 2 or mask.dtype.kind not in "uif" or not mask.size:
-            raise ValueError(f"its Segmentation is {mask.dtype} {mask.shape}, expected (height, width) of numbers")
-        return mask.astype(np.uint8)
-    except (MatReadError, *DAMAGED) as error:
+        read: Any = _hdf5_mask(path) if h5py.is_hdf5(path) else loadmat(str(path))["GTcls"][0]["Segmentation"][0]
+    except (MatReadError, *DAMAGED) as error:  # MATLAB 7.3 is HDF5
         raise DatasetError(f"'{path}' is no class mask of SBD ({error}); unpack {SBD_ARCHIVE} again") from error
+    mask = np.asarray(read)
+    if mask.ndim != 2 or mask.dtype.kind not in "uif" or not mask.size:
+        raise DatasetError(f"'{path}' is no class mask of SBD (its Segmentation is {mask.dtype} {mask.shape}, expected "
+                           f"(height, width) of numbers); unpack {SBD_ARCHIVE} again")  # fmt: skip
+    return mask.astype(np.uint8)
 
 
 def _hdf5_mask(path: Path) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ options of fit, validate, test and predict (COMMAND --task voc --help shows ever
 COMMAND --help trainer those of Lightning's Trainer)
   --task NAME         {tasks}
   --norm SPEC         ACT[GROUPS][+WEIGHT[-VARIANT]][@SEMANTICS]: gn+ws, gn16+ws, bn, ln+wn, gn+ws-mo, gn+ws@authors
-  --data.root FOLDER  the dataset (default: $WSBENCH_DATA); it is used or refused. Without one: the miniature
+  --data.root FOLDER  the dataset (default: $WSBENCH_DATA); it is used or rejected. Without one: the miniature
   --recipe NAME       paper (default with a dataset), small (for a dataset of your own), mini (without one)
   --seed_everything N initialization, shuffling and augmentation (default: 0)
   --ckpt_path PATH    a checkpoint; for fit, `last` resumes the interrupted run of the same configuration,

@@ -189,7 +189,7 @@ class RunRecord(_Strict):
         {}, description="metrics of single classes, of the final weights: {metric: {class: value}}"
     )
     converted: dict[str, int] = Field(description="layers converted: activation, weight, kept, plain")
-    definitions: dict[str, str] = Field(description="choices that the paper leaves open, in words")
+    definitions: dict[str, str] = Field(description="choices that the paper leaves open, as text")
     analysis: tuple[AnalysisPoint, ...] = Field(
         (), description="shares of gradients, of a run with --analysis true; docs/analysis.md"
     )

@@ -1,5 +1,6 @@
 """``--data.tuning``: part of the training samples is evaluated on in place of the reporting split."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.grid.small import write_tuned_grid
+from wsbench.__main__ import main
 from wsbench.datamodules.errors import DatasetError
 from wsbench.datamodules.sampling import Draw
 
@@ -64,3 +67,31 @@ def test_a_share_that_leaves_nothing(tiny_roots: dict[str, Path]) -> None:
             tiny.data("imagenet", tiny_roots["imagenet"], tuning=share)
     with pytest.raises(DatasetError, match=r"0\.001 of 20 training samples is 0"):
         tiny.data("imagenet", tiny_roots["imagenet"], tuning=0.001).setup("fit")
+
+
+def test_what_is_held_out_is_never_what_results_are_scored_on(tiny_roots: dict[str, Path], tmp_path: Path) -> None:
+    """Lists are the user's: one that names the reporting split's samples for training is refused, not warned of."""
+    lists = tiny_roots["voc"] / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    names = {split: (lists / f"{split}.txt").read_text().split() for split in ("train", "val")}
+    (tmp_path / "both.txt").write_text("\n".join((*names["train"], names["val"][0])) + "\n")
+    for train_set in ("val", str(tmp_path / "both.txt")):
+        with pytest.raises(DatasetError, match=r"samples are in both train and val.*--data.tuning holds out"):
+            tiny.data("voc", tiny_roots["voc"], tuning=0.5, train_set=train_set).setup("fit")
+    shutil.copytree(tiny_roots["imagenet"], tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "val")
+    (tmp_path / "images" / "val").mkdir()
+    for folder in (tmp_path / "images" / "train").iterdir():
+        (tmp_path / "images" / "val" / folder.name).symlink_to(folder)
+    with pytest.raises(DatasetError, match=r"in both train and val.*--data.tuning holds out"):
+        tiny.data("imagenet", tmp_path / "images", tuning=0.5).setup("fit")
+
+
+def test_a_tuned_sweep_over_it_is_refused_before_anything_runs(
+    tiny_roots: dict[str, Path], in_a_folder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = write_tuned_grid(Path(), tiny_roots["voc"], ["bn", "gn+ws"])
+    assert main(["sweep", grid, "--dry-run", "--", "--data.train_set", "val"]) == 0
+    assert "cannot run here" in (said := capsys.readouterr()).err + said.out
+    assert main(["sweep", grid, "--", "--data.train_set", "val"]) == 2
+    assert "in both train and val" in capsys.readouterr().err
+    assert not Path("runs/voc").exists()

@@ -233,4 +233,4 @@ def test_the_answer_names_norms_that_some_tables_lack() -> None:
     said = answer.sentence()
     assert "use gn+ws" in said
     assert "tied in those tables that have it: ln+ws (1)" in said
-    assert "but bn is more than 10 points worse in 2 of 3 tables" in said
+    assert "avoid bn, more than 10 points worse in 2 of 3 tables" in said

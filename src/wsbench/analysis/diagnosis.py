@@ -215,7 +215,7 @@ def _spec_differs(subject: Subject, layers: _Layers) -> Check:
     if len(kept) > 1:
         n, spec = list(kept.values())[1]
         findings.append(Finding(n, f"it has '{spec}', other layers '{next(iter(kept.values()))[1]}'",
-                             "turn the whole model over to one spec: normalize(model, spec, example)"))  # fmt: skip
+                             "convert the whole model to one spec: normalize(model, spec, example)"))  # fmt: skip
     if subject.checkpoint is None:
         if findings:
             return Check(name, tuple(findings))
@@ -226,7 +226,7 @@ def _spec_differs(subject: Subject, layers: _Layers) -> Check:
                              "save it with stamp_spec(checkpoint, spec), or load it as SPEC=CHECKPOINT"))  # fmt: skip
     elif wanted is not None and NormSpec.parse(stamped) != wanted:
         findings.append(Finding("all", f"the weights were trained with '{stamped}', the model is '{wanted}'",
-                             f"turn the model over to '{stamped}': --norm {stamped}"))  # fmt: skip
+                             f"convert the model to '{stamped}': --norm {stamped}"))  # fmt: skip
     elif wanted is None and NormSpec.parse(stamped).weight is not None:
         findings.append(Finding("all", f"the weights were trained with '{stamped}', and no layer has a weight "
                              "normalization", f"normalize(model, '{stamped}', example) before loading"))  # fmt: skip

@@ -73,9 +73,9 @@ class ChannelShares:
         return _worst(self.printed, self.total)
 
 
-def _worst(error: Tensor, total: Tensor) -> float:
+def _worst(parts: Tensor, total: Tensor) -> float:
     nonzero = total > 0
-    relative = (error[nonzero] - total[nonzero]).abs() / total[nonzero]
+    relative = (parts[nonzero] - total[nonzero]).abs() / total[nonzero]
     return float(relative.max()) if relative.numel() else 0.0
 
 

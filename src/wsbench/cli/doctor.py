@@ -35,7 +35,7 @@ OPTIONAL = (
     ("wandb", ("wandb",), "fit --wandb", "pip install 'wsbench[wandb]'"),
     ("mlflow", ("mlflow",), "fit --mlflow", "pip install 'wsbench[mlflow]'"),
     ("mmseg", ("mmsegmentation",), "mmsegmentation's networks", "scripts/install-mmseg"),
-    ("timm", ("timm",), "tests and benchmarks", "pip install 'wsbench[dev]'"),
+    ("timm", ("timm",), "networks timm:NAME", "pip install 'wsbench[timm]'"),
 )
 
 

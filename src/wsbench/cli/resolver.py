@@ -68,21 +68,20 @@ class Resolver:
             _, weights = parse_source(settings.model.init_from)
             if not weights.is_file():
                 missing = f"the weights '{weights}' of model.init_from are not there"
-        resolved = self._identity(choice.task, data)
+        read = self._identity(choice.task, data)
         name = None
-        if not isinstance(resolved, str):
+        if not isinstance(read, str):
             digest = identity.recipe_digest(choice.recipe_content())
             sources = NormSpec.parse(settings.norm).sources
             changed = identity.overrides(plain(settings), self._defaults[choice.configs], sources)
             name = identity.run_id(choice.task, choice.recipe, digest, changed, settings.norm,
-                                   settings.seed_everything, resolved,
-                                   sources)  # fmt: skip
+                                   settings.seed_everything, read, sources)  # fmt: skip
         return Resolved(
             task=choice.task,
             recipe=choice.recipe,
             runs=Path(settings.runs),
             id=name,
-            problem=resolved if isinstance(resolved, str) else missing,
+            problem=read if isinstance(read, str) else missing,
             steps=trainer.max_steps if trainer.max_steps > 0 else None,
         )
 

@@ -100,7 +100,7 @@ def choose(argv: Sequence[str], locate: Callable[[str, Path], object], command: 
     """Task and recipe from the command line, its --config files, or the run behind its --ckpt_path.
 
     Without a recipe it is ``paper`` where --data.root or $WSBENCH_DATA is set, and ``mini`` where neither is: a folder
-    that the user names is used or refused, never replaced.
+    that the user names is used or rejected, never replaced.
 
     Args:
         argv: the arguments behind the subcommand.

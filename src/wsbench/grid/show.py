@@ -93,7 +93,8 @@ class Progress:
         took = "" if began is None else f" in {duration(now - began)}"
         left = (now - self._start) / self._ended * (self._total - self._ended)
         rest = f", about {duration(left)} left" if self._ended < self._total else ""
-        word = f"FAILED  {name}: {reason}" if reason else f"done  {name}{took}"
+        failed = "stopped" if reason.startswith("interrupted") else "FAILED"
+        word = f"{failed}  {name}: {reason}" if reason else f"done  {name}{took}"
         self._print(f"[{self._ended}/{self._total}] {word}{rest}")
         return None
 

@@ -22,7 +22,7 @@ from wsbench.run.lock import claimed, holder
 
 #: below the folder of sweeps: what submitit keeps of its jobs
 JOBS = "sweeps/slurm"
-#: how often a job that reaches its time limit goes on
+#: how often a job that reaches its time limit resumes
 _TIMEOUTS = 20
 #: how often an unreachable controller is asked again before the sweep gives up
 _PATIENCE = 60

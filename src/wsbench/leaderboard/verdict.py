@@ -244,7 +244,8 @@ class Overall:
         far = dict(self.far)
         good = [(n, c) for n, c in self.counts if 2 * c > self.tables and n not in far]
         level = {n for n, c in self.counts if c}
-        bad = [(n, c) for n, c in self.far if 2 * c >= self.tables and n not in level]
+        tied = dict(self.counts)
+        bad = [(n, c) for n, c in self.far if 2 * c >= self.tables and c > tied[n]]
         if not good:
             text = f"{where} no norm is among the best in most of the {self.tables} tables: "
             text += ", ".join(f"{norm} is best in {table}" for table, norm in self.winners)
@@ -260,7 +261,7 @@ class Overall:
             if self.partly:
                 text += f"; tied in those tables that have it: {_listed([f'{n} ({c})' for n, c in self.partly])}"
             mixed = [f"{n} is more than {FAR:.0f} points worse {self._in(c)}" for n, c in self.far
-                     if 2 * c > self.tables and n in level]  # fmt: skip
+                     if 2 * c > self.tables and n in level and (n, c) not in bad]  # fmt: skip
             text += f"; but {_listed(mixed)}" if mixed else ""
         if not bad:
             return text

@@ -199,12 +199,12 @@ class _Conversion:
             return after
         behind = activations.pop()
         if activations or not isinstance(behind, nn.Module):
-            what = "different things in different calls" if activations else f"'{behind}', an operation"
-            what = behind if behind == ELSEWHERE else what
+            goes_to = "different things in different calls" if activations else f"'{behind}', an operation"
+            goes_to = behind if behind == ELSEWHERE else goes_to
             raise ConversionError(
                 f"'{name}': '{self.spec.act}' takes the place of the activation after a norm, which must be a module "
-                f"that is given all of the norm's output; here it goes to {what}. Write it as a module (nn.ReLU), or "
-                f"pass exclude=['{name}']"
+                f"that is given all of the norm's output; here it goes to {goes_to}. Write it as a module (nn.ReLU), "
+                f"or pass exclude=['{name}']"
             )
         if behind in self.seen.behind.interrupted:
             raise ConversionError(f"'{name}': the activation after it is used for something else in between; give the "

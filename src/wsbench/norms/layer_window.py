@@ -346,12 +346,12 @@ class _Live:
     def gradients(self, grad: Tensor, again: bool, others: bool) -> list[Tensor | None]:
         """Of the parameters; None for those that did not ask. The graph is kept ``again`` or for ``others``."""
         wanted = [alias for alias in self.aliases if alias.requires_grad]
-        owner = iter(
+        gradients = iter(
             torch.autograd.grad(
                 self.value, wanted, grad.to(self.value.dtype), retain_graph=again or others, create_graph=again
             )
         )
-        return [next(owner) if alias.requires_grad else None for alias in self.aliases]
+        return [next(gradients) if alias.requires_grad else None for alias in self.aliases]
 
 
 def changed(name: str) -> str:

@@ -115,7 +115,7 @@ class NormSpec:
         """
         if isinstance(text, NormSpec):
             return text
-        match = _GRAMMAR.match(text.strip().lower())
+        match = _GRAMMAR.match(text.strip().lower()) if isinstance(text, str) else None
         if match is None:
             raise SpecError(f"{text!r} is not a normalization spec; expected {_SHAPE}")
         part = match.groupdict()

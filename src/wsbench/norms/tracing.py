@@ -1,6 +1,6 @@
 """Who else is looking at an operation (a compiler, an exporter, a function transform), and in which precision.
 
-The private names of torch that this takes are all here; tests/norms/test_tracing.py fails by name where one goes.
+The private names of torch that this takes are all here; tests/test_private_names.py fails by name where one goes.
 """
 
 from collections.abc import Sequence

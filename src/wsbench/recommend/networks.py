@@ -34,7 +34,7 @@ def full_name(task: str, network: str, pretrained: bool) -> str:
 
 
 def what_its_weights_mean(network: str, norms: Sequence[str], pretrained: bool) -> list[str]:
-    """Of a network by name: for each norm in words what becomes of its layers and of its own weights.
+    """Of a network by name: for each norm a sentence on what becomes of its layers and of its own weights.
 
     Raises:
         UsageError: it cannot be built, or a norm has no layer in it to apply to.

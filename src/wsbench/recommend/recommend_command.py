@@ -16,6 +16,7 @@ from wsbench.errors import UserError
 from wsbench.extras import altair, jinja2, vl_convert
 from wsbench.grid import drive
 from wsbench.grid import plan as plans
+from wsbench.grid.cells import status
 from wsbench.grid.definition import load
 from wsbench.grid.resources import memory
 from wsbench.grid.sweep_command import launcher_of
@@ -141,7 +142,10 @@ class _Answering:
         except drive.UnfinishedError:
             if any(measure.ran_out_of_memory(cell) for cell in plan.cells):
                 return None
-            raise
+            failed = next((note for cell in plan.cells if (note := status(cell).note)), None)
+            if failed is None:
+                raise
+            raise UserError(f"a run that was to be measured failed: {failed}") from None
         records = [(cell, cell.record()) for cell in plan.cells]
         if any(record is None for _, record in records):
             raise _SubmittedError("submitted; the same command resumes when these have ended")

@@ -84,7 +84,7 @@ def begin_at_a_window(checkpoint: dict[str, Any], now: int, weights: Collection[
     if moved:
         raise TaskOptionError(
             f"{fault}, whose gradients are lost, and those samples have moved statistics such as '{moved[0]}': what "
-            "goes on from it would be another run; use one from between two steps, such as last.ckpt"
+            "resumes from it would be another run; use one from between two steps, such as last.ckpt"
         )
     rank_zero_warn(f"{fault}: that step is run again from its first sample, which changes nothing")
     checkpoint.pop("training_sums", None)  # which have counted its first samples

@@ -9,7 +9,7 @@ from wsbench.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def picture_words(shape: str, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> str:
-    """What a network on images takes, in words."""
+    """What a network on images takes, as text."""
     return f"float32 ({shape}): RGB in [0, 1], less {tuple(mean)}, over {tuple(std)}"
 
 

@@ -98,5 +98,10 @@
     target.scrollIntoView();
   };
   addEventListener("hashchange", open);
+  for (const link of document.querySelectorAll(".toc a, nav a")) link.addEventListener("click", () => {
+    filter.value = "";  // what it hides could not be shown
+    apply();
+    setTimeout(open);  // also where the address is that place already
+  });
   open();
 })();

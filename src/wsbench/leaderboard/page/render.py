@@ -34,7 +34,11 @@ _OPTIONAL = {
     "trials": "",
     "lr_low": "",
     "target": "",
-}
+    **dict.fromkeys(
+        ("std", "ci95_low", "n_seeds", "micro_batch", "accumulate", "effective_batch", "norm_batch",
+         "samples_per_second", "peak_memory_mib", "overrides", "records"), ""
+    ),
+}  # fmt: skip
 #: options that differ and are columns, at most; all stand in the column of changes
 _MOST_COLUMNS = 4
 
@@ -78,7 +82,7 @@ def _records(grouped: Sequence[Group]) -> list[Mapping[str, Any]]:
     ]
 
 
-class Said(Protocol):
+class GivenAnswer(Protocol):
     """An answer that is given beforehand: of ``recommend``."""
 
     @property
@@ -94,7 +98,7 @@ class Said(Protocol):
         """Lines that put it into the user's own code."""
 
 
-def render(grouped: Sequence[Group], logs: Logs, advice: Said | None = None) -> str:
+def render(grouped: Sequence[Group], logs: Logs, advice: GivenAnswer | None = None) -> str:
     """The page.
 
     Args:
@@ -114,12 +118,13 @@ def render(grouped: Sequence[Group], logs: Logs, advice: Said | None = None) -> 
     drawn = figures(reported, logs) if advice is None else []
     tables = [table for table in _tables(grouped, logs) if advice is None or table["runs"]]
     by_name: dict[str, list[Figure]] = {}
-    for figure in drawn:
+    at_one_rate = {group.table for group in one_rate}
+    for figure in sorted(drawn, key=lambda figure: figure.table in at_one_rate):
         by_name.setdefault(figure.table, []).append(figure)
     every = [*drawn, *(figure for _, each in own_rate for figure in each)]
     text: str = environment.get_template("page.html.j2").render(
         version=wsbench.__version__,
-        said=advice,
+        advice=advice,
         overall=overall(told),
         tuned=own_rate,
         answers=answers(one_rate),
@@ -128,6 +133,7 @@ def render(grouped: Sequence[Group], logs: Logs, advice: Said | None = None) -> 
         tables=tables,
         comparisons=comparisons(reported, PAIRS),
         figures=by_name,
+        at_one_rate=at_one_rate,
         specs={figure.name: figure.chart.to_dict() for figure in every},
         records=_records(grouped),
         short=short,

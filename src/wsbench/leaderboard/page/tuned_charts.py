@@ -138,7 +138,7 @@ def steps_to_score(verdict: Verdict, rows: Sequence[dict[str, Any]], width: int 
         alt.Chart(alt.Data(values=list(rows)))
         .mark_point(filled=True, size=55, opacity=0.7)
         .encode(
-            x=alt.X("steps:Q", title="optimizer steps (evaluated once per epoch)", scale=alt.Scale(zero=True)),
+            x=alt.X("steps:Q", title="optimizer steps", scale=alt.Scale(zero=True)),
             y=alt.Y("norm:N", sort=order, title=None, axis=alt.Axis(grid=True, labelFontSize=12)),
             color=alt.Color("reached:N", title=None, legend=legend,
                             scale=alt.Scale(domain=here, range=[tones[kind] for kind in here])),
@@ -181,8 +181,8 @@ def tuned_figures(
             title = f"Steps to a {metric_name(one.metric)} of {tuned.target_of(first):g} %"
             drawn.append(
                 Figure(f"steps-{table}{suffix}", title,
-                       f"A dot per seed at its own learning rate; crosses: not within {first.steps} steps. Where a "
-                       "plateau makes the final score a lottery this says more.",
+                       "A dot per seed at its own learning rate, as far as one evaluation an epoch tells; crosses: not "
+                       f"within {first.steps} steps. Where a plateau makes the final score a lottery this says more.",
                        steps_to_score(one, rows, width), table)
             )  # fmt: skip
         made.append((one, drawn))
