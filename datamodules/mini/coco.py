@@ -29,7 +29,7 @@ def instances(classes: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> l
         encoded["counts"] = encoded["counts"].decode("ascii")
         category = int(np.bincount(classes[visible]).argmax())
         shapes.append({"category_id": category, "bbox": box, "area": int(visible.sum()), "iscrowd": 0,
-                      "segmentation": encoded})  # fmt: skip
+                       "segmentation": encoded})  # fmt: skip
     return shapes
 
 

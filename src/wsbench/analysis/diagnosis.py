@@ -215,21 +215,23 @@ def _spec_differs(subject: Subject, layers: _Layers) -> Check:
     if len(kept) > 1:
         n, spec = list(kept.values())[1]
         findings.append(Finding(n, f"it has '{spec}', other layers '{next(iter(kept.values()))[1]}'",
-                             "convert the whole model to one spec: normalize(model, spec, example)"))  # fmt: skip
+                                "convert the whole model to one spec: normalize(model, spec, example)"))  # fmt: skip
     if subject.checkpoint is None:
         if findings:
             return Check(name, tuple(findings))
         return Check(name, not_checked="needs the checkpoint that the weights come from")
     stamped = subject.checkpoint.get(KEY)
     if stamped is None:
-        findings.append(Finding("all", "the checkpoint does not say its normalization, and weights cannot tell",
-                             "save it with stamp_spec(checkpoint, spec), or load it as SPEC=CHECKPOINT"))  # fmt: skip
+        remedy = "save it with stamp_spec(checkpoint, spec), or load it as SPEC=CHECKPOINT"
+        findings.append(
+            Finding("all", "the checkpoint does not say its normalization, and weights cannot tell", remedy)
+        )
     elif wanted is not None and NormSpec.parse(stamped) != wanted:
         findings.append(Finding("all", f"the weights were trained with '{stamped}', the model is '{wanted}'",
-                             f"convert the model to '{stamped}': --norm {stamped}"))  # fmt: skip
+                                f"convert the model to '{stamped}': --norm {stamped}"))  # fmt: skip
     elif wanted is None and NormSpec.parse(stamped).weight is not None:
         findings.append(Finding("all", f"the weights were trained with '{stamped}', and no layer has a weight "
-                             "normalization", f"normalize(model, '{stamped}', example) before loading"))  # fmt: skip
+                                "normalization", f"normalize(model, '{stamped}', example) before loading"))  # fmt: skip
     return Check(name, tuple(findings))
 
 

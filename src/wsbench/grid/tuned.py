@@ -162,7 +162,7 @@ class Protocol:
             assert record is not None
             name, _ = _metric(cell)
             trials.append(Trial(rate=cell.options[LR], seed=record.seed, record=record.id,
-                               score=record.metrics[name].value, diverged=record.diverged is not None))  # fmt: skip
+                                score=record.metrics[name].value, diverged=record.diverged is not None))  # fmt: skip
         return trials
 
     def _require_that_rates_count(self, method: Method) -> None:

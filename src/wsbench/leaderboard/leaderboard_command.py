@@ -93,7 +93,8 @@ def _compare(args: argparse.Namespace) -> None:
     table = Table(title=f"{args.first} minus {args.second}")
     for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "verdict"):
         left = column in ("table", "metric", "verdict")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+        widest = max(len(one.first.table) for one in compared) if column == "table" else None
+        table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=widest)
     for one in compared:
         over, batch = one.test, one.first.first.batch
         table.add_row(*map(escape, (

@@ -211,6 +211,6 @@ def plan_for(
     raise BudgetError(
         f"the budget leaves {duration(max(budget, 0))}, and the least that says something takes about "
         f"{duration(least.seconds)}: {len(least.norms)} norms, {least.most_rates} trials and {least.seeds} seeds each, "
-        f"{least.epochs} epochs, on {jobs} job(s). Give it more time, more jobs (--jobs, --launcher), fewer norms "
-        f"(--norms) or networks, or smaller samples (-- {sample_size} ...)"
+        f"{size.length(least.epochs)}, on {jobs} job(s). Give it more time, more jobs (--jobs, --launcher), fewer "
+        f"norms (--norms) or networks, or smaller samples (-- {sample_size} ...)"
     )
