@@ -217,11 +217,9 @@ class NormalizedLayer(nn.Module):
     def normalized_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the effective weight is a function of: the weight and what the method added."""
         parameters = cast(dict[str, nn.Parameter], self._parameters)
-        return (
-            (parameters["weight"], *[parameters[name] for name in self._extra])
-            if self._extra
-            else (parameters["weight"],)
-        )
+        if not self._extra:
+            return (parameters["weight"],)
+        return (parameters["weight"], *[parameters[name] for name in self._extra])
 
     @property
     def attachments(self) -> Attachments:
