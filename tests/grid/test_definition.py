@@ -48,7 +48,7 @@ def test_batch_keeps_the_effective_batch() -> None:
 
 
 def test_every_sweep_expands() -> None:
-    further = ["mini", "batch", "rivals", "tuned", "tuned-batch", "tuned-small"]
+    further = ["mini", "batch", "rivals", "tuned", "tuned-batch", "tuned-rivals", "tuned-small"]
     assert sweep_names() == sorted([*(f"table{n}" for n in range(1, 9)), *further])
     for name in sweep_names():
         for each in load(name).grids.values():

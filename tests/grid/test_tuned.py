@@ -17,6 +17,7 @@ from wsbench.grid.cells import Cell, Resolved
 from wsbench.grid.definition import GridError, TunedGrid, load, next_rate
 from wsbench.grid.tuned import Method, Protocol, grown, methods
 from wsbench.records import Trial, Tuning, chosen, read_record, write_record
+from wsbench.registry import TASKS
 from wsbench.run.identity import LR, SHARE, id_of
 
 GRID = {"options": {"task": "imagenet"}, "axes": {"norm": ["bn", "gn+ws"]}, "rates": [0.01, 0.03, 0.1]}
@@ -194,6 +195,18 @@ def test_grids_that_make_no_sense(changes: dict[str, Any], message: str, tmp_pat
     path.write_text(yaml.safe_dump({"about": "x", "tuned": {"mini": GRID | changes}}))
     with pytest.raises(GridError, match=message):
         methods(load(str(path)).tuned["mini"])
+
+
+def test_every_tuned_sweep_of_the_package_has_methods() -> None:
+    """The paper's ten norms on every task; DGCNN's GN has 16 groups."""
+    for name in ("tuned", "tuned-batch", "tuned-rivals", "tuned-small"):
+        for grid in load(name).tuned.values():
+            assert methods(grid)
+    chosen = [dict(method.options) for method in methods(load("tuned").tuned["mini"])]
+    by_task = {task: {o["norm"] for o in chosen if o["task"] == task} for task in TASKS}
+    paper = {f"{act}{ws}" for act in ("bn", "gn", "ln", "in", "sn") for ws in ("", "+ws")}
+    clouds = {norm.replace("gn", "gn16") for norm in paper}
+    assert by_task == dict.fromkeys(TASKS, paper) | {"modelnet40": clouds}
 
 
 def test_settings_are_tuned_apart() -> None:

@@ -77,6 +77,7 @@ class TunedGrid(BaseModel):
 
     options: dict[str, Value] = {}
     axes: dict[str, list[Value]] = Field(min_length=1)
+    exclude: list[dict[str, Value]] = []
     rules: list[Rule] = []
     rates: list[float] = Field(min_length=3)
     """The grid of learning rates at first: half decades, ascending."""

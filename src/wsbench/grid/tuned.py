@@ -64,7 +64,8 @@ def methods(
     fixed = sorted(given & {LR, SHARE, "seed_everything"})
     if fixed:
         raise GridError(f"a tuned grid sets {', '.join(fixed)} by itself; leave it out")
-    cells = select(expand(Grid(options=grid.options, axes=grid.axes, rules=grid.rules), axes), only or {})
+    untuned = Grid(options=grid.options, axes=grid.axes, exclude=grid.exclude, rules=grid.rules)
+    cells = select(expand(untuned, axes), only or {})
     if any("norm" not in cell for cell in cells):
         raise GridError("a tuned grid needs the axis norm: what is tuned and compared")
     return [Method(tuple((name, _fixed(cell[name])) for name in sorted(cell))) for cell in cells]
