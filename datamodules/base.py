@@ -43,6 +43,12 @@ class Split:
     dropped: Sequence[str] = field(default=())
 
 
+def _files_of(data: Any) -> dict[tuple[int, int], Path]:
+    """Of a dataset with ``path(index)``, the files or folders of its samples, by device and inode: links are one."""
+    paths = {Path(data.path(i)) for i in range(len(data))}
+    return {(status.st_dev, status.st_ino): path for path in paths if (status := path.stat())}
+
+
 class BenchmarkData(LightningDataModule, ABC):
     """A dataset in its official layout, a user's own in that layout, or the miniature.
 
@@ -233,7 +239,12 @@ class BenchmarkData(LightningDataModule, ABC):
         """Take samples out of the training list and evaluate on them; val is not evaluated on.
 
         Which ones follows from their names alone: all norms, rates and seeds are scored on the same samples.
+
+        Raises:
+            DatasetError: a file, under whatever name or link, is in both train and val, or a part would be empty.
         """
+        ours, theirs = _files_of(self.train_data), _files_of(self.val_data)
+        self.doubt_shared((str(ours[file]) for file in ours), (str(ours[file]) for file in theirs if file in ours))
         whole = self.describe()["train"]
         names, official = list(whole.names), self.is_official
         count = round(share * len(names))

@@ -10,7 +10,7 @@ custom_imports = dict(imports=["wsbench.integrations.mmlab"])
 conv_cfg = dict(type="WS", spec="gn+ws")  # the weights' part: convolutions
 norm_cfg = dict(type="wsbench", spec="gn+ws")  # the activations' part: 32 groups
 model = dict(
-    backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
+    backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, norm_eval=False, frozen_stages=-1, init_cfg=None),
     neck=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg),
     roi_head=dict(
         bbox_head=dict(type="Shared4Conv1FCBBoxHead", conv_out_channels=256, conv_cfg=conv_cfg, norm_cfg=norm_cfg)

@@ -1,5 +1,6 @@
 """``--data.tuning``: part of the training samples is evaluated on in place of the reporting split."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,25 @@ def test_what_is_held_out_is_never_what_results_are_scored_on(tiny_roots: dict[s
         (tmp_path / "images" / "val" / folder.name).symlink_to(folder)
     with pytest.raises(DatasetError, match=r"in both train and val.*--data.tuning holds out"):
         tiny.data("imagenet", tmp_path / "images", tuning=0.5).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("task", "link"),
+    [(task, os.symlink) for task in tiny.TASKS] + [(task, os.link) for task in tiny.TASKS if task != "something"],
+)  # folders, which clips are, have no hard links
+def test_nor_under_another_name(task: str, link: Any, tiny_roots: dict[str, Path], tmp_path: Path) -> None:
+    """A training sample whose file is one of val's, by a link."""
+    root = tmp_path / "data"
+    shutil.copytree(tiny_roots[task], root)
+    data = tiny.data(task, root, tuning=0.5)
+    data.setup("fit")
+    whole = tiny.data(task, root)
+    whole.setup("fit")
+    ours, theirs = Path(whole.train_data.path(0)), Path(whole.val_data.path(0))
+    shutil.rmtree(ours) if ours.is_dir() else ours.unlink()
+    link(theirs.resolve(), ours)
+    with pytest.raises(DatasetError, match=r"in both train and val.*--data.tuning holds out"):
+        tiny.data(task, root, tuning=0.5).setup("fit")
 
 
 def test_a_tuned_sweep_over_it_is_refused_before_anything_runs(

@@ -61,7 +61,7 @@ def reason(status: int, log: Path) -> str:
         likely = " (the kernel does that when memory runs out)" if status == -signal.SIGKILL and not memory else ""
         return f"{memory}ended by {name}{likely}"
     if status - 128 in (signal.SIGINT, signal.SIGTERM):
-        return f"interrupted by {signal.Signals(status - 128).name}"
+        return f"{memory}interrupted by {signal.Signals(status - 128).name}"
     errors = [line for line in tail.splitlines() if _ERROR.match(line)]
     last = errors[-1].removeprefix("wsbench: error: ") if errors else f"exit status {status}"
     if status == 0:

@@ -93,8 +93,7 @@ def _compare(args: argparse.Namespace) -> None:
     table = Table(title=f"{args.first} minus {args.second}")
     for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "verdict"):
         left = column in ("table", "metric", "verdict")
-        widest = max(len(one.first.table) for one in compared) if column == "table" else None
-        table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=widest)
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for one in compared:
         over, batch = one.test, one.first.first.batch
         table.add_row(*map(escape, (
