@@ -46,7 +46,7 @@ class Split:
 def _files_of(data: Any) -> dict[tuple[int, int], Path]:
     """Of a dataset with ``path(index)``, the files or folders of its samples, by device and inode: links are one."""
     paths = {Path(data.path(i)) for i in range(len(data))}
-    return {(status.st_dev, status.st_ino): path for path in paths if (status := path.stat())}
+    return {(status.st_dev, status.st_ino): path for path, status in ((path, path.stat()) for path in paths)}
 
 
 class BenchmarkData(LightningDataModule, ABC):
@@ -244,7 +244,8 @@ class BenchmarkData(LightningDataModule, ABC):
             DatasetError: a file, under whatever name or link, is in both train and val, or a part would be empty.
         """
         ours, theirs = _files_of(self.train_data), _files_of(self.val_data)
-        self.doubt_shared((str(ours[file]) for file in ours), (str(ours[file]) for file in theirs if file in ours))
+        in_both = [str(ours[file]) for file in ours.keys() & theirs.keys()]
+        self.doubt_shared(in_both, in_both)
         whole = self.describe()["train"]
         names, official = list(whole.names), self.is_official
         count = round(share * len(names))

@@ -10,8 +10,8 @@ from wsbench.errors import UserError
 #: entries of a folder, and faults, that a message lists
 _LISTED = 8
 #: what readers of images and meshes raise at a damaged file: they index, convert and unpack what it says, unchecked.
-#: Each of these was met with truncated or overwritten files (tests/campaign); a defect of ours would be reported as the
-#: file's, so calls of a library and what is taken out of their results stand under it, no more.
+#: A defect of ours would be reported as the file's, so calls of a library and what is taken out of their results stand
+#: under it, no more.
 DAMAGED = (
     OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError, AttributeError,
     NotImplementedError, ZeroDivisionError, MemoryError, StopIteration, struct.error, zlib.error,

@@ -15,6 +15,8 @@ from wsbench.grid.cells import CLAIM, LOG, Cell, note_end, note_start, now
 from wsbench.run.lock import RunBusyError, claimed, holder
 
 BUSY = RunBusyError.exit_status
+#: how the reason of an attempt begins that a signal of the user's or the scheduler's stopped
+INTERRUPTED = "interrupted by "
 #: how much of a log's end is looked at for the reason of a failure
 _TAIL = 20_000
 _OUT_OF_MEMORY = re.compile(
@@ -61,7 +63,7 @@ def reason(status: int, log: Path) -> str:
         likely = " (the kernel does that when memory runs out)" if status == -signal.SIGKILL and not memory else ""
         return f"{memory}ended by {name}{likely}"
     if status - 128 in (signal.SIGINT, signal.SIGTERM):
-        return f"{memory}interrupted by {signal.Signals(status - 128).name}"
+        return f"{memory}{INTERRUPTED}{signal.Signals(status - 128).name}"
     errors = [line for line in tail.splitlines() if _ERROR.match(line)]
     last = errors[-1].removeprefix("wsbench: error: ") if errors else f"exit status {status}"
     if status == 0:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wsbench.errors import printable
+from wsbench.grid.attempt import INTERRUPTED
 from wsbench.grid.cells import LOG, STATES, Cell, Status
 from wsbench.grid.launcher import Event
 from wsbench.grid.plan import Plan
@@ -93,7 +94,7 @@ class Progress:
         took = "" if began is None else f" in {duration(now - began)}"
         left = (now - self._start) / self._ended * (self._total - self._ended)
         rest = f", about {duration(left)} left" if self._ended < self._total else ""
-        failed = "stopped" if reason.startswith("interrupted") else "FAILED"
+        failed = "stopped" if reason.startswith(INTERRUPTED) else "FAILED"
         word = f"{failed}  {name}: {reason}" if reason else f"done  {name}{took}"
         self._print(f"[{self._ended}/{self._total}] {word}{rest}")
         return None
