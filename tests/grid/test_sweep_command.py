@@ -17,7 +17,8 @@ from tests.grid.small import folders, write_grid
 from wsbench.__main__ import main
 from wsbench.cli.resolver import Resolver
 from wsbench.grid import plan as plans
-from wsbench.grid.cells import CLAIM, attempts, note_start, status
+from wsbench.grid.attempt import reason
+from wsbench.grid.cells import CLAIM, attempts, note_end, note_start, status
 from wsbench.records import read_record, write_record
 from wsbench.run.lock import claimed, hold, release
 
@@ -179,8 +180,8 @@ def test_ctrl_c_leaves_resumable_cells(data: Path) -> None:
 
 
 def test_states(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Done, running, failed, missing, stale, each by what lies in the folder."""
-    grid = write_grid(Path(), root, {"seed": [0, 1, 2, 3]})
+    """Done, running, stopped, failed, missing, stale, each by what lies in the folder."""
+    grid = write_grid(Path(), root, {"seed": [0, 1, 2, 3, 4]})
     assert main(["sweep", grid, "--dry-run"]) == 0
     capsys.readouterr()
 
@@ -189,7 +190,7 @@ def test_states(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> No
         rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
         return {row[1].strip(): row[2].strip() for row in rows if row[2].strip()}
 
-    assert states() == {"seed 0": "done", "seed 1": "missing", "seed 2": "missing", "seed 3": "missing"}
+    assert states() == {"seed 0": "done"} | {f"seed {seed}": "missing" for seed in (1, 2, 3, 4)}
     plan = plans.make(plans.SweepRequest(grid), Resolver())
     cells = {cell.options["seed_everything"]: cell for cell in plan.cells}
     assert cells[0].folder == run
@@ -204,8 +205,13 @@ def test_states(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> No
     hold(cells[2].folder)
     cells[3].folder.mkdir()
     (cells[3].folder / "result.json").write_text("{}")
+    cells[4].folder.mkdir()
+    note_start(cells[4].folder, "local", 7)
+    note_end(cells[4].folder, 128 + signal.SIGTERM, reason(128 + signal.SIGTERM, cells[4].folder / "cell.log"))
     try:
-        assert states() == {"seed 0": "stale", "seed 1": "failed", "seed 2": "running", "seed 3": "failed"}
+        assert states() == {
+            "seed 0": "stale", "seed 1": "failed", "seed 2": "running", "seed 3": "failed", "seed 4": "stopped",
+        }  # fmt: skip
     finally:
         release()
     assert main(["sweep", grid, "--rerun-stale", "--dry-run", "--only", "seed=0"]) == 0

@@ -129,6 +129,11 @@ def test_in_a_browser(folder: Path, tmp_path: Path, browser: Any) -> None:
     shown = json.loads(page.inner_text(f"{page.evaluate('location.hash')} pre"))
     assert (shown["norm"], shown["seed"], shown["metrics"]["miou"]["value"]) == ("gn+ws", 0, 50.0)
 
+    # again after it was closed, though the address stays what it is
+    page.evaluate("document.querySelector(location.hash).open = false")
+    page.locator("#table-voc-mini tbody tr", has_text="gn+ws").locator("td b a").click()
+    page.wait_for_function("document.querySelector(location.hash).open")
+
     # what a record says stays text
     assert page.title().startswith("wsbench")
     assert EVIL in page.evaluate("document.querySelector('#records').textContent")

@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from wsbench.grid.cells import CLAIM, LOG, Cell, note_end, note_start, now
+from wsbench.grid.cells import CLAIM, INTERRUPTED, LOG, Cell, note_end, note_start, now
 from wsbench.run.lock import RunBusyError, claimed, holder
 
 BUSY = RunBusyError.exit_status
-#: how the reason of an attempt begins that a signal of the user's or the scheduler's stopped
-INTERRUPTED = "interrupted by "
 #: how much of a log's end is looked at for the reason of a failure
 _TAIL = 20_000
 _OUT_OF_MEMORY = re.compile(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import wsbench
 from wsbench import plugins
@@ -32,9 +32,11 @@ LOG = "cell.log"
 ATTEMPTS = "attempts.jsonl"
 #: whoever starts a cell has this locked until it has ended; the run itself locks its folder some seconds later
 CLAIM = "attempt.lock"
+#: how the reason of an attempt begins that a signal of the user's or the scheduler's stopped
+INTERRUPTED = "interrupted by "
 
-State = Literal["done", "running", "failed", "missing", "stale"]
-STATES: tuple[State, ...] = ("done", "running", "failed", "missing", "stale")
+State = Literal["done", "running", "stopped", "failed", "missing", "stale"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -292,4 +294,5 @@ def _unfinished(cell: Cell, events: Sequence[Mapping[str, Any]]) -> Status:
         return Status("missing", f"queued as {last['where']}{resumes}", total or None, last["time"])
     if last["event"] == "start":
         return Status("failed", f"process {last['pid']} on {last['host']} died{resumes}", total or None, last["time"])
-    return Status("failed", f"{last['reason']}{resumes}", total, last["time"])
+    state: State = "stopped" if str(last["reason"]).startswith(INTERRUPTED) else "failed"
+    return Status(state, f"{last['reason']}{resumes}", total, last["time"])

@@ -94,7 +94,7 @@ def run(plan: plans.Plan, launcher: Launcher) -> None:
     out.print(f"this sweep took {duration(seconds)}; logs: {plan.runs}/TASK/RUN/cell.log; plan: {plan.folder}")
     if interrupted:
         raise StoppedError("interrupted")
-    unfinished = sum(s.state in ("failed", "missing", "running") for s in after.values())
+    unfinished = sum(s.state not in ("done", "stale") for s in after.values())
     if unfinished and not getattr(launcher, "detached", False):
         raise UnfinishedError(f"{unfinished} of {len(after)} cells are not done")
 

@@ -10,14 +10,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from wsbench.errors import printable
-from wsbench.grid.attempt import INTERRUPTED
-from wsbench.grid.cells import LOG, STATES, Cell, Status
+from wsbench.grid.cells import INTERRUPTED, LOG, STATES, Cell, Status
 from wsbench.grid.launcher import Event
 from wsbench.grid.plan import Plan
 from wsbench.grid.tuned import Protocol, Stage
 from wsbench.run.report import console, duration
 
-_COLOUR = {"done": "green", "running": "cyan", "failed": "red", "missing": "yellow", "stale": "magenta"}
+_COLOUR = {
+    "done": "green",
+    "running": "cyan",
+    "stopped": "yellow",
+    "failed": "red",
+    "missing": "yellow",
+    "stale": "magenta",
+}
 
 
 def commands(plan: Plan) -> None:

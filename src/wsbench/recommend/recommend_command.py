@@ -142,7 +142,9 @@ class _Answering:
         except drive.UnfinishedError:
             if any(measure.ran_out_of_memory(cell) for cell in plan.cells):
                 return None
-            failed = next((one.note for one in map(status, plan.cells) if one.state == "failed" and one.note), None)
+            failed = next(
+                (one.note for one in map(status, plan.cells) if one.state in ("stopped", "failed") and one.note), None
+            )
             if failed is None:
                 raise
             raise UserError(f"a run that was to be measured failed: {failed}") from None

@@ -101,7 +101,8 @@
   for (const link of document.querySelectorAll(".toc a, nav a")) link.addEventListener("click", () => {
     filter.value = "";  // what it hides could not be shown
     apply();
-    setTimeout(open);  // also where the address is that place already
   });
+  // also where the address is that place already, which is no change of it
+  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => setTimeout(open));
   open();
 })();

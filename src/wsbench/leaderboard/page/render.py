@@ -13,6 +13,7 @@ from wsbench.leaderboard.logs import Logs
 from wsbench.leaderboard.naming import by_table
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
 from wsbench.leaderboard.page.charts import Figure, figures
+from wsbench.leaderboard.page.columns import columns
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.rows import Row, cited_rows
 from wsbench.leaderboard.verdict import overall, short, verdicts
@@ -24,21 +25,6 @@ from wsbench.run.identity import LR
 #: which of two norms is asked about: what weight standardization does to each, and the paper's method against BN
 PAIRS = [(f"{act}+ws", act) for act in ("bn", "gn", "ln", "in", "sn")] + [("gn+ws", "bn")]
 
-#: columns that a table has where a row has more to say there than this
-_OPTIONAL = {
-    "paper": "",
-    "delta": "",
-    "devices": "1",
-    "diverged": "0",
-    "lr": "",
-    "trials": "",
-    "lr_low": "",
-    "target": "",
-    **dict.fromkeys(
-        ("std", "ci95_low", "n_seeds", "micro_batch", "accumulate", "effective_batch", "norm_batch",
-         "samples_per_second", "peak_memory_mib", "overrides", "records"), ""
-    ),
-}  # fmt: skip
 #: options that differ and are columns, at most; all stand in the column of changes
 _MOST_COLUMNS = 4
 
@@ -57,15 +43,14 @@ def _tables(grouped: Sequence[Group], logs: Logs) -> list[dict[str, Any]]:
         differ = changes(of_table)[0] if of_table else []
         differ = [] if len(differ) > _MOST_COLUMNS else [name for name in differ if name != LR or not runs[0].tuning]
         changed = {group.first.id: {name: value_of(group, name) for name in differ} for group in of_table}
-        used = {name for row in rows for name in _OPTIONAL if row[name] not in ("", _OPTIONAL[name])}
+        shown = [{**row, "changed": changed.get(row["records"].split(" ")[0], {})} for row in rows]
         made.append(
             {
                 "name": name,
                 "task": task,
-                "rows": [row | {"changed": changed.get(row["records"].split(" ")[0], {})} for row in rows],
-                "used": used,
+                "rows": shown,
+                "columns": columns(shown, differ),
                 "results": any(not group.is_trial for group in of_table),
-                "differ": differ,
                 "runs": len(runs),
                 "metric": metric,
                 "lower": lower_is_better(metric),
