@@ -90,19 +90,21 @@ def _compare(args: argparse.Namespace) -> None:
     compared = comparisons(groups(find_records(args.records)), [(args.first, args.second)], together=True)
     if not compared:
         raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
-    table = Table(title=f"{args.first} minus {args.second}")
-    for column in ("table", "batch", "metric", "seeds", "difference", "95 %", "effect", "p", "verdict"):
-        left = column in ("table", "metric", "verdict")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for one in compared:
-        over, batch = one.test, one.first.first.batch
-        table.add_row(*map(escape, (
-            one.first.table, f"{batch.micro_batch} of {batch.effective_batch}", one.metric, str(over.n),
-            f"{over.mean:+.2f}", f"{over.low:+.2f} to {over.high:+.2f}",
-            "-" if over.effect is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*over.effect), _p(one.p),
-            one.words(),
-        )))  # fmt: skip
-    console().print(table)
+    for name in dict.fromkeys(one.first.table for one in compared):
+        of_table = [one for one in compared if one.first.table == name]
+        of_table.sort(key=lambda one: (one.first.first.batch.effective_batch, one.first.first.batch.micro_batch))
+        table = Table(title=escape(f"{name}: {of_table[0].metric}, {args.first} minus {args.second}"))
+        for column in ("batch", "seeds", "difference", "95 %", "effect", "p", "verdict"):
+            table.add_column(column, justify="left" if column == "verdict" else "right", overflow="fold")
+        for one in of_table:
+            over, batch = one.test, one.first.first.batch
+            table.add_row(*map(escape, (
+                f"{batch.micro_batch} of {batch.effective_batch}", str(over.n), f"{over.mean:+.2f}",
+                f"{over.low:+.2f} to {over.high:+.2f}",
+                "-" if over.effect is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*over.effect), _p(one.p),
+                one.words(),
+            )))  # fmt: skip
+        console().print(table)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
