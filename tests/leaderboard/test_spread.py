@@ -107,6 +107,10 @@ def test_comparisons_keep_to_one_setting_and_say_who_is_better() -> None:
     assert one.better is not None
     assert one.better.first.norm == "gn+ws"
     assert one.words() == "gn+ws is better"
+    sixteen = [record(name, s, 10.0 * s + len(name) ** 2 * s) for name in ("gn16", "gn16+ws") for s in range(3)]
+    for pair in (("gn16+ws", "gn16"), ("gn+ws", "gn")):  # as a user writes it, and as a table of all tasks does
+        (three,) = comparisons(groups(sixteen), [pair])
+        assert (three.first.first.norm, three.second.first.norm) == ("gn16+ws", "gn16")
     noisy = [record("gn+ws", s, v) for s, v in enumerate((1.0, 90.0, 40.0))] + records[3:6]
     (two,) = comparisons(groups(noisy), [("gn+ws", "gn")])
     assert two.words() == "not significant"

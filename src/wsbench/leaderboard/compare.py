@@ -47,8 +47,9 @@ def comparisons(grouped: Sequence[Group], pairs: Sequence[tuple[str, str]], toge
     tests = []
     for first in grouped:
         for second in grouped:
-            names = tuple(group.first.labelled_norm.replace("gn16", "gn") for group in (first, second))
-            if names in pairs and first.setting == second.setting:
+            names = first.first.labelled_norm, second.first.labelled_norm
+            asked = names in pairs or tuple(name.replace("gn16", "gn") for name in names) in pairs
+            if asked and first.setting == second.setting:
                 metric = TASKS[first.first.task].headline
                 test = paired(first.values(metric), second.values(metric))
                 if test is not None:
