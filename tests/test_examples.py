@@ -118,7 +118,7 @@ def _changed(before: dict[str, torch.Tensor], model: torch.nn.Module, part: str)
 
 @pytest.mark.mmseg
 def test_the_config_of_mmsegmentation_trains(tmp_path: Path) -> None:
-    """Two micro-steps of one image, an optimizer step, an evaluation; smaller images, all else as it stands."""
+    """Two micro-steps of one small image, an optimizer step, an evaluation; the model is as it stands."""
     pytest.importorskip("mmseg", reason="run scripts/install-mmseg")
     from wsbench.norms import GroupNorm, NormalizedConv2d
 
@@ -145,7 +145,7 @@ def test_the_config_of_mmsegmentation_trains(tmp_path: Path) -> None:
 
 @pytest.mark.mmseg
 def test_the_config_of_mmdetection_trains(tmp_path: Path) -> None:
-    """An epoch of two images, an optimizer step, an evaluation; smaller images, all else as it stands."""
+    """An epoch of two small images, an optimizer step; the model is as it stands."""
     pytest.importorskip("mmdet", reason="run scripts/install-mmseg")
     from mmdet.datasets.coco import CocoDataset
 

@@ -17,6 +17,17 @@ from wsbench.grid.show import Progress
         (143, "", "stopped  seed 0: interrupted by SIGTERM"),
         (130, "", "stopped  seed 0: interrupted by SIGINT"),
         (143, "torch.OutOfMemoryError: CUDA out of memory", "FAILED  seed 0: out of memory: interrupted by SIGTERM"),
+        (
+            138,
+            "wsbench: stopped by SIGUSR1 at step 35: last.ckpt holds step 35",
+            "stopped  seed 0: interrupted by SIGUSR1",
+        ),
+        (
+            75,
+            "wsbench: stopped by --trainer.max_time at step 1: x",
+            "stopped  seed 0: interrupted by --trainer.max_time",
+        ),
+        (-15, "", "stopped  seed 0: interrupted by SIGTERM"),  # before it could listen
         (-9, "", "FAILED  seed 0: ended by SIGKILL (the kernel does that when memory runs out)"),
         (1, "wsbench: error: no such norm", "FAILED  seed 0: no such norm"),
     ],

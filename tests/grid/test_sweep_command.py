@@ -177,6 +177,24 @@ def test_ctrl_c_leaves_resumable_cells(data: Path) -> None:
     (folder,) = folders()
     assert not (folder / "result.json").exists()
     assert (folder / "last.ckpt").exists()
+    (cell,) = plans.make(plans.SweepRequest(grid), Resolver()).cells
+    assert status(cell).state == "stopped"
+    assert "FAILED" not in out
+
+
+@pytest.mark.slow
+def test_a_cell_that_a_scheduler_stops_is_stopped_and_the_sweep_is_not_done(data: Path) -> None:
+    grid = write_grid(Path(), data, {"seed": [0]}, **LONG)
+    sweep = start(grid)
+    until(evaluated)
+    (folder,) = folders()
+    os.kill(attempts(folder)[0]["pid"], signal.SIGUSR1)
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1, out
+    assert "stopped  voc: interrupted by SIGUSR1" in out
+    (cell,) = plans.make(plans.SweepRequest(grid), Resolver()).cells
+    assert status(cell).state == "stopped"
+    assert "resumes from last.ckpt, step" in status(cell).note
 
 
 def test_states(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

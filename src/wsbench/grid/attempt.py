@@ -20,6 +20,8 @@ _TAIL = 20_000
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|MemoryError|Cannot allocate memory|memory is used up", re.IGNORECASE
 )
+#: how a run says that it was told to stop, and by what
+_TOLD = re.compile(r"^wsbench: stopped by ([\w.-]+)", re.MULTILINE)
 _ERROR = re.compile(r"^(?:wsbench: error: .*|[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$")
 
 
@@ -35,7 +37,7 @@ class Outcome:
     @property
     def busy(self) -> bool:
         """Whether another process runs the cell."""
-        return self.status == BUSY
+        return self.status == BUSY and not self.reason.startswith(INTERRUPTED)
 
 
 def header(line: list[str]) -> str:
@@ -56,6 +58,11 @@ def reason(status: int, log: Path) -> str:
             file.seek(max(0, log.stat().st_size - _TAIL))
             tail = file.read().decode(errors="replace").rpartition("\n== ")[2]
     memory = "out of memory: " if says_out_of_memory(tail) else ""
+    told = _TOLD.findall(tail)
+    if told and status not in (0, -signal.SIGKILL):
+        return f"{memory}{INTERRUPTED}{told[-1]}"
+    if -status in (signal.SIGINT, signal.SIGTERM):  # before it could listen
+        return f"{memory}{INTERRUPTED}{signal.Signals(-status).name}"
     if status < 0:
         name = signal.Signals(-status).name
         likely = " (the kernel does that when memory runs out)" if status == -signal.SIGKILL and not memory else ""

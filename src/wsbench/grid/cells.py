@@ -23,7 +23,7 @@ from wsbench.records import (
     write_atomically,
     write_record,
 )
-from wsbench.run.folder import METRICS, resumable
+from wsbench.run.folder import LAST, METRICS, resumable
 from wsbench.run.identity import IDENTIFIED, id_of
 from wsbench.run.lines import append_line, read_lines
 from wsbench.run.lock import holder, is_locked
@@ -32,7 +32,7 @@ LOG = "cell.log"
 ATTEMPTS = "attempts.jsonl"
 #: whoever starts a cell has this locked until it has ended; the run itself locks its folder some seconds later
 CLAIM = "attempt.lock"
-#: how the reason of an attempt begins that a signal of the user's or the scheduler's stopped
+#: how the reason of an attempt begins that was told to stop: by a signal of the user's or the scheduler's, or its time
 INTERRUPTED = "interrupted by "
 
 State = Literal["done", "running", "stopped", "failed", "missing", "stale"]
@@ -289,7 +289,7 @@ def _unfinished(cell: Cell, events: Sequence[Mapping[str, Any]]) -> Status:
         if before["event"] == "start" and after["event"] in ("end", "queued"):
             total += _seconds(before["time"], after["time"])
     last = events[-1]
-    resumes = f"; resumes at {_step(cell)}" if resumable(cell.folder) is not None else ""
+    resumes = f"; resumes from {LAST}, {_step(cell)}" if resumable(cell.folder) is not None else ""
     if last["event"] == "queued":
         return Status("missing", f"queued as {last['where']}{resumes}", total or None, last["time"])
     if last["event"] == "start":

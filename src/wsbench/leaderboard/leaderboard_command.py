@@ -1,6 +1,7 @@
 """``python -m wsbench leaderboard``."""
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from rich.markup import escape
@@ -87,15 +88,30 @@ def _submit(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    compared = comparisons(groups(find_records(args.records)), [(args.first, args.second)], together=True)
+    if args.first == args.second:
+        raise LeaderboardError(f"{args.first} is compared with itself; name two norms")
+    records = find_records(args.records)
+    folders = ", ".join(f"'{folder}'" for folder in args.records)
+    if not records:
+        raise LeaderboardError(f"there are no records below {folders}; name a folder that holds some by --records")
+    names = {record.labelled_norm for record in records}
+    for norm in (args.first, args.second):
+        if norm not in names:
+            raise LeaderboardError(f"there are no runs of {norm} below {folders}; there are those of "
+                                   f"{', '.join(sorted(names))}")  # fmt: skip
+    compared = comparisons(groups(records), [(args.first, args.second)], together=True)
     if not compared:
-        raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds")
+        raise LeaderboardError(f"no two groups of runs of {args.first} and {args.second} share two seeds in a table at "
+                               "the same batch and settings")  # fmt: skip
+    family = Counter(one.first.first.tuning is not None for one in compared)
     for name in dict.fromkeys(one.first.table for one in compared):
         of_table = [one for one in compared if one.first.table == name]
         of_table.sort(key=lambda one: (one.first.first.batch.effective_batch, one.first.first.batch.micro_batch))
-        table = Table(title=escape(f"{name}: {of_table[0].metric}, {args.first} minus {args.second}"))
+        first, second = (group.first.labelled_norm for group in (of_table[0].first, of_table[0].second))
+        table = Table(title=escape(f"{name}: {of_table[0].metric}, {first} minus {second}"))
         for column in ("batch", "seeds", "difference", "95 %", "effect", "p", "verdict"):
-            table.add_column(column, justify="left" if column == "verdict" else "right", overflow="fold")
+            left, whole = column == "verdict", column not in ("95 %", "effect")
+            table.add_column(column, justify="left" if left else "right", no_wrap=whole)
         for one in of_table:
             over, batch = one.test, one.first.first.batch
             table.add_row(*map(escape, (
@@ -105,6 +121,9 @@ def _compare(args: argparse.Namespace) -> None:
                 one.words(),
             )))  # fmt: skip
         console().print(table)
+    parts = [f"{family[own]} at {rates}" for own, rates in ((True, "own rates"), (False, "one rate")) if family[own]]
+    console().print(f"p is corrected (Holm) for all lines above: {' and, apart from them, '.join(parts)}; "
+                    "the page corrects for those of other pairs in the same table", markup=False)  # fmt: skip
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -154,7 +154,7 @@ class Verdict:
             ("worse:", [s for s in self.standings if s.worse and not s.far]),
             ("avoid", list(self.avoid)),
         ):
-            lost = [f"{s.norm} (by {s.loss[0]:.0f} [{s.loss[1]:.0f}, {s.loss[2]:.0f}])" for s in those]
+            lost = [f"{s.norm} (by {s.loss[0]:.0f} [{s.loss[1]:z.0f}, {s.loss[2]:.0f}])" for s in those]
             text += f"; {verb} {_listed(lost)}" if lost else ""
         return text
 

@@ -142,12 +142,10 @@ class _Answering:
         except drive.UnfinishedError:
             if any(measure.ran_out_of_memory(cell) for cell in plan.cells):
                 return None
-            failed = next(
-                (one.note for one in map(status, plan.cells) if one.state in ("stopped", "failed") and one.note), None
-            )
-            if failed is None:
+            ended = [one for one in map(status, plan.cells) if one.state in ("stopped", "failed") and one.note]
+            if not ended:
                 raise
-            raise UserError(f"a run that was to be measured failed: {failed}") from None
+            raise UserError(f"a run that was to be measured {ended[0].state}: {ended[0].note}") from None
         records = [(cell, cell.record()) for cell in plan.cells]
         if any(record is None for _, record in records):
             raise _SubmittedError("submitted; the same command resumes when these have ended")

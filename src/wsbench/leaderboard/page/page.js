@@ -103,6 +103,8 @@
     apply();
   });
   // also where the address is that place already, which is no change of it
-  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => setTimeout(open));
+  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", (event) => {
+    if (!event.ctrlKey && !event.metaKey && !event.shiftKey) setTimeout(open);
+  });
   open();
 })();

@@ -178,7 +178,7 @@ def tuned_figures(
         ]  # fmt: skip
         rows = steps_rows(one, logs)
         if rows:
-            title = f"Steps to a {metric_name(one.metric)} of {tuned.target_of(first):g} %"
+            title = f"Steps to {metric_name(one.metric)} of {tuned.target_of(first):g} %"
             drawn.append(
                 Figure(f"steps-{table}{suffix}", title,
                        "A dot per seed at its own learning rate, as far as one evaluation an epoch tells; crosses: not "
