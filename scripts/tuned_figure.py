@@ -29,8 +29,10 @@ def main() -> int:
     """Draw what was tuned at one image per device: miniatures, then real data."""
     alt = altair()
     found = [v for v in verdicts(groups(find_records([RECORDS]))) if v.best.group.first.recipe != "paper"]
-    found.sort(key=lambda v: v.best.group.first.recipe)
     found = [v for v in found if v.images == min(v.images for v in found)]
+    found.sort(key=lambda v: len(v.standings))
+    found = [*{v.table: v for v in found}.values()]  # of a table's settings the one with the most norms
+    found.sort(key=lambda v: (v.best.group.first.recipe, v.table))
     if not found:
         print("no tuned records", file=sys.stderr)
         return 1
