@@ -121,6 +121,12 @@ class Verdict:
         return self.best.group.first.batch.micro_batch
 
     @property
+    def place(self) -> str:
+        """What tells its place on a page from that of other settings of its table."""
+        first = self.best.group.first
+        return f"{self.table}-{first.network}-{self.images}-of-{first.batch.effective_batch}"
+
+    @property
     def guessing(self) -> float | None:
         """What guessing scores; None where the records do not say how many classes there are."""
         per_class = self.best.group.first.per_class.values()
@@ -214,10 +220,10 @@ def verdict(setting: Sequence[Group]) -> Verdict | None:
 
 
 def verdicts(grouped: Sequence[Group]) -> list[Verdict]:
-    """Of all settings whose norms have rates of their own: the fewest images per device first."""
+    """Of all settings whose norms have rates of their own: the fewest images first, of a table the most norms."""
     settings = settings_of(group for group in grouped if group.first.tuning is not None)
     made = [one for setting in settings if (one := verdict(setting)) is not None]
-    return sorted(made, key=lambda v: (v.images, v.table, v.best.group.first.network))
+    return sorted(made, key=lambda v: (v.images, v.table, -len(v.standings), v.best.group.first.network))
 
 
 @dataclass(frozen=True)
