@@ -61,14 +61,13 @@ def reason(status: int, log: Path) -> str:
     told = _TOLD.findall(tail)
     if told and status not in (0, -signal.SIGKILL):
         return f"{memory}{INTERRUPTED}{told[-1]}"
-    if -status in (signal.SIGINT, signal.SIGTERM):  # before it could listen
-        return f"{memory}{INTERRUPTED}{signal.Signals(-status).name}"
+    number = -status if status < 0 else status - 128  # the former before it could listen
+    if number in (signal.SIGINT, signal.SIGTERM):
+        return f"{memory}{INTERRUPTED}{signal.Signals(number).name}"
     if status < 0:
         name = signal.Signals(-status).name
         likely = " (the kernel does that when memory runs out)" if status == -signal.SIGKILL and not memory else ""
         return f"{memory}ended by {name}{likely}"
-    if status - 128 in (signal.SIGINT, signal.SIGTERM):
-        return f"{memory}{INTERRUPTED}{signal.Signals(status - 128).name}"
     errors = [line for line in tail.splitlines() if _ERROR.match(line)]
     last = errors[-1].removeprefix("wsbench: error: ") if errors else f"exit status {status}"
     if status == 0:

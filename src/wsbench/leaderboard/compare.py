@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from wsbench.leaderboard.naming import short
 from wsbench.leaderboard.spread import Paired, holm, paired
 from wsbench.leaderboard.wide import Group
 from wsbench.records import lower_is_better
@@ -48,7 +49,7 @@ def comparisons(grouped: Sequence[Group], pairs: Sequence[tuple[str, str]], toge
     for first in grouped:
         for second in grouped:
             names = first.first.labelled_norm, second.first.labelled_norm
-            asked = names in pairs or tuple(name.replace("gn16", "gn") for name in names) in pairs
+            asked = names in pairs or tuple(map(short, names)) in pairs
             if asked and first.setting == second.setting:
                 metric = TASKS[first.first.task].headline
                 test = paired(first.values(metric), second.values(metric))

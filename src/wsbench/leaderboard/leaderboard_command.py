@@ -47,11 +47,14 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _batch(group: Group) -> str:
+    return f"{group.first.batch.micro_batch} of {group.first.batch.effective_batch}"
+
+
 def _numbers(group: Group, over: Spread) -> tuple[str, ...]:
-    batch = group.first.batch
     interval = "-" if over.low is None else f"{over.low:.2f} to {over.high:.2f}"
     std = "-" if over.std is None else f"{over.std:.2f}"
-    return (f"{batch.micro_batch} of {batch.effective_batch}", str(over.n), f"{over.mean:.2f}", std, interval)
+    return (_batch(group), str(over.n), f"{over.mean:.2f}", std, interval)
 
 
 def _derive(args: argparse.Namespace) -> None:
@@ -113,9 +116,9 @@ def _compare(args: argparse.Namespace) -> None:
             left, whole = column == "verdict", column not in ("95 %", "effect")
             table.add_column(column, justify="left" if left else "right", no_wrap=whole)
         for one in of_table:
-            over, batch = one.test, one.first.first.batch
+            over = one.test
             table.add_row(*map(escape, (
-                f"{batch.micro_batch} of {batch.effective_batch}", str(over.n), f"{over.mean:+.2f}",
+                _batch(one.first), str(over.n), f"{over.mean:+.2f}",
                 f"{over.low:+.2f} to {over.high:+.2f}",
                 "-" if over.effect is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*over.effect), _p(one.p),
                 one.words(),

@@ -90,3 +90,8 @@ def by_table(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
         for record in of_table:
             tables.setdefault(name if one else f"{name}-{data_checksum(record.data)}", []).append(record)
     return dict(sorted(tables.items()))
+
+
+def short(norm: str) -> str:
+    """``gn16`` is called gn: the 16 groups are the task's, as in the paper's code."""
+    return norm.replace("gn16", "gn")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wsbench.leaderboard.compare import ALPHA
+from wsbench.leaderboard.naming import short
 from wsbench.leaderboard.spread import Paired, Spread, holm, paired
 from wsbench.leaderboard.tuned import working_range
 from wsbench.leaderboard.wide import Group, settings_of
@@ -18,11 +19,6 @@ def metric_name(metric: str) -> str:
     """In words: ``top-1 error``."""
     names = {"top1_error": "top-1 error", "top1_acc": "top-1 accuracy", "miou": "mIoU"}
     return names.get(metric, metric.replace("_", " ").replace("acc", "accuracy"))
-
-
-def short(norm: str) -> str:
-    """``gn16`` is called gn: the 16 groups are the task's, as in the paper's code."""
-    return norm.replace("gn16", "gn")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wsbench.leaderboard.naming import short
 from wsbench.leaderboard.page.charts import curves_of
 from wsbench.leaderboard.paper import network_of, paper_rows_of
-from wsbench.leaderboard.verdict import short
 from wsbench.leaderboard.wide import Group, settings_of
 from wsbench.records import lower_is_better
 from wsbench.registry import TASKS

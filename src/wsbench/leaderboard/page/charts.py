@@ -6,7 +6,8 @@ from typing import Any
 
 from wsbench.extras import altair as altair_module
 from wsbench.leaderboard.logs import Logs
-from wsbench.leaderboard.verdict import metric_name, short
+from wsbench.leaderboard.naming import short
+from wsbench.leaderboard.verdict import metric_name
 from wsbench.leaderboard.wide import Group, settings_of
 from wsbench.records import lower_is_better
 from wsbench.registry import TASKS

@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["", "norm", "result", "records"]
-
 
 @dataclass(frozen=True)
 class Column:
@@ -18,7 +16,6 @@ class Column:
         hint: a longer word for the heading.
         usual: what a row says where there is nothing to say; None: every table has the column.
         text: what a row's cell says.
-        kind: a cell that is more than text: a norm, a result with a link to its record, links to records.
     """
 
     name: str
@@ -27,7 +24,6 @@ class Column:
     hint: str = ""
     usual: str | None = ""
     text: Callable[[Mapping[str, Any]], str] | None = None
-    kind: Kind = ""
 
     def of(self, row: Mapping[str, Any]) -> str:
         """What a row says."""
@@ -61,10 +57,10 @@ def _source(row: Mapping[str, Any]) -> str:
 
 #: those before the options in which a table's runs differ
 FIRST = (
-    Column("norm", "norm", usual=None, kind="norm"),
+    Column("norm", "norm", usual=None),
     Column("network", "network", usual=None),
     Column("metric", "metric", usual=None),
-    Column("mean", "mean", "n", usual=None, text=_number("mean", 2), kind="result"),
+    Column("mean", "mean", "n", usual=None, text=_number("mean", 2)),
     Column("std", "sd", "n", text=_number("std", 2)),
     Column("ci95_low", "95 %", "s", text=_interval),
     Column("n_seeds", "seeds", "n"),
@@ -88,7 +84,7 @@ FIRST = (
 LAST = (
     Column("overrides", "changed", "s"),
     Column("source", "source", "s", usual=None, text=_source),
-    Column("records", "records", "s", kind="records"),
+    Column("records", "records", "s"),
 )
 
 

@@ -10,13 +10,13 @@ from wsbench.extras import jinja2, vl_convert
 from wsbench.leaderboard import tuned
 from wsbench.leaderboard.compare import comparisons
 from wsbench.leaderboard.logs import Logs
-from wsbench.leaderboard.naming import by_table
+from wsbench.leaderboard.naming import by_table, short
 from wsbench.leaderboard.page.answer import answers, of_the_curves, of_the_paper
 from wsbench.leaderboard.page.charts import Figure, figures
 from wsbench.leaderboard.page.columns import columns
 from wsbench.leaderboard.page.tuned_charts import tuned_figures
 from wsbench.leaderboard.rows import Row, cited_rows
-from wsbench.leaderboard.verdict import overall, short, verdicts
+from wsbench.leaderboard.verdict import overall, verdicts
 from wsbench.leaderboard.wide import Group, changes, value_of, wide_rows
 from wsbench.records import lower_is_better
 from wsbench.registry import TASKS
